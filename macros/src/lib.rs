@@ -1,0 +1,1 @@
+//! The `#[collimate::task]` and `#[collimate::main]` attributes.

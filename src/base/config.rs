@@ -1,0 +1,196 @@
+//! The configuration of a rank, read once from `COLLIMATE_*`.
+
+use std::fmt;
+
+use super::limits;
+
+/// Which transport a rank may use for its peers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum FabricChoice {
+    /// Shared memory on one host, else the fastest TCP backend that works.
+    #[default]
+    Auto,
+    /// Shared memory for every peer; an error for a peer on another host.
+    Shm,
+    /// TCP through io_uring for every peer.
+    Uring,
+    /// TCP through epoll for every peer.
+    Epoll,
+}
+
+/// A rank's settings. Every field has an environment variable of the same
+/// meaning; [`Config::from_vars`] parses them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// `COLLIMATE_WORKERS`: worker threads of this rank; `None` means the cores
+    /// of the affinity mask divided among the ranks of the host, at least one.
+    pub workers: Option<usize>,
+    /// `COLLIMATE_STORE`: bytes of the object arena, as `512M`, `2G` or a plain
+    /// count; `None` means a share of the host's memory.
+    pub store_bytes: Option<usize>,
+    /// `COLLIMATE_FABRIC`: `auto`, `shm`, `uring` or `epoll`.
+    pub fabric: FabricChoice,
+    /// `COLLIMATE_STACK`: bytes of a task's stack.
+    pub stack_bytes: usize,
+    /// `COLLIMATE_INTERFACE`: the address that other hosts reach this one by;
+    /// `None` lets the routing table decide.
+    pub interface: Option<std::net::IpAddr>,
+    /// `COLLIMATE_PORT`: the TCP port to listen on; 0 takes any free one.
+    pub port: u16,
+    /// `COLLIMATE_LOG`: one line per decision on standard error.
+    pub log: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            workers: None,
+            store_bytes: None,
+            fabric: FabricChoice::Auto,
+            stack_bytes: limits::STACK_BYTES_DEFAULT,
+            interface: None,
+            port: 0,
+            log: false,
+        }
+    }
+}
+
+/// A variable with a value that cannot be used.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConfigError {
+    /// The variable's name.
+    pub variable: &'static str,
+    /// What it was set to.
+    pub value: String,
+    /// What it takes.
+    pub expected: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={:?} is not usable: set it to {} or unset it", self.variable, self.value, self.expected)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads the environment of this process.
+    pub fn from_env() -> Result<Config, ConfigError> {
+        Config::from_vars(|name| std::env::var_os(name).map(|v| v.to_string_lossy().into_owned()))
+    }
+
+    /// Reads the variables that `lookup` knows.
+    pub fn from_vars(lookup: impl Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+        let mut config = Config::default();
+        let var = |name: &'static str| lookup(name).filter(|v| !v.is_empty()).map(|v| (name, v));
+        let bad =
+            |(variable, value): (&'static str, String), expected: String| ConfigError { variable, value, expected };
+
+        if let Some(v) = var("COLLIMATE_WORKERS") {
+            config.workers = match v.1.parse() {
+                Ok(n) if (1..=limits::WORKERS_MAX).contains(&n) => Some(n),
+                _ => return Err(bad(v, format!("a number from 1 to {}", limits::WORKERS_MAX))),
+            };
+        }
+        if let Some(v) = var("COLLIMATE_STORE") {
+            config.store_bytes = match parse_bytes(&v.1) {
+                Some(n) if n >= limits::ARENA_BYTES_MIN => Some(n),
+                _ => {
+                    return Err(bad(
+                        v,
+                        format!("a size of at least {} bytes, such as 512M or 2G", limits::ARENA_BYTES_MIN),
+                    ));
+                }
+            };
+        }
+        if let Some(v) = var("COLLIMATE_FABRIC") {
+            config.fabric = match v.1.as_str() {
+                "auto" => FabricChoice::Auto,
+                "shm" => FabricChoice::Shm,
+                "uring" => FabricChoice::Uring,
+                "epoll" => FabricChoice::Epoll,
+                _ => return Err(bad(v, "auto, shm, uring or epoll".into())),
+            };
+        }
+        if let Some(v) = var("COLLIMATE_STACK") {
+            config.stack_bytes = match parse_bytes(&v.1) {
+                Some(n) if n >= 64 << 10 => n.next_multiple_of(4096),
+                _ => return Err(bad(v, "a size of at least 64K".into())),
+            };
+        }
+        if let Some(v) = var("COLLIMATE_INTERFACE") {
+            config.interface = match v.1.parse() {
+                Ok(a) => Some(a),
+                Err(_) => return Err(bad(v, "an IP address of this host".into())),
+            };
+        }
+        if let Some(v) = var("COLLIMATE_PORT") {
+            config.port = match v.1.parse() {
+                Ok(p) => p,
+                Err(_) => return Err(bad(v, "a TCP port, 0 for any".into())),
+            };
+        }
+        if let Some(v) = var("COLLIMATE_LOG") {
+            config.log = match v.1.as_str() {
+                "0" | "off" => false,
+                "1" | "on" => true,
+                _ => return Err(bad(v, "0 or 1".into())),
+            };
+        }
+        Ok(config)
+    }
+}
+
+/// Parses `123`, `64K`, `512M`, `2G` (powers of 1024).
+pub fn parse_bytes(text: &str) -> Option<usize> {
+    let (digits, shift) = match text.as_bytes().last()? {
+        b'k' | b'K' => (&text[..text.len() - 1], 10),
+        b'm' | b'M' => (&text[..text.len() - 1], 20),
+        b'g' | b'G' => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    digits.parse::<usize>().ok()?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(name: &str, value: &str) -> Result<Config, ConfigError> {
+        Config::from_vars(|n| (n == name).then(|| value.to_string()))
+    }
+
+    #[test]
+    fn sizes_take_suffixes() {
+        assert_eq!(parse_bytes("64K"), Some(65536));
+        assert_eq!(parse_bytes("2G"), Some(2 << 30));
+        assert_eq!(parse_bytes("77"), Some(77));
+        assert_eq!(parse_bytes("G"), None);
+        assert_eq!(parse_bytes("99999999999999999999G"), None);
+    }
+
+    #[test]
+    fn a_bad_value_names_its_variable_and_what_to_do() {
+        for (name, value) in [
+            ("COLLIMATE_WORKERS", "0"),
+            ("COLLIMATE_WORKERS", "many"),
+            ("COLLIMATE_STORE", "1K"),
+            ("COLLIMATE_FABRIC", "smoke"),
+            ("COLLIMATE_STACK", "1"),
+            ("COLLIMATE_INTERFACE", "here"),
+            ("COLLIMATE_PORT", "70000"),
+            ("COLLIMATE_LOG", "maybe"),
+        ] {
+            let error = parse(name, value).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("set it to"), "{error}");
+        }
+    }
+
+    #[test]
+    fn good_values_are_taken() {
+        assert_eq!(parse("COLLIMATE_STORE", "512M").unwrap().store_bytes, Some(512 << 20));
+        assert_eq!(parse("COLLIMATE_FABRIC", "epoll").unwrap().fabric, FabricChoice::Epoll);
+        assert_eq!(parse("NONE", "").unwrap(), Config::default());
+    }
+}

@@ -1,0 +1,63 @@
+//! Every limit of the runtime, with its reason. Nothing else in the tree
+//! invents a bound.
+
+use std::time::Duration;
+
+/// Ranks in one job. Rank tables are dense vectors; past this a tree is due.
+pub const RANKS_MAX: u32 = 4096;
+
+/// Workers of one rank; a worker number fits the low bits of a victim mask.
+pub const WORKERS_MAX: usize = 256;
+
+/// A cache line, the unit of a shared-memory ring.
+pub const LINE_BYTES: usize = 64;
+
+/// The largest single message over any fabric, header included. What is larger
+/// is an object and is pulled by its reader.
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// Arguments or results up to this size travel inside the message; larger
+/// ones are placed in the arena and read by whoever needs them.
+pub const INLINE_BYTES_MAX: usize = 4 * 1024;
+
+/// Lines of one direction of a shared-memory ring: four of the largest
+/// messages, so that one can be written while another is read.
+pub const RING_LINES: usize = 8 * 1024;
+
+/// Alignment of every object, so that any plain type and any vector unit can
+/// read it in place.
+pub const OBJECT_ALIGN: usize = 64;
+
+/// The smallest arena a rank starts with.
+pub const ARENA_BYTES_MIN: usize = 1 << 20;
+
+/// Chunk of a one-sided read over a stream fabric.
+pub const READ_CHUNK_BYTES: usize = 256 * 1024;
+
+/// How long a connection may take to prove the job's key, first byte to last.
+pub const ADMISSION_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long ranks wait for each other at start.
+pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a rank waits for its peers to say goodbye at the end.
+pub const GOODBYE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A deque's slots; what is pushed beyond goes to the rank's shared queue.
+pub const DEQUE_SLOTS: usize = 1 << 13;
+
+/// Bytes reserved for a task's stack; only touched pages are backed.
+pub const STACK_BYTES_DEFAULT: usize = 1 << 20;
+
+/// Stacks of one rank: each takes two memory maps and Linux grants a process
+/// 65,530 (`vm.max_map_count`), which other users of the process share.
+pub const STACKS_MAX: usize = 24_000;
+
+/// Longest task name, in bytes.
+pub const NAME_BYTES_MAX: usize = 256;
+
+const _: () = assert!(RING_LINES.is_power_of_two());
+const _: () = assert!(RING_LINES * LINE_BYTES >= 4 * MESSAGE_BYTES_MAX);
+const _: () = assert!(INLINE_BYTES_MAX * 2 <= MESSAGE_BYTES_MAX);
+const _: () = assert!(DEQUE_SLOTS.is_power_of_two());
+const _: () = assert!(OBJECT_ALIGN.is_power_of_two());

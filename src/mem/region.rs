@@ -1,0 +1,150 @@
+//! A region is a range of bytes with a fixed address in this process, part of
+//! which other processes may read. Exclusive use of a part is a [`Lease`].
+
+use std::any::Any;
+use std::fmt;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// A mapped range of bytes. Says nothing about who may use which part: that is
+/// what [`Lease`] and the arena are for.
+pub struct Region {
+    base: NonNull<u8>,
+    len: usize,
+    writable: bool,
+    /// What keeps the mapping alive; dropped last.
+    _owner: Box<dyn Any + Send + Sync>,
+}
+
+// SAFETY: a region is an address and a length; the mapping behind it outlives
+// it (`_owner`) and every access goes through a method that says what it needs.
+unsafe impl Send for Region {}
+// SAFETY: as above; no method changes bytes without exclusive use of them.
+unsafe impl Sync for Region {}
+
+/// A part of a region that does not lie within it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutOfRange {
+    /// First byte asked for.
+    pub offset: u64,
+    /// Bytes asked for.
+    pub len: u64,
+    /// Bytes that the region has.
+    pub region_len: u64,
+}
+
+impl fmt::Display for OutOfRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes at offset {} do not lie in a region of {} bytes", self.len, self.offset, self.region_len)
+    }
+}
+
+impl std::error::Error for OutOfRange {}
+
+impl Region {
+    /// A region over memory that `owner` keeps mapped.
+    ///
+    /// # Safety
+    /// `base..base + len` must be mapped readable (and writable if `writable`)
+    /// for as long as `owner` lives, must not move, and must not be written
+    /// through anything but this region while the region lives, except by
+    /// another process that follows the seal-once rule.
+    pub unsafe fn from_raw(base: NonNull<u8>, len: usize, writable: bool, owner: Box<dyn Any + Send + Sync>) -> Region {
+        Region { base, len, writable, _owner: owner }
+    }
+
+    /// A zeroed region on the heap, 64-byte aligned, for tests and for jobs of
+    /// a single rank.
+    pub fn heap(len: usize) -> Region {
+        #[derive(Clone, Copy)]
+        #[repr(C, align(64))]
+        struct Line([u8; 64]);
+        let mut lines = vec![Line([0; 64]); len.div_ceil(64)].into_boxed_slice();
+        let base = NonNull::new(lines.as_mut_ptr().cast::<u8>()).expect("a box is not null");
+        // SAFETY: the boxed slice stays where it is until the region drops it,
+        // and nobody else has its address.
+        unsafe { Region::from_raw(base, len, true, Box::new(SendLines(lines))) }
+    }
+
+    /// Bytes in the region.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the region has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The address of the first byte.
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// The address of `len` bytes at `offset`, if they lie within.
+    pub fn span(&self, offset: u64, len: u64) -> Result<NonNull<[u8]>, OutOfRange> {
+        let fits = offset.checked_add(len).is_some_and(|end| end <= self.len as u64);
+        if !fits {
+            return Err(OutOfRange { offset, len, region_len: self.len as u64 });
+        }
+        // SAFETY: offset <= self.len, so the address stays within the mapping.
+        let start = unsafe { self.base.add(offset as usize) };
+        Ok(NonNull::slice_from_raw_parts(start, len as usize))
+    }
+}
+
+struct SendLines<T>(#[expect(dead_code, reason = "held for its memory")] Box<[T]>);
+// SAFETY: plain bytes without interior pointers.
+unsafe impl<T> Send for SendLines<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for SendLines<T> {}
+
+/// The exclusive right to the bytes of a part of a region, held by one value
+/// at a time: an arena hands it out, a fabric fills it, a seal ends it.
+pub struct Lease {
+    region: Arc<Region>,
+    range: Range<usize>,
+}
+
+impl Lease {
+    /// A lease on `range` of `region`.
+    ///
+    /// # Safety
+    /// No other lease on, and no reference into, any byte of the range may
+    /// exist while this one does.
+    pub unsafe fn new(region: Arc<Region>, range: Range<usize>) -> Result<Lease, OutOfRange> {
+        assert!(region.writable, "a lease on a read-only region");
+        region.span(range.start as u64, range.len() as u64)?;
+        Ok(Lease { region, range })
+    }
+
+    /// The region that the lease is on.
+    pub fn region(&self) -> &Arc<Region> {
+        &self.region
+    }
+
+    /// The part of the region.
+    pub fn range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the range lies in the region (checked in `new`) and nobody
+        // writes it while `self` is borrowed.
+        unsafe { std::slice::from_raw_parts(self.region.base.as_ptr().add(self.range.start), self.range.len()) }
+    }
+
+    /// The bytes, to fill.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and the lease is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.region.base.as_ptr().add(self.range.start), self.range.len()) }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lease({:?})", self.range)
+    }
+}
