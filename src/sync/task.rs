@@ -340,7 +340,7 @@ impl<T: Send + Sync + 'static> Handle<T> {
     pub fn peek(&self) -> Option<&Stored<T>> {
         // SAFETY: done, so the body holds a `Stored<T>` that nobody writes
         // while a handle is borrowed: `take` and `run_inline` own theirs.
-        self.is_done().then(|| unsafe { &*result_of::<T>(self.frame) })
+        self.is_done().then(|| unsafe { &**result_of::<T>(self.frame) })
     }
 
     /// Moves the result out if it is there and this is the last right to it;
