@@ -141,7 +141,7 @@ mod tests {
         }
         let mut fiber = Fiber::new(64 << 10, || {
             let (shallow, deep) = (depth(0), depth(20));
-            assert!(shallow < 64 << 10 && deep + 20 * 512 <= shallow);
+            assert!(shallow < 80 << 10 && deep + 20 * 512 <= shallow);
         })
         .unwrap();
         assert_eq!(fiber.resume(), Ended::Returned);
