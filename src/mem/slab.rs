@@ -186,7 +186,7 @@ mod tests {
     fn a_class_holds_its_sizes_without_much_waste() {
         for len in 0..=SMALL_BYTES_MAX {
             let bytes = Class::of(len).bytes() as usize;
-            assert!(bytes >= len && bytes % UNIT == 0, "{len}");
+            assert!(bytes >= len && bytes.is_multiple_of(UNIT), "{len}");
             assert!(bytes - len <= UNIT.max(bytes / 5), "{len} bytes in a block of {bytes}");
         }
     }
