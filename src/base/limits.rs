@@ -56,8 +56,25 @@ pub const STACKS_MAX: usize = 24_000;
 /// Longest task name, in bytes.
 pub const NAME_BYTES_MAX: usize = 256;
 
+/// Longest task signature, in bytes.
+pub const SIGNATURE_BYTES_MAX: usize = 1024;
+
+/// Longest text of an error or of a goodbye that travels, in bytes; what is
+/// longer is cut.
+pub const TEXT_BYTES_MAX: usize = 8 * 1024;
+
+/// Tasks in the trail of an error that travels. Of a longer trail the two ends
+/// are kept: where it failed and who asked.
+pub const TRAIL_HOPS_MAX: usize = 64;
+
+/// Task functions of one program.
+pub const TASKS_MAX: usize = 4096;
+
 const _: () = assert!(RING_LINES.is_power_of_two());
 const _: () = assert!(RING_LINES * LINE_BYTES >= 4 * MESSAGE_BYTES_MAX);
 const _: () = assert!(INLINE_BYTES_MAX * 2 <= MESSAGE_BYTES_MAX);
 const _: () = assert!(DEQUE_SLOTS.is_power_of_two());
 const _: () = assert!(OBJECT_ALIGN.is_power_of_two());
+const _: () = assert!(INLINE_BYTES_MAX <= u16::MAX as usize);
+const _: () = assert!(MESSAGE_BYTES_MAX <= 1 << 16);
+const _: () = assert!(TEXT_BYTES_MAX + TRAIL_HOPS_MAX * (NAME_BYTES_MAX + 64) <= MESSAGE_BYTES_MAX / 2);
