@@ -2,3 +2,6 @@
 
 pub mod fence;
 pub mod fiber;
+mod populate;
+
+pub use populate::populate_fresh;
