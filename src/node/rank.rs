@@ -22,9 +22,7 @@ use crate::base::event::{Counters, Event};
 use crate::base::{Config, ErrorKind, Rank, Tag, TaskError};
 use crate::mem::{Arena, Bytes, Heap};
 use crate::sched::Demand;
-use crate::sync::deque::{Steal, Stealer};
-use crate::sync::idle::Idle;
-use crate::sync::task::{Lineage, Task};
+use crate::sync::{Idle, Lineage, Steal, Stealer, Task};
 
 /// Where a task may run; travels in its frame's flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use super::transfer::{Incoming, Outgoing, Received};
 use crate::base::{FunctionId, TaskError};
 use crate::sched::Demand;
-use crate::sync::task::Task;
+use crate::sync::Task;
 use crate::wire::TaskEntry;
 
 /// One task function. The functions in it downcast what they are given.

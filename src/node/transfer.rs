@@ -7,7 +7,7 @@ use super::rank::{Node, Target};
 use crate::base::limits::INLINE_BYTES_MAX;
 use crate::base::{ErrorKind, Rank, TaskError};
 use crate::mem::Bytes;
-use crate::sync::task::Lineage;
+use crate::sync::Lineage;
 
 /// One value that leaves.
 pub enum Piece {

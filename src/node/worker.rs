@@ -23,11 +23,8 @@ use crate::base::event::Event;
 use crate::base::limits;
 use crate::base::rng::Rng;
 use crate::base::{ErrorKind, Tag, TaskError};
-use crate::sync::completion::{Wait, Wake};
-use crate::sync::deque::Owner;
-use crate::sync::slab as frames;
-use crate::sync::task::{Handle, Lineage, Stored, Task};
-use crate::sys::fiber::{self, Ended, Fiber};
+use crate::sync::{Handle, Lineage, Owner, Stored, Task, Wait, Wake, flush_frames};
+use crate::sys::{Fiber, FiberEnded, stack_left, suspend};
 
 thread_local! {
     static CURRENT: Cell<Option<&'static Worker>> = const { Cell::new(None) };
@@ -125,7 +122,7 @@ impl Worker {
                 return;
             }
         };
-        while fiber.resume() == Ended::Suspended {
+        while fiber.resume() == FiberEnded::Suspended {
             fiber = match self.switch.get() {
                 Switch::Wait(number) => {
                     self.suspended.borrow_mut()[number] = Some(fiber);
@@ -138,7 +135,7 @@ impl Worker {
             };
         }
         CURRENT.set(None);
-        frames::flush_thread();
+        flush_frames();
     }
 
     /// The place of the next call in the running task.
@@ -164,7 +161,7 @@ impl Worker {
                 Err(handle) if handle.is_done() => return Ok(Resolved::Shared(handle)),
                 Err(handle) => handle,
             };
-            if fiber::stack_left() < self.node.config.stack_bytes / 2 {
+            if stack_left() < self.node.config.stack_bytes / 2 {
                 self.wait(&[&handle], 1, None)?;
                 continue;
             }
@@ -212,7 +209,7 @@ impl Worker {
         self.node.counters.count(Event::TaskSuspended);
         let context = self.context.get();
         self.switch.set(Switch::Wait(number));
-        fiber::suspend();
+        suspend();
         self.context.set(context);
         Ok(())
     }
@@ -269,7 +266,7 @@ impl Worker {
         loop {
             if let Some(number) = self.next_resumable() {
                 self.switch.set(Switch::Resume(number));
-                fiber::suspend();
+                suspend();
                 continue;
             }
             if self.index == 0
