@@ -39,6 +39,9 @@ const GENERATED: &[&str] = &["src/wire/generated/"];
 /// Folders that are read.
 const ROOTS: &[&str] = &["src", "tests", "examples", "bench", "benches", "ffi", "macros", "xtask"];
 
+/// Where each dependency has its reason.
+const DEPENDENCIES_ADR: &str = "docs/adr/0001-dependencies.md";
+
 const FILE_LINES_MAX: usize = 1000;
 
 #[test]
@@ -65,6 +68,48 @@ fn the_layers_have_no_cycle() {
             assert!(of_import.is_some_and(|p| p < position), "{folder} imports {import}, which is not below it");
         }
     }
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let manifests = ["Cargo.toml", "macros/Cargo.toml", "ffi/Cargo.toml", "bench/Cargo.toml", "xtask/Cargo.toml"];
+    let manifests: Vec<String> =
+        manifests.iter().filter_map(|path| fs::read_to_string(tree().join(path)).ok()).collect();
+    let adr = fs::read_to_string(tree().join(DEPENDENCIES_ADR)).expect("the list of dependencies");
+    let problems = check_dependencies(&manifests, &adr);
+    assert!(problems.is_empty(), "{DEPENDENCIES_ADR}:\n{}", problems.join("\n"));
+}
+
+/// Compares what manifests use with what the tables of the ADR give reasons for.
+fn check_dependencies(manifests: &[String], adr: &str) -> Vec<String> {
+    let mut used = Vec::new();
+    for manifest in manifests {
+        let mut lists_crates = false;
+        for line in manifest.lines() {
+            if line.starts_with('[') {
+                lists_crates = line.trim_end().ends_with("dependencies]");
+            } else if let Some((name, value)) = line.split_once('=').filter(|_| lists_crates) {
+                let is_ours = value.contains("path =") || line.starts_with(['#', ' ']);
+                used.extend((!is_ours).then(|| name.trim().trim_end_matches(".workspace").to_string()));
+            }
+        }
+    }
+    let first_cells = adr.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
+    let explained: Vec<&str> = first_cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    let mut problems = Vec::new();
+    for name in &used {
+        if !explained.contains(&name.as_str()) {
+            problems.push(format!("`{name}` is used and has no reason"));
+        }
+    }
+    for name in explained {
+        if !used.iter().any(|n| n == name) {
+            problems.push(format!("`{name}` is explained and not used"));
+        }
+    }
+    problems.sort();
+    problems.dedup();
+    problems
 }
 
 /// Everything that is wrong with one file, one line each.
@@ -281,6 +326,11 @@ impl Text {
                     i += 1;
                     break;
                 }
+                "self" if depth > 0 => {
+                    paths.push((line, prefix.clone()));
+                    i += 1;
+                    break;
+                }
                 segment if segment.starts_with(is_word) => {
                     prefix.push(segment.into());
                     i += 1;
@@ -452,7 +502,8 @@ mod tests {
         assert_clean("src/node/mod.rs", "use crate::store::Index::new as new_index;");
         assert_refused("src/node/mod.rs", "use crate::store::inner::Index;", "inner module");
         assert_refused("src/node/mod.rs", "use crate::{store::{Pin, inner::*}};", "inner module");
-        assert_refused("src/node/mod.rs", "use crate::mem::region;", "inner module");
+        assert_refused("src/node/mod.rs", "use crate::mem::region;", "is an inner module");
+        assert_refused("src/node/mod.rs", "use crate::mem::region::{self};", "is an inner module");
         assert_refused("src/node/mod.rs", "macro_rules! m { () => { $crate::mem::region::Region } }", "inner module");
     }
 
@@ -492,6 +543,18 @@ mod tests {
         }
         assert_clean("src/base/a.rs", "// Let the others go first; see the essay above.\n/// let x = 3;\nlet y = 4;");
         assert_clean("src/base/a.rs", "let url = \"http://let x = 3;\"; let c = '\"'; let d = '\\''; // let us see");
+    }
+
+    #[test]
+    fn dependencies_and_reasons_match() {
+        let manifest = "[package]\nname = \"x\"\n[dependencies]\nserde = \"1\"\nours = { path = \"ours\" }\n\
+                        [target.'cfg(loom)'.dependencies]\nloom = \"0.7\"\n[features]\nfast = []\n";
+        let manifests = [manifest.to_string()];
+        assert!(check_dependencies(&manifests, "| `serde`, `loom` | why |").is_empty());
+        assert_eq!(
+            check_dependencies(&manifests, "| Crate | Why |\n| `serde` | not `json` |\n| `mio` | why |"),
+            ["`loom` is used and has no reason", "`mio` is explained and not used"]
+        );
     }
 
     #[test]
