@@ -1,1 +1,9 @@
-//! TODO
+//! One file per lock-free algorithm, each below an essay on its protocol, and
+//! the shim through which all of them run under loom as well.
+
+pub mod completion;
+pub mod deque;
+pub mod idle;
+pub mod shim;
+pub mod slab;
+pub mod task;

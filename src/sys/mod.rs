@@ -1,1 +1,4 @@
-//! TODO
+//! All operating-system and foreign `unsafe`.
+
+pub mod fence;
+pub mod fiber;

@@ -1,0 +1,239 @@
+//! The word that says whether a result is there, and who waits for it.
+//!
+//! # Protocol
+//! One pointer: null (nobody waits), a list of waiters (last in, first out),
+//! or the mark `DONE`. It becomes `DONE` once and stays so.
+//!
+//! * **register** pushes a waiter by compare-exchange, or finds `DONE` and
+//!   hands the waiter back: a waiter is either in the list that `complete`
+//!   takes, or refused, never both and never neither.
+//! * **complete** swaps in `DONE` with `AcqRel`: what the completer wrote
+//!   before it (the result) is visible to whoever reads `DONE` with `Acquire`,
+//!   and the waiters' nodes, published by `Release`, are visible to it. It then
+//!   calls the waiters in the order they came.
+//!
+//! The list's nodes belong to the word from the push until the swap and to
+//! `complete` afterwards, so nobody follows a freed node. What is absent:
+//! removal. A waiter that no longer cares stays in the list as a closure that
+//! does nothing; [`Completion::sweep`] drops those.
+
+use super::shim::{AtomicPtr, Ordering};
+
+/// What is called, once, when the result is there.
+pub type Wake = Box<dyn Wait>;
+
+/// Somebody who waits.
+pub trait Wait: Send {
+    /// The result is there.
+    fn wake(self: Box<Self>);
+
+    /// Whether being woken would still do something.
+    fn cares(&self) -> bool {
+        true
+    }
+}
+
+impl<F: FnOnce() + Send> Wait for F {
+    fn wake(self: Box<Self>) {
+        self();
+    }
+}
+
+struct Node {
+    next: *mut Node,
+    wake: Wake,
+}
+
+/// See the module.
+pub struct Completion {
+    head: AtomicPtr<Node>,
+}
+
+// SAFETY: the nodes are owned by the word and hold `Send` closures only.
+unsafe impl Send for Completion {}
+// SAFETY: all shared access is through the atomic word.
+unsafe impl Sync for Completion {}
+
+/// An address that no node has: nodes are aligned to more than one byte.
+const DONE: *mut Node = std::ptr::without_provenance_mut(1);
+
+impl Completion {
+    /// Not done, nobody waits.
+    #[inline]
+    pub fn new() -> Completion {
+        Completion { head: AtomicPtr::new(std::ptr::null_mut()) }
+    }
+
+    /// Done from the start.
+    pub fn done() -> Completion {
+        Completion { head: AtomicPtr::new(DONE) }
+    }
+
+    /// Whether the result is there; if so, it is visible to the caller.
+    #[inline]
+    pub fn is_done(&self) -> bool {
+        self.head.load(Ordering::Acquire) == DONE
+    }
+
+    /// Has `wake` called at completion, or hands it back if that has been.
+    pub fn register(&self, wake: Wake) -> Result<(), Wake> {
+        let node = Box::into_raw(Box::new(Node { next: std::ptr::null_mut(), wake }));
+        let mut head = self.head.load(Ordering::Acquire);
+        loop {
+            if head == DONE {
+                // SAFETY: the node was not published, so it is still ours.
+                return Err(unsafe { Box::from_raw(node) }.wake);
+            }
+            // SAFETY: as above.
+            unsafe { (*node).next = head };
+            match self.head.compare_exchange_weak(head, node, Ordering::Release, Ordering::Acquire) {
+                Ok(_) => return Ok(()),
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Publishes the result and wakes everybody. Called once.
+    pub fn complete(&self) {
+        let mut list = self.head.swap(DONE, Ordering::AcqRel);
+        debug_assert!(list != DONE, "completed twice");
+        if list.is_null() {
+            return;
+        }
+        let mut in_order = std::ptr::null_mut();
+        while !list.is_null() {
+            // SAFETY: the swap gave us the whole list; every node in it came
+            // from `Box::into_raw` and is in it once.
+            unsafe {
+                let next = (*list).next;
+                (*list).next = in_order;
+                in_order = list;
+                list = next;
+            }
+        }
+        while !in_order.is_null() {
+            // SAFETY: as above; each node is freed once, after its `next` was read.
+            let node = unsafe { Box::from_raw(in_order) };
+            in_order = node.next;
+            node.wake.wake();
+        }
+    }
+
+    /// Drops the waiters that no longer care. For waits that can time out.
+    pub fn sweep(&self) {
+        let head = self.head.load(Ordering::Acquire);
+        if head == DONE || head.is_null() {
+            return;
+        }
+        let mut list = match self.head.compare_exchange(head, std::ptr::null_mut(), Ordering::AcqRel, Ordering::Relaxed)
+        {
+            Ok(list) => list,
+            Err(_) => return,
+        };
+        while !list.is_null() {
+            // SAFETY: the exchange gave us the list, as in `complete`.
+            let node = unsafe { Box::from_raw(list) };
+            list = node.next;
+            if node.wake.cares()
+                && let Err(wake) = self.register(node.wake)
+            {
+                wake.wake();
+            }
+        }
+    }
+}
+
+impl Default for Completion {
+    fn default() -> Self {
+        Completion::new()
+    }
+}
+
+impl Drop for Completion {
+    fn drop(&mut self) {
+        let mut list = self.head.load(Ordering::Acquire);
+        while list != DONE && !list.is_null() {
+            // SAFETY: nobody else has the word any more, so the list is ours.
+            let node = unsafe { Box::from_raw(list) };
+            list = node.next;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::shim::{Arc, AtomicUsize, thread};
+
+    fn counting(counter: &Arc<AtomicUsize>) -> Wake {
+        let counter = counter.clone();
+        Box::new(move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+        })
+    }
+
+    /// A registration that races with the completion is woken exactly once.
+    fn race() {
+        let word = Arc::new(Completion::new());
+        let woken = Arc::new(AtomicUsize::new(0));
+        let waiter = {
+            let (word, woken) = (word.clone(), woken.clone());
+            thread::spawn(move || {
+                if let Err(wake) = word.register(counting(&woken)) {
+                    assert!(word.is_done());
+                    wake.wake();
+                }
+            })
+        };
+        let second = {
+            let (word, woken) = (word.clone(), woken.clone());
+            thread::spawn(move || match word.register(counting(&woken)) {
+                Ok(()) => word.sweep(),
+                Err(wake) => wake.wake(),
+            })
+        };
+        word.complete();
+        waiter.join().unwrap();
+        second.join().unwrap();
+        assert_eq!(woken.load(Ordering::SeqCst), 2);
+    }
+
+    #[cfg(loom)]
+    #[test]
+    fn loom_nobody_is_forgotten() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(race);
+    }
+
+    #[cfg(not(loom))]
+    #[test]
+    fn nobody_is_forgotten() {
+        for _ in 0..500 {
+            race();
+        }
+    }
+
+    #[cfg(not(loom))]
+    #[test]
+    fn waiters_are_woken_in_order_and_the_careless_are_swept() {
+        struct Careless(Arc<AtomicUsize>);
+        impl Wait for Careless {
+            fn wake(self: Box<Self>) {
+                self.0.fetch_add(100, Ordering::SeqCst);
+            }
+            fn cares(&self) -> bool {
+                false
+            }
+        }
+        let word = Completion::new();
+        let sum = Arc::new(AtomicUsize::new(0));
+        assert!(word.register(Box::new(Careless(sum.clone()))).is_ok());
+        assert!(word.register(counting(&sum)).is_ok());
+        word.sweep();
+        assert!(!word.is_done());
+        word.complete();
+        assert_eq!(sum.load(Ordering::SeqCst), 1);
+        assert!(word.is_done() && word.register(counting(&sum)).is_err());
+    }
+}
