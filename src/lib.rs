@@ -3,19 +3,24 @@
 //! This crate is laid out in layers; `docs/ARCHITECTURE.md` has the map and
 //! `tests/tidy.rs` enforces it. Users need only what [`api`] exports, which is
 //! re-exported here.
+//!
+//! Under `--cfg loom` only `base` and `sync` exist: the models need no more.
+
+// So that what the attributes expand to also works inside this crate.
+extern crate self as collimate;
 
 pub mod base;
-#[doc(hidden)]
-pub mod boot;
-#[doc(hidden)]
-pub mod fabric;
-#[doc(hidden)]
-pub mod mem;
-#[doc(hidden)]
-pub mod store;
+
+macro_rules! layers {
+    ($($name:ident)*) => {
+        $(#[cfg(not(loom))] #[doc(hidden)] pub mod $name;)*
+    };
+}
+
+layers! { api boot fabric mem node sched store sys wire }
+
 #[doc(hidden)]
 pub mod sync;
-#[doc(hidden)]
-pub mod sys;
-#[doc(hidden)]
-pub mod wire;
+
+#[cfg(not(loom))]
+pub use api::*;

@@ -38,6 +38,9 @@ pub struct Config {
     /// `COLLIMATE_PORT`: the first TCP port of the job: rank `r` listens on
     /// this one + `r`; 0 takes any free port.
     pub port: u16,
+    /// `COLLIMATE_RESOURCES`: what tasks may ask for on this rank besides a
+    /// worker, by name and amount, as `gpu=2,licence=1`.
+    pub resources: String,
     /// `COLLIMATE_LOG`: one line per decision on standard error.
     pub log: bool,
 }
@@ -51,6 +54,7 @@ impl Default for Config {
             stack_bytes: limits::STACK_BYTES_DEFAULT,
             interface: None,
             port: 0,
+            resources: String::new(),
             log: false,
         }
     }
@@ -132,6 +136,17 @@ impl Config {
                 Err(_) => return Err(bad(v, "a TCP port, 0 for any".into())),
             };
         }
+        if let Some(v) = var("COLLIMATE_RESOURCES") {
+            let well_formed = |part: &str| {
+                let (name, amount) = part.split_once('=')?;
+                (!name.trim().is_empty()).then_some(())?;
+                amount.trim().parse::<u64>().ok()
+            };
+            config.resources = match v.1.split(',').all(|part| well_formed(part).is_some()) {
+                true => v.1,
+                false => return Err(bad(v, "names and whole amounts, as gpu=2,licence=1".into())),
+            };
+        }
         if let Some(v) = var("COLLIMATE_LOG") {
             config.log = match v.1.as_str() {
                 "0" | "off" => false,
@@ -181,6 +196,7 @@ mod tests {
             ("COLLIMATE_STACK", "1"),
             ("COLLIMATE_INTERFACE", "here"),
             ("COLLIMATE_PORT", "70000"),
+            ("COLLIMATE_RESOURCES", "gpu"),
             ("COLLIMATE_LOG", "maybe"),
         ] {
             let error = parse(name, value).unwrap_err().to_string();

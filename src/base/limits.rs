@@ -34,6 +34,17 @@ pub const ARENA_BYTES_MIN: usize = 1 << 20;
 /// Chunk of a one-sided read over a stream fabric.
 pub const READ_CHUNK_BYTES: usize = 256 * 1024;
 
+/// Bytes that wait to be sent to one peer over a stream fabric: enough to fill
+/// a long fast link while its rank is busy.
+pub const STREAM_QUEUE_BYTES: usize = 1 << 20;
+
+/// One-sided reads under way from one peer over a stream fabric.
+pub const STREAM_READS_MAX: usize = 256;
+
+/// How long a peer's host may be silent, with data or keep-alive probes under
+/// way, before the connection counts as ended.
+pub const PEER_SILENCE_MAX: Duration = Duration::from_secs(10);
+
 /// How long a connection may take to prove the job's key, first byte to last.
 pub const ADMISSION_DEADLINE: Duration = Duration::from_secs(5);
 

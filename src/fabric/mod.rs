@@ -10,6 +10,19 @@ use std::sync::Arc;
 use crate::base::Rank;
 use crate::mem::{Lease, Region};
 
+mod epoll;
+mod frame;
+mod peers;
+mod shm;
+mod stream;
+mod streams;
+
+#[cfg(test)]
+mod conformance;
+
+pub use epoll::EpollFabric;
+pub use shm::ShmFabric;
+
 /// Which backend a fabric is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -95,6 +108,9 @@ pub enum FabricError {
     /// for memory that it may not have.
     #[error("{0} sent a frame that cannot be: {1}")]
     BadFrame(Rank, String),
+    /// The peer has no such memory; the connection stays.
+    #[error("{0} has no {1}")]
+    NoSuchMemory(Rank, RemoteSpan),
     /// The operating system refused something.
     #[error("{what} for {peer}: {cause}")]
     Os {
@@ -114,6 +130,18 @@ impl fmt::Display for Kind {
             Kind::Uring => "uring",
             Kind::Epoll => "epoll",
         })
+    }
+}
+
+impl fmt::Display for RemoteSpan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes at offset {} of region {}", self.len, self.offset, self.key.0)
+    }
+}
+
+impl FabricError {
+    fn os(peer: Rank, what: &'static str, cause: impl fmt::Display) -> FabricError {
+        FabricError::Os { peer, what, cause: cause.to_string() }
     }
 }
 

@@ -12,3 +12,10 @@ mod slab;
 pub use arena::{Arena, Block, Populate, Sealed, StoreFull, Usage};
 pub use bytes::{Bytes, Foreign, ForeignError, Heap, Misfit};
 pub use region::{Lease, OutOfRange, Region};
+
+/// A lease for a test that makes no other on the same bytes.
+#[cfg(test)]
+pub(crate) fn test_lease(region: &std::sync::Arc<Region>, range: std::ops::Range<usize>) -> Lease {
+    // SAFETY: what the caller, a test, is told to see to.
+    unsafe { Lease::new(region.clone(), range) }.expect("the range lies in the region")
+}

@@ -14,11 +14,11 @@ pub struct Region {
     len: usize,
     writable: bool,
     /// What keeps the mapping alive; dropped last.
-    _owner: Box<dyn Any + Send + Sync>,
+    owner: Box<dyn Any + Send + Sync>,
 }
 
 // SAFETY: a region is an address and a length; the mapping behind it outlives
-// it (`_owner`) and every access goes through a method that says what it needs.
+// it (`owner`) and every access goes through a method that says what it needs.
 unsafe impl Send for Region {}
 // SAFETY: as above; no method changes bytes without exclusive use of them.
 unsafe impl Sync for Region {}
@@ -51,7 +51,7 @@ impl Region {
     /// through anything but this region while the region lives, except by
     /// another process that follows the seal-once rule.
     pub unsafe fn from_raw(base: NonNull<u8>, len: usize, writable: bool, owner: Box<dyn Any + Send + Sync>) -> Region {
-        Region { base, len, writable, _owner: owner }
+        Region { base, len, writable, owner }
     }
 
     /// A zeroed region on the heap, 64-byte aligned, for tests and for jobs of
@@ -80,6 +80,11 @@ impl Region {
     /// Whether the region has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// What keeps the mapping alive, for the layer that made it.
+    pub fn owner(&self) -> &(dyn Any + Send + Sync) {
+        &*self.owner
     }
 
     /// The address of the first byte.
@@ -162,6 +167,16 @@ impl Lease {
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`, and the lease is exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.region.base.as_ptr().add(self.range.start), self.range.len()) }
+    }
+
+    /// Fills the lease from another region (or another part of the same).
+    pub fn copy_from(&mut self, source: &Region, offset: u64) -> Result<(), OutOfRange> {
+        let span = source.span(offset, self.range.len() as u64)?;
+        // SAFETY: both ranges lie within mappings that live (span, `new`), and
+        // the destination is exclusive; `copy` allows them to overlap. That the
+        // source is not written meanwhile is the seal-once rule.
+        unsafe { std::ptr::copy(span.cast::<u8>().as_ptr(), self.bytes_mut().as_mut_ptr(), self.range.len()) };
+        Ok(())
     }
 }
 

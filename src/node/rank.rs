@@ -172,6 +172,11 @@ impl Node {
         *lock(&DEFAULT) = node;
     }
 
+    /// Whether the calling thread is some node's worker.
+    pub fn on_worker() -> bool {
+        worker::current().is_some()
+    }
+
     /// This rank.
     pub fn rank(&self) -> Rank {
         self.rank

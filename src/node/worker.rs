@@ -384,6 +384,8 @@ pub trait Waitable {
     fn register(&self, wake: Wake) -> Result<(), Wake>;
     /// See [`Handle::sweep`].
     fn sweep(&self);
+    /// Another handle to it.
+    fn another(&self) -> Box<dyn Waitable>;
 }
 
 impl<T: Send + Sync> Waitable for Handle<T> {
@@ -395,6 +397,9 @@ impl<T: Send + Sync> Waitable for Handle<T> {
     }
     fn sweep(&self) {
         Handle::sweep(self);
+    }
+    fn another(&self) -> Box<dyn Waitable> {
+        Box::new(self.clone())
     }
 }
 

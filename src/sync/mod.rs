@@ -4,7 +4,8 @@
 mod completion;
 mod deque;
 mod idle;
-mod shim;
+pub mod ring;
+pub mod shim;
 mod slab;
 mod task;
 

@@ -1,10 +1,14 @@
 //! All operating-system and foreign `unsafe`, behind safe functions.
 
+pub mod fdpass;
 mod fence;
 mod fiber;
+pub mod memory;
 mod pmix;
+pub mod poller;
 mod populate;
 mod process;
+pub mod socket;
 mod wait;
 
 pub use fence::fence_everywhere;

@@ -1,0 +1,402 @@
+//! Shared memory between the ranks of a host: one ring in each direction per
+//! pair, and the peers' regions mapped read-only.
+//!
+//! The Unix stream that `boot` hands over carries the set-up (who, which
+//! regions, the descriptors). Afterwards it is a doorbell, rung with one byte
+//! only while the other side sleeps, and the proof of life: its end is the end
+//! of the peer. What the peer published before it died is still delivered,
+//! since the ring outlives it. Regions stay mapped after that, too.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::peers::Peers;
+use super::{Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan};
+use crate::base::{Rank, limits};
+use crate::mem::{Lease, Region};
+use crate::sync::ring::{CONTROL_LINES, Consumer, Producer};
+use crate::sys::fdpass;
+use crate::sys::memory::{self, SharedLines};
+use crate::sys::poller::Poller;
+
+const SEGMENT_LINES: usize = CONTROL_LINES + limits::RING_LINES;
+
+/// Messages taken from one peer before the next one's turn.
+const BATCH: usize = 64;
+
+/// Polls without an event between two looks for ended peers: often enough for
+/// a spinning rank, rare enough to cost a spin nothing.
+const LOOK_EVERY: u32 = 4096;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"clm-shm1");
+
+/// See the module.
+pub struct ShmFabric {
+    rank: Rank,
+    regions: Vec<(RegionKey, Arc<Region>)>,
+    peers: Peers<Peer>,
+    /// Regions of all peers that there have been.
+    maps: HashMap<(Rank, RegionKey), Arc<Region>>,
+    reads_done: VecDeque<ReadDone>,
+    poller: Poller,
+    armed: bool,
+    idle_polls: u32,
+}
+
+struct Peer {
+    rank: Rank,
+    stream: UnixStream,
+    producer: Producer<SharedLines>,
+    consumer: Consumer<SharedLines>,
+    /// Set once the connection has ended: reported when the ring is empty.
+    ended: Option<FabricError>,
+}
+
+struct ReadDone {
+    peer: Rank,
+    token: u64,
+    lease: Lease,
+    result: Result<(), FabricError>,
+}
+
+impl ShmFabric {
+    /// A fabric without peers.
+    pub fn new(rank: Rank) -> Result<ShmFabric, FabricError> {
+        Ok(ShmFabric {
+            rank,
+            regions: Vec::new(),
+            peers: Peers::new(),
+            maps: HashMap::new(),
+            reads_done: VecDeque::new(),
+            poller: Poller::new().map_err(|error| FabricError::os(rank, "epoll_create", error))?,
+            armed: false,
+            idle_polls: 0,
+        })
+    }
+
+    /// Empties doorbells and notes who has ended.
+    fn look_at_streams(&mut self) {
+        let peers = &mut self.peers;
+        // A failing epoll leaves the doorbells as they are; the rings do not
+        // depend on them.
+        let _ = self.poller.take(|readiness| {
+            if let Some(peer) = peers.get_mut(Rank(readiness.token as u32)) {
+                peer.empty_doorbell();
+            }
+        });
+    }
+
+    fn report_ended(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
+        let over: Vec<(Rank, FabricError)> =
+            self.peers.iter().filter_map(|(rank, peer)| peer.over().map(|cause| (rank, cause))).collect();
+        for (peer, cause) in &over {
+            self.close(*peer);
+            sink(Event::Lost { peer: *peer, cause: cause.clone() });
+        }
+        over.len()
+    }
+}
+
+impl Fabric for ShmFabric {
+    fn kind(&self) -> Kind {
+        Kind::Shm
+    }
+
+    fn register(&mut self, key: RegionKey, region: Arc<Region>) -> Result<(), FabricError> {
+        if memory::region_fd(&region).is_none() {
+            return Err(FabricError::os(self.rank, "register", "the region is not shared memory"));
+        }
+        if self.regions.len() + 1 >= fdpass::FDS_MAX {
+            return Err(FabricError::os(self.rank, "register", "too many regions"));
+        }
+        self.regions.push((key, region));
+        Ok(())
+    }
+
+    fn connect(&mut self, peer: Rank, link: Link) -> Result<(), FabricError> {
+        let Link::Unix(stream) = link else {
+            return Err(FabricError::os(peer, "connect", "shared memory needs a Unix stream"));
+        };
+        if peer == self.rank || self.peers.contains(peer) {
+            return Err(FabricError::os(peer, "connect", "connected already"));
+        }
+        let deadline = Instant::now() + limits::ADMISSION_DEADLINE;
+        let os = |what: &'static str| move |error: std::io::Error| FabricError::os(peer, what, error);
+
+        stream.set_nonblocking(false).map_err(os("connect"))?;
+        stream.set_write_timeout(Some(limits::ADMISSION_DEADLINE)).map_err(os("connect"))?;
+        let creates = self.rank < peer;
+        let own =
+            if creates { Some(SharedLines::create(2 * SEGMENT_LINES).map_err(os("memfd_create"))?) } else { None };
+        send_hello(&stream, self.rank, &self.regions, own.as_ref()).map_err(os("sendmsg"))?;
+        let hello = receive_hello(&stream, peer, !creates, deadline)?;
+        let segment = match (own, hello.segment) {
+            (Some(own), _) => own,
+            (None, Some(fd)) => SharedLines::open(fd, 2 * SEGMENT_LINES).map_err(os("mmap"))?,
+            (None, None) => return Err(FabricError::BadFrame(peer, "a set-up without a ring".into())),
+        };
+        let mut maps = Vec::new();
+        for (key, len, fd) in hello.regions {
+            maps.push((key, Arc::new(memory::open_region(fd, len).map_err(os("mmap of a region"))?)));
+        }
+        stream.set_nonblocking(true).map_err(os("connect"))?;
+        self.poller.add(&stream, peer.index()).map_err(os("epoll_ctl"))?;
+
+        self.maps.extend(maps.into_iter().map(|(key, region)| ((peer, key), region)));
+        // The creator writes the first half.
+        let (first, second) = segment.split(SEGMENT_LINES);
+        let (out, inward) = if creates { (first, second) } else { (second, first) };
+        let state = Peer {
+            rank: peer,
+            stream,
+            producer: Producer::new(out, limits::MESSAGE_BYTES_MAX),
+            consumer: Consumer::new(inward, limits::MESSAGE_BYTES_MAX),
+            ended: None,
+        };
+        self.peers.insert(peer, state);
+        Ok(())
+    }
+
+    fn send(&mut self, peer: Rank, parts: &[&[u8]]) -> Result<(), FabricError> {
+        let bytes = parts.iter().map(|part| part.len()).sum();
+        if bytes > limits::MESSAGE_BYTES_MAX {
+            return Err(FabricError::TooLong(bytes, limits::MESSAGE_BYTES_MAX));
+        }
+        let to = self.peers.get_mut(peer).filter(|to| to.ended.is_none()).ok_or(FabricError::NotConnected(peer))?;
+        match to.producer.try_push(parts) {
+            Ok(true) => {
+                if to.producer.must_ring() {
+                    to.ring_doorbell();
+                }
+                Ok(())
+            }
+            Ok(false) => Err(FabricError::Full(peer)),
+            Err(error) => {
+                let cause = FabricError::BadFrame(peer, error.to_string());
+                to.ended = Some(cause.clone());
+                Err(cause)
+            }
+        }
+    }
+
+    fn map(&self, peer: Rank, key: RegionKey) -> Option<Arc<Region>> {
+        self.maps.get(&(peer, key)).cloned()
+    }
+
+    fn read(&mut self, peer: Rank, from: RemoteSpan, mut into: Lease, token: u64) -> Result<(), FabricError> {
+        if !self.peers.contains(peer) {
+            return Err(FabricError::NotConnected(peer));
+        }
+        let result = match self.maps.get(&(peer, from.key)) {
+            Some(region) if from.len == into.range().len() as u64 => into.copy_from(region, from.offset).ok(),
+            _ => None,
+        };
+        let result = result.ok_or(FabricError::NoSuchMemory(peer, from));
+        self.reads_done.push_back(ReadDone { peer, token, lease: into, result });
+        Ok(())
+    }
+
+    fn poll(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
+        let mut events = 0;
+        if self.armed {
+            self.armed = false;
+            self.peers.iter_mut().for_each(|(_, peer)| peer.consumer.disarm());
+            self.look_at_streams();
+        }
+        while let Some(ReadDone { peer, token, lease, result }) = self.reads_done.pop_front() {
+            sink(Event::ReadDone { peer, token, lease, result });
+            events += 1;
+        }
+        let mut some_ended = false;
+        for (_, peer) in self.peers.iter_mut() {
+            events += peer.deliver(sink);
+            some_ended |= peer.ended.is_some();
+        }
+        if some_ended {
+            events += self.report_ended(sink);
+        }
+        if events == 0 {
+            self.idle_polls = self.idle_polls.wrapping_add(1);
+            if self.idle_polls.is_multiple_of(LOOK_EVERY) {
+                self.look_at_streams();
+            }
+        }
+        events
+    }
+
+    fn arm(&mut self) -> bool {
+        self.armed = true;
+        let mut quiet = self.reads_done.is_empty();
+        for (_, peer) in self.peers.iter_mut() {
+            quiet &= peer.consumer.arm() && peer.ended.is_none();
+            if peer.consumer.must_ring() {
+                peer.ring_doorbell();
+            }
+        }
+        quiet
+    }
+
+    fn wait_fd(&self) -> BorrowedFd<'_> {
+        self.poller.as_fd()
+    }
+
+    fn close(&mut self, peer: Rank) {
+        if let Some(peer) = self.peers.remove(peer) {
+            // Closing the stream, which comes next, removes it as well.
+            let _ = self.poller.remove(&peer.stream);
+        }
+    }
+}
+
+impl Peer {
+    /// Why the connection has ended, once nothing is left to deliver.
+    fn over(&self) -> Option<FabricError> {
+        match &self.ended {
+            Some(FabricError::Closed(_)) if self.consumer.ready() => None,
+            ended => ended.clone(),
+        }
+    }
+
+    fn deliver(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
+        if !matches!(self.ended, None | Some(FabricError::Closed(_))) {
+            return 0;
+        }
+        let peer = self.rank;
+        for events in 0..BATCH {
+            match self.consumer.try_pop(|bytes| sink(Event::Message { peer, bytes })) {
+                Ok(Some(())) => {}
+                Ok(None) => {
+                    if self.consumer.must_ring() {
+                        self.ring_doorbell();
+                    }
+                    return events;
+                }
+                Err(error) => {
+                    self.ended = Some(FabricError::BadFrame(peer, error.to_string()));
+                    return events;
+                }
+            }
+        }
+        BATCH
+    }
+
+    /// A full doorbell rings already, and a broken one is found by reading.
+    fn ring_doorbell(&mut self) {
+        let _ = self.stream.write(&[1]);
+    }
+
+    fn empty_doorbell(&mut self) {
+        let mut bytes = [0; 64];
+        loop {
+            match self.stream.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        self.ended.get_or_insert(FabricError::Closed(self.rank));
+    }
+}
+
+struct Hello {
+    segment: Option<OwnedFd>,
+    regions: Vec<(RegionKey, usize, OwnedFd)>,
+}
+
+const HELLO_HEAD: usize = 24;
+const HELLO_REGION: usize = 12;
+
+/// Little-endian: magic u64, rank u32, ring lines u64, count u32, and for each
+/// region its key u32 and length u64. The ring's descriptor comes first.
+fn send_hello(
+    stream: &UnixStream,
+    rank: Rank,
+    regions: &[(RegionKey, Arc<Region>)],
+    segment: Option<&SharedLines>,
+) -> std::io::Result<()> {
+    let mut bytes = Vec::with_capacity(HELLO_HEAD + regions.len() * HELLO_REGION);
+    bytes.extend_from_slice(&MAGIC.to_le_bytes());
+    bytes.extend_from_slice(&rank.0.to_le_bytes());
+    bytes.extend_from_slice(&(limits::RING_LINES as u64).to_le_bytes());
+    bytes.extend_from_slice(&(regions.len() as u32).to_le_bytes());
+    let mut fds: Vec<BorrowedFd<'_>> = segment.map(SharedLines::fd).into_iter().collect();
+    for (key, region) in regions {
+        bytes.extend_from_slice(&key.0.to_le_bytes());
+        bytes.extend_from_slice(&(region.len() as u64).to_le_bytes());
+        fds.extend(memory::region_fd(region));
+    }
+    fdpass::send(stream, &bytes, &fds)
+}
+
+fn receive_hello(stream: &UnixStream, peer: Rank, with_segment: bool, deadline: Instant) -> Result<Hello, FabricError> {
+    let bad = |what: &str| FabricError::BadFrame(peer, format!("{what} in the set-up of shared memory"));
+    let mut fds = Vec::new();
+    let head = receive_exactly(stream, peer, HELLO_HEAD, &mut fds, deadline)?;
+    let mut head = Fields(&head);
+    if head.u64() != MAGIC || head.u32() != peer.0 || head.u64() != limits::RING_LINES as u64 {
+        return Err(bad("another program, version or rank"));
+    }
+    let count = head.u32() as usize;
+    if count >= fdpass::FDS_MAX {
+        return Err(bad("too many regions"));
+    }
+    let body = receive_exactly(stream, peer, count * HELLO_REGION, &mut fds, deadline)?;
+    if fds.len() != count + usize::from(with_segment) {
+        return Err(bad("a wrong number of descriptors"));
+    }
+    let mut fds = fds.into_iter();
+    let segment = if with_segment { fds.next() } else { None };
+    let mut body = Fields(&body);
+    let regions = fds.map(|fd| (RegionKey(body.u32()), body.u64() as usize, fd)).collect();
+    Ok(Hello { segment, regions })
+}
+
+fn receive_exactly(
+    stream: &UnixStream,
+    peer: Rank,
+    len: usize,
+    fds: &mut Vec<OwnedFd>,
+    deadline: Instant,
+) -> Result<Vec<u8>, FabricError> {
+    let mut bytes = vec![0; len];
+    let mut have = 0;
+    while have < len {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(FabricError::os(peer, "connect", "no set-up message within the deadline"));
+        }
+        stream.set_read_timeout(Some(left)).map_err(|error| FabricError::os(peer, "connect", error))?;
+        match fdpass::receive(stream, &mut bytes[have..], fds) {
+            Ok(0) => return Err(FabricError::Closed(peer)),
+            Ok(n) => have += n,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(FabricError::os(peer, "recvmsg", error)),
+        }
+    }
+    Ok(bytes)
+}
+
+/// Reads little-endian numbers off a slice whose length was checked.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let (field, rest) = self.0.split_at(N);
+        self.0 = rest;
+        std::array::from_fn(|i| field[i])
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take())
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.take())
+    }
+}

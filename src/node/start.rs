@@ -1,0 +1,372 @@
+//! From a mesh of connections to a running rank, and its end.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::rank::{Ended, Node, WorkerPort};
+use super::registry::Registry;
+use super::service::Service;
+use super::state::{ARENA, Command, State};
+use super::worker::{Waitable, Worker, wait_on_thread};
+use super::{Resolved, Target};
+use crate::base::config::FabricChoice;
+use crate::base::{Config, Rank, Tag, TaskError, limits};
+use crate::boot::{self, Acceptor, BootError, Card, Launcher, Mesh, Stream, Via};
+use crate::fabric::{EpollFabric, Fabric, FabricError, Link, ShmFabric};
+use crate::mem::{Arena, Region};
+use crate::sched::{Choice, Demand, Place, choose};
+use crate::sync::{Call, Fences, Handle, Idle, Lineage, deque, frame};
+use crate::sys;
+
+/// Why a rank did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It did not find its peers.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A connection could not be put to use.
+    #[error("{rank}: {cause}")]
+    Fabric {
+        /// Which rank.
+        rank: Rank,
+        /// What went wrong.
+        cause: FabricError,
+    },
+    /// The operating system refused something.
+    #[error("{rank}: {what}: {cause}")]
+    Os {
+        /// Which rank.
+        rank: Rank,
+        /// What was asked for, and what to do.
+        what: String,
+        /// The system's answer.
+        cause: std::io::Error,
+    },
+    /// Peers did not greet in time.
+    #[error("{rank}: no greeting from {missing} within {seconds} s: are all ranks the same program?")]
+    Silent {
+        /// Which rank waited.
+        rank: Rank,
+        /// For whom.
+        missing: String,
+        /// How long.
+        seconds: u64,
+    },
+    /// The job was ended while it started.
+    #[error("{0}")]
+    Ended(String),
+    /// The tasks of this binary cannot be told apart.
+    #[error("{0}")]
+    Tasks(String),
+}
+
+/// A rank that runs; ends with [`Running::finish`].
+pub struct Running {
+    /// The node.
+    pub node: &'static Node,
+    launcher: Launcher,
+    _acceptor: Option<Acceptor>,
+}
+
+/// Joins the job that the environment names and starts this rank.
+pub fn start(config: Config) -> Result<Running, StartError> {
+    let registry = Registry::collect().map_err(StartError::Tasks)?;
+    let choice = config.fabric;
+    let via = move |mine: &Card, theirs: &Card| match choice {
+        FabricChoice::Auto if mine.host == theirs.host => Via::Unix,
+        FabricChoice::Shm => Via::Unix,
+        _ => Via::Tcp,
+    };
+    let mesh = boot::start(&config, &via)?;
+    let running = assemble(config, registry, mesh)?;
+    Node::set_default(Some(running.node));
+    Ok(running)
+}
+
+fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, StartError> {
+    let Mesh { rank, size, local_size, links, launcher, acceptor, .. } = mesh;
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let workers = config.workers.unwrap_or_else(|| (cores / local_size as usize).max(1));
+    // One worker a rank and a driver or service thread besides is the tightest
+    // that still runs without taking turns.
+    let oversubscribed = workers * local_size as usize > cores;
+
+    let (arena, own_view) = if size > 1 {
+        let (arena, view) = make_arena(&config, rank, local_size)?;
+        (Some(arena), Some(view))
+    } else {
+        (None, None)
+    };
+    let capacity = config.resources.clone();
+    let capacity: Demand = capacity.parse().expect("checked when the configuration was read");
+    let mut state = State::new(rank, size, capacity);
+    for (fabric, peers) in connect(&config, rank, links, arena.as_ref())? {
+        state.add_fabric(fabric, &peers);
+    }
+
+    let os = |what: &str| {
+        let what = what.to_string();
+        move |cause| StartError::Os { rank, what, cause }
+    };
+    let service = Service::new().map_err(os("cannot make an event descriptor"))?;
+    for fabric in &state.fabrics {
+        service.network.add(fabric.wait_fd()).map_err(os("cannot watch a fabric"))?;
+    }
+    let (owners, ports): (Vec<_>, Vec<_>) = (0..workers)
+        .map(|_| {
+            let (owner, stealer) = deque(limits::DEQUE_SLOTS);
+            (owner, WorkerPort::new(stealer))
+        })
+        .unzip();
+    let idle = Idle::new(Fences { everywhere: sys::fence_everywhere() });
+    let node = Node::new(
+        rank, size, config, registry, arena, own_view, ports, idle, state, service, oversubscribed,
+    );
+    // Suspended tasks and user threads may refer to the node until the process
+    // ends, so it is never freed.
+    let node: &'static Node = Box::leak(Box::new(node));
+
+    let lost = {
+        let launcher = launcher.clone();
+        move || launcher.lost()
+    };
+    let threads = [("clm-service".to_string(), Box::new(move || Service::run(node, lost)) as Box<dyn FnOnce() + Send>)];
+    let workers = owners.into_iter().enumerate().map(|(index, owner)| {
+        let body = move || {
+            let worker: &'static Worker = Box::leak(Box::new(Worker::new(node, index, owner)));
+            worker.run();
+        };
+        (format!("clm-worker-{index}"), Box::new(body) as Box<dyn FnOnce() + Send>)
+    });
+    for (name, body) in threads.into_iter().chain(workers) {
+        thread::Builder::new().name(name).spawn(body).map_err(os("cannot start a thread"))?;
+    }
+    let running = Running { node, launcher, _acceptor: acceptor };
+    running.greet()?;
+    Ok(running)
+}
+
+/// A memfd for this rank's objects, and how others see it.
+fn make_arena(config: &Config, rank: Rank, local_size: u32) -> Result<(Arena, Arc<Region>), StartError> {
+    let bytes = config.store_bytes.unwrap_or_else(|| default_store_bytes(local_size));
+    let failed = |cause| StartError::Os {
+        rank,
+        what: format!("cannot make an object store of {bytes} bytes; set COLLIMATE_STORE lower"),
+        cause,
+    };
+    let region = sys::memory::create_region(bytes).map_err(failed)?;
+    let fd = sys::memory::region_fd(&region).expect("made above").try_clone_to_owned().map_err(failed)?;
+    let view = sys::memory::open_region(fd, bytes).map_err(failed)?;
+    let arena = Arena::with_populate(Arc::new(region), sys::populate_fresh);
+    Ok((arena, Arc::new(view)))
+}
+
+/// 30% of the host's memory, shared by its ranks; pages are taken on first use.
+fn default_store_bytes(local_size: u32) -> usize {
+    let info = rustix::system::sysinfo();
+    let total = info.totalram as usize * (info.mem_unit as usize).max(1);
+    let share = total / 10 * 3 / local_size.max(1) as usize;
+    (share & !0xf_ffff).max(limits::ARENA_BYTES_MIN)
+}
+
+type Connected = Vec<(Box<dyn Fabric>, Vec<Rank>)>;
+
+/// Hands every connection to the fabric that serves it.
+fn connect(
+    config: &Config,
+    rank: Rank,
+    mut links: Vec<(Rank, Stream)>,
+    arena: Option<&Arena>,
+) -> Result<Connected, StartError> {
+    let failed = |cause| StartError::Fabric { rank, cause };
+    // All ranks connect in one order, so that no two wait for each other.
+    links.sort_by_key(|(peer, _)| *peer);
+    let mut shm: Option<(ShmFabric, Vec<Rank>)> = None;
+    let mut tcp: Option<(Box<dyn Fabric>, Vec<Rank>)> = None;
+    for (peer, stream) in links {
+        match stream {
+            Stream::Unix(stream) => {
+                if shm.is_none() {
+                    let mut fabric = ShmFabric::new(rank).map_err(failed)?;
+                    register(&mut fabric, arena).map_err(failed)?;
+                    shm = Some((fabric, Vec::new()));
+                }
+                let (fabric, peers) = shm.as_mut().expect("made above");
+                fabric.connect(peer, Link::Unix(stream)).map_err(failed)?;
+                peers.push(peer);
+            }
+            Stream::Tcp(stream) => {
+                if tcp.is_none() {
+                    let mut fabric = tcp_fabric(config, rank).map_err(failed)?;
+                    register(&mut *fabric, arena).map_err(failed)?;
+                    tcp = Some((fabric, Vec::new()));
+                }
+                let (fabric, peers) = tcp.as_mut().expect("made above");
+                fabric.connect(peer, Link::Tcp(stream)).map_err(failed)?;
+                peers.push(peer);
+            }
+        }
+    }
+    let mut connected: Connected = Vec::new();
+    connected.extend(shm.map(|(fabric, peers)| (Box::new(fabric) as Box<dyn Fabric>, peers)));
+    connected.extend(tcp);
+    if config.log {
+        for (fabric, peers) in &connected {
+            let ranks: Vec<String> = peers.iter().map(|p| p.0.to_string()).collect();
+            eprintln!("collimate: {rank}: {} to ranks {}", fabric.kind(), ranks.join(", "));
+        }
+    }
+    Ok(connected)
+}
+
+fn register(fabric: &mut dyn Fabric, arena: Option<&Arena>) -> Result<(), FabricError> {
+    match arena {
+        Some(arena) => fabric.register(ARENA, arena.region().clone()),
+        None => Ok(()),
+    }
+}
+
+fn tcp_fabric(_config: &Config, rank: Rank) -> Result<Box<dyn Fabric>, FabricError> {
+    Ok(Box::new(EpollFabric::new(rank)?))
+}
+
+impl WorkerPort {
+    fn new(stealer: crate::sync::Stealer<crate::sync::Task>) -> WorkerPort {
+        WorkerPort { stealer, mailbox: Default::default(), thread: Default::default() }
+    }
+}
+
+impl Running {
+    /// Greets all peers and waits for their greetings.
+    fn greet(&self) -> Result<(), StartError> {
+        let node = self.node;
+        if node.size == 1 {
+            return Ok(());
+        }
+        super::rank::lock(&node.state).greet(node);
+        let deadline = Instant::now() + limits::BOOT_DEADLINE;
+        loop {
+            node.turn();
+            let strangers = super::rank::lock(&node.state).strangers();
+            if let Some(ended) = node.ended() {
+                return Err(StartError::Ended(ended.reason.unwrap_or_else(|| "the job ended while it started".into())));
+            }
+            if strangers.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let missing = strangers.iter().map(Rank::to_string).collect::<Vec<_>>().join(", ");
+                let seconds = limits::BOOT_DEADLINE.as_secs();
+                return Err(StartError::Silent { rank: node.rank, missing, seconds });
+            }
+            thread::yield_now();
+        }
+    }
+
+    /// Rank 0: runs `root` as the job's root task and waits for its end, or for
+    /// the end of the job from outside.
+    pub fn drive<C: Call<Output = i32>>(&self, root: C) -> Ended {
+        let lineage = Lineage { parent: Tag::ROOT, index: 0 };
+        let (task, handle) = frame(root, lineage, Target::rank(self.node.rank).to_flags());
+        let node = self.node;
+        let watch = handle.clone();
+        let ended = move || {
+            let status = match watch.peek() {
+                Some(crate::sync::Stored::Value(status)) => *status,
+                _ => 1,
+            };
+            node.end(Ended { status, reason: None });
+        };
+        assert!(handle.register(Box::new(ended)).is_ok(), "the task has not been given away yet");
+        *super::rank::lock(&node.root) = Some(task);
+        node.unpark(0);
+        node.wait_end(None).expect("waits without a limit")
+    }
+
+    /// Other ranks: serves until the job ends.
+    pub fn serve(&self) -> Ended {
+        self.node.wait_end(None).expect("waits without a limit")
+    }
+
+    /// Ends this rank: tells the others, waits for their goodbyes, stops the
+    /// threads. Returns the exit status.
+    pub fn finish(self, ended: &Ended) -> i32 {
+        let node = self.node;
+        let deadline = Instant::now() + limits::GOODBYE_DEADLINE;
+        if node.rank == Rank(0) && node.size > 1 {
+            let reason = ended.reason.clone().unwrap_or_default();
+            node.submit(Command::Shutdown { status: ended.status, reason });
+            while Instant::now() < deadline && !super::rank::lock(&node.state).all_gone() {
+                node.turn();
+                thread::yield_now();
+            }
+        } else if node.size > 1 {
+            // What is queued for rank 0, the goodbye above all, must get out.
+            while Instant::now() < deadline && !node.quiet() {
+                thread::yield_now();
+            }
+        }
+        node.stop();
+        self.launcher.finish(ended.status);
+        Node::set_default(None);
+        ended.status
+    }
+}
+
+impl Node {
+    /// Everything that was to be sent has been handed to the fabrics.
+    fn quiet(&'static self) -> bool {
+        self.turn();
+        self.outbox.is_empty() && super::rank::lock(&self.state).is_quiet()
+    }
+
+    /// Stops the threads that are not inside a task.
+    fn stop(&self) {
+        self.stopping.store(true, std::sync::atomic::Ordering::Release);
+        self.service.ring();
+        for worker in 0..self.workers.len() {
+            self.unpark(worker);
+        }
+    }
+
+    /// Waits for a result.
+    #[inline]
+    pub fn resolve<T: Send + Sync>(&'static self, handle: Handle<T>) -> Result<Resolved<T>, Box<TaskError>> {
+        if let Some(worker) = self.my_worker() {
+            return worker.resolve(handle);
+        }
+        wait_on_thread(&[&handle], 1, None);
+        Ok(match handle.take() {
+            Ok(result) => Resolved::Owned(result),
+            Err(handle) => Resolved::Shared(handle),
+        })
+    }
+
+    /// Waits until `count` of `handles` are done, or for `patience`.
+    pub fn wait(
+        &'static self,
+        handles: &[&dyn Waitable],
+        count: usize,
+        patience: Option<Duration>,
+    ) -> Result<(), Box<TaskError>> {
+        let deadline = patience.map(|p| Instant::now() + p);
+        match self.my_worker() {
+            Some(worker) => worker.wait(handles, count, deadline),
+            None => {
+                wait_on_thread(handles, count, deadline);
+                Ok(())
+            }
+        }
+    }
+
+    /// Where a call goes that asks for a place or for resources.
+    pub fn choose(&self, place: Place, demand: &Demand) -> Choice {
+        let turn = match place {
+            Place::Spread => self.spread.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+            _ => 0,
+        };
+        let state = super::rank::lock(&self.state);
+        choose(place, demand, self.rank, turn, &state.capacities())
+    }
+}
