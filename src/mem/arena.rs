@@ -81,7 +81,8 @@ impl Arena {
     }
 
     /// As [`Arena::new`]; `populate` is called before memory that was never
-    /// used is written in bulk.
+    /// used is written in bulk. For regions whose pages are not resident yet:
+    /// on resident ones it costs time and gains nothing.
     ///
     /// # Panics
     /// As [`Arena::new`].
@@ -103,18 +104,12 @@ impl Arena {
     /// `len` bytes at a multiple of 64, to fill and seal. What they hold is
     /// left over from earlier objects.
     pub fn alloc(&self, len: usize) -> Result<Block, StoreFull> {
-        let found = if len <= SMALL_BYTES_MAX { self.take_small(Class::of(len)) } else { self.take_large(len) };
-        let (grant, fresh) = found.ok_or_else(|| self.full(len))?;
-        let offset = grant.offset as usize;
-        // SAFETY: the extents and slabs hand out offsets within the region.
-        let start = unsafe { self.region().base().add(offset) };
-        let fresh = (fresh.start as usize).max(offset) - offset..(fresh.end as usize).saturating_sub(offset).min(len);
-        Ok(Block { start, len, fresh, grant })
+        self.take(len).ok_or_else(|| self.full(len))
     }
 
     /// A sealed copy of `bytes`.
     pub fn put(&self, bytes: &[u8]) -> Result<Sealed, StoreFull> {
-        let mut block = self.alloc(bytes.len())?;
+        let mut block = self.take(bytes.len()).ok_or_else(|| self.full(bytes.len()))?;
         block.write(0, bytes);
         Ok(block.seal())
     }
@@ -126,43 +121,68 @@ impl Arena {
         Usage { capacity: extents.capacity(), free: extents.free() + in_slabs, largest_free: extents.largest() }
     }
 
-    fn take_small(&self, class: Class) -> Option<(Grant, Range<u64>)> {
-        let small = |shard: &Arc<Shard>, offset, slab| {
-            let grant = Grant { shard: shard.clone(), offset, home: Home::Slab(slab) };
-            Some((grant, 0..0))
+    /// Inlined into its two callers, so that a block is made in place: moving
+    /// it costs as much as finding it.
+    #[inline(always)]
+    fn take(&self, len: usize) -> Option<Block> {
+        if len > SMALL_BYTES_MAX {
+            return self.take_large(len);
+        }
+        let class = Class::of(len);
+        let (shard, mut slabs) = self.own_shard();
+        let Some((offset, slab)) = slabs.take(class) else {
+            drop(slabs);
+            return self.take_small_slowly(class, len);
+        };
+        drop(slabs);
+        Some(Block::new(Grant { shard: shard.clone(), offset, home: Home::Slab(slab) }, len, 0..0))
+    }
+
+    /// With a new slab, else with what other shards and larger classes have,
+    /// else with an extent.
+    #[cold]
+    fn take_small_slowly(&self, class: Class, len: usize) -> Option<Block> {
+        let block = |shard: &Arc<Shard>, (offset, slab)| {
+            Block::new(Grant { shard: shard.clone(), offset, home: Home::Slab(slab) }, len, 0..0)
         };
         let (shard, mut slabs) = self.own_shard();
-        if let Some((offset, slab)) = slabs.take(class).or_else(|| shard.pool.refill(&mut slabs, class)) {
-            return small(shard, offset, slab);
+        if let Some(found) = shard.pool.refill(&mut slabs, class) {
+            return Some(block(shard, found));
         }
         drop(slabs);
         self.release_empty_slabs();
-        for shard in self.shards.iter() {
+        let class_of_any_shard = self.shards.iter().find_map(|shard| {
             let mut slabs = lock(&shard.slabs);
-            if let Some((offset, slab)) = slabs.take(class).or_else(|| shard.pool.refill(&mut slabs, class)) {
-                return small(shard, offset, slab);
-            }
-        }
-        self.take_extent(class.bytes()).or_else(|| {
+            let found = slabs.take(class).or_else(|| shard.pool.refill(&mut slabs, class))?;
+            Some(block(shard, found))
+        });
+        let larger = || {
             self.shards.iter().find_map(|shard| {
-                let (offset, slab) = lock(&shard.slabs).take_larger(class)?;
-                small(shard, offset, slab)
+                let found = lock(&shard.slabs).take_larger(class)?;
+                Some(block(shard, found))
             })
-        })
+        };
+        class_of_any_shard.or_else(|| self.take_extent(class.bytes(), len)).or_else(larger)
     }
 
-    fn take_large(&self, len: usize) -> Option<(Grant, Range<u64>)> {
+    fn take_large(&self, len: usize) -> Option<Block> {
         let rounded = (len as u64).checked_next_multiple_of(OBJECT_ALIGN as u64)?;
-        self.take_extent(rounded).or_else(|| {
+        self.take_extent(rounded, len).or_else(|| {
             self.release_empty_slabs();
-            self.take_extent(rounded)
+            self.take_extent(rounded, len)
         })
     }
 
-    fn take_extent(&self, len: u64) -> Option<(Grant, Range<u64>)> {
-        let Taken { offset, fresh } = lock(&self.pool().extents).take(len)?;
+    fn take_extent(&self, bytes: u64, len: usize) -> Option<Block> {
+        let units = u32::try_from(bytes / OBJECT_ALIGN as u64).ok()?;
+        let Taken { offset, fresh } = lock(&self.pool().extents).take(bytes)?;
         let shard = self.shards[own_index() & (self.shards.len() - 1)].clone();
-        Some((Grant { shard, offset, home: Home::Extent(len) }, fresh))
+        let fresh = if fresh.is_empty() {
+            0..0
+        } else {
+            (fresh.start - offset) as usize..len.min((fresh.end - offset) as usize)
+        };
+        Some(Block::new(Grant { shard, offset, home: Home::Extent { units } }, len, fresh))
     }
 
     /// The calling thread's shard, or one that is not busy.
@@ -223,6 +243,13 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
+    #[inline]
+    fn new(grant: Grant, len: usize, fresh: Range<usize>) -> Block {
+        // SAFETY: grants are for ranges within the region.
+        let start = unsafe { grant.shard.pool.region.base().add(grant.offset as usize) };
+        Block { start, len, fresh, grant }
+    }
+
     /// Bytes asked for.
     pub fn len(&self) -> usize {
         self.len
@@ -258,11 +285,20 @@ impl Block {
     ///
     /// # Panics
     /// If they do not fit.
+    #[inline]
     pub fn write(&mut self, at: usize, bytes: &[u8]) {
+        if self.fresh.len() < POPULATE_BYTES_MIN {
+            copy(&mut self.bytes_mut()[at..][..bytes.len()], bytes);
+        } else {
+            self.write_fresh(at, bytes);
+        }
+    }
+
+    fn write_fresh(&mut self, at: usize, bytes: &[u8]) {
         let fresh = self.fresh.start.max(at)..self.fresh.end.min(at.saturating_add(bytes.len()));
         let populate = self.grant.shard.pool.populate;
         let to = &mut self.bytes_mut()[at..][..bytes.len()];
-        if fresh.len() < POPULATE_BYTES_MIN {
+        if fresh.is_empty() {
             return copy(to, bytes);
         }
         let mut done = 0;
@@ -278,7 +314,7 @@ impl Block {
 
     /// Ends writing: from now on the bytes are shared and never change.
     pub fn seal(self) -> Sealed {
-        Sealed(Arc::new(SealedBytes { start: self.start, len: self.len, _grant: self.grant }))
+        Sealed(Arc::new(SealedBytes { start: self.start, len: self.len, grant: self.grant }))
     }
 
     /// The block as a lease, for a fabric to fill; dropping the lease frees
@@ -295,9 +331,7 @@ impl Block {
     /// The block that a lease was made of; any other lease comes back.
     pub fn from_lease(lease: Lease) -> Result<Block, Lease> {
         let (grant, range) = lease.into_owner::<Grant>()?;
-        // SAFETY: the range was checked against the region in `into_lease`.
-        let start = unsafe { grant.shard.pool.region.base().add(range.start) };
-        Ok(Block { start, len: range.len(), fresh: 0..0, grant: *grant })
+        Ok(Block::new(*grant, range.len(), 0..0))
     }
 }
 
@@ -315,7 +349,7 @@ pub struct Sealed(Arc<SealedBytes>);
 struct SealedBytes {
     start: NonNull<u8>,
     len: usize,
-    _grant: Grant,
+    grant: Grant,
 }
 
 // SAFETY: nobody writes the bytes of a sealed block until the grant is
@@ -334,7 +368,7 @@ impl Sealed {
 
     /// The first byte's offset in the arena's region.
     pub fn offset(&self) -> u64 {
-        self.0._grant.offset
+        self.0.grant.offset
     }
 
     /// A number that no other object has while this one lives.
@@ -398,7 +432,10 @@ struct Grant {
 
 enum Home {
     Slab(SlabId),
-    Extent(u64),
+    /// Its length in units of 64 bytes: an object has 256 GiB at most.
+    Extent {
+        units: u32,
+    },
 }
 
 impl Drop for Grant {
@@ -411,7 +448,7 @@ impl Drop for Grant {
                     lock(&pool.extents).give(base, SLAB_BYTES);
                 }
             }
-            Home::Extent(len) => lock(&pool.extents).give(self.offset, len),
+            Home::Extent { units } => lock(&pool.extents).give(self.offset, u64::from(units) * OBJECT_ALIGN as u64),
         }
     }
 }
@@ -517,6 +554,19 @@ mod tests {
         let (one, other) = (arena.put(b"a").unwrap(), arena.put(b"b").unwrap());
         assert!(arena.put(b"c").is_err());
         drop((large, one, other));
+        assert_eq!(arena.alloc(1 << 20).unwrap().len(), 1 << 20);
+    }
+
+    #[test]
+    fn a_small_object_finds_room_in_a_larger_class() {
+        let arena = arena(1 << 20);
+        let large = arena.put(&[1; 8000]).unwrap();
+        let rest = arena.alloc(arena.usage().largest_free as usize).unwrap();
+        assert_eq!(arena.usage().largest_free, 0);
+        let small: Vec<Sealed> = std::iter::from_fn(|| arena.put(&[2; 10]).ok()).collect();
+        assert_eq!(small.len(), 7, "the blocks of the slab that has the first object");
+        assert!(large.iter().all(|b| *b == 1) && small.iter().all(|s| **s == [2; 10]));
+        drop((large, small, rest));
         assert_eq!(arena.alloc(1 << 20).unwrap().len(), 1 << 20);
     }
 

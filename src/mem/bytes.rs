@@ -197,7 +197,9 @@ pub struct Heap {
 impl Heap {
     /// `len` bytes, zeroed and then filled by `fill`.
     pub fn filled(len: usize, fill: impl FnOnce(&mut [u8])) -> Heap {
-        let mut words: Arc<[u128]> = std::iter::repeat_n(0, len.div_ceil(size_of::<u128>())).collect();
+        let words = Arc::<[u128]>::new_zeroed_slice(len.div_ceil(size_of::<u128>()));
+        // SAFETY: all bits zero is the number 0.
+        let mut words = unsafe { words.assume_init() };
         let all = Arc::get_mut(&mut words).expect("nobody else has the new words");
         fill(&mut zerocopy::IntoBytes::as_mut_bytes(all)[..len]);
         Heap { words, len }
