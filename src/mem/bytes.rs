@@ -235,10 +235,10 @@ mod tests {
     fn peer_region() -> Arc<Region> {
         #[repr(align(64))]
         struct Lines([u8; 256]);
-        let mut lines = Box::new(Lines(std::array::from_fn(|i| i as u8)));
-        let base = NonNull::from(&mut lines.0).cast();
-        // SAFETY: the box keeps the bytes where they are, and nobody writes them.
-        Arc::new(unsafe { Region::from_raw(base, 256, false, lines) })
+        let mut lines = vec![Lines(std::array::from_fn(|i| i as u8))];
+        let base = NonNull::from(&mut lines[0].0).cast();
+        // SAFETY: the vector keeps the bytes where they are, and nobody writes them.
+        Arc::new(unsafe { Region::from_raw(base, 256, false, Box::new(lines)) })
     }
 
     impl Drop for CountsDrops {

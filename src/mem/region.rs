@@ -61,11 +61,11 @@ impl Region {
     pub fn heap(len: usize) -> Region {
         // Zeroed by the allocator, so that large regions take no page before
         // they are used.
-        let mut bytes = vec![0_u8; len + OBJECT_ALIGN].into_boxed_slice();
+        let mut bytes = vec![0_u8; len + OBJECT_ALIGN];
         let skipped = bytes.as_ptr().align_offset(OBJECT_ALIGN);
         let base = NonNull::from(&mut bytes[skipped..][..len]).cast();
-        // SAFETY: the boxed slice stays where it is until the region drops it,
-        // and nobody else has its address.
+        // SAFETY: a vector's bytes stay where they are while it is moved, until
+        // the region drops it, and nobody else has their address.
         unsafe { Region::from_raw(base, len, true, Box::new(bytes)) }
     }
 
