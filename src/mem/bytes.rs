@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use super::{OutOfRange, Region, Sealed};
+use crate::base::Rank;
 
 /// An object's bytes. A clone costs one reference count; the last one frees
 /// the memory or tells its owner.
@@ -112,6 +113,8 @@ impl std::error::Error for Misfit {}
 pub struct Foreign(Arc<Borrow>);
 
 struct Borrow {
+    owner: Rank,
+    offset: u64,
     start: NonNull<u8>,
     len: usize,
     done: Mutex<Option<Box<dyn FnOnce() + Send>>>,
@@ -140,9 +143,10 @@ pub enum ForeignError {
 }
 
 impl Foreign {
-    /// The `len` bytes at `offset` of a peer's region. When the last clone
+    /// The `len` bytes at `offset` of the region of `owner`. When the last clone
     /// goes, `done` is called, to tell the peer.
     pub fn new(
+        owner: Rank,
         region: Arc<Region>,
         offset: u64,
         len: u64,
@@ -156,7 +160,19 @@ impl Foreign {
         }
         let span = region.span(offset, len)?;
         let done = Mutex::new(Some(Box::new(done) as Box<dyn FnOnce() + Send>));
-        Ok(Foreign(Arc::new(Borrow { start: span.cast(), len: span.len(), done, _region: region })))
+        Ok(Foreign(Arc::new(Borrow { owner, offset, start: span.cast(), len: span.len(), done, _region: region })))
+    }
+}
+
+impl Foreign {
+    /// The rank in whose region the object is.
+    pub fn owner(&self) -> Rank {
+        self.0.owner
+    }
+
+    /// Its first byte there.
+    pub fn offset(&self) -> u64 {
+        self.0.offset
     }
 }
 
@@ -252,7 +268,7 @@ mod tests {
     fn the_last_reader_tells_the_owner_once() {
         let told = Arc::new(AtomicUsize::new(0));
         let count = told.clone();
-        let foreign = Foreign::new(peer_region(), 64, 10, move || drop(CountsDrops(count))).unwrap();
+        let foreign = Foreign::new(Rank(1), peer_region(), 64, 10, move || drop(CountsDrops(count))).unwrap();
         let bytes = Bytes::from(foreign);
         let clone = bytes.clone();
         assert_eq!(bytes.identity(), clone.identity());
@@ -265,13 +281,13 @@ mod tests {
 
     #[test]
     fn a_range_from_a_peer_is_checked() {
-        let refused = |region: Arc<Region>, offset, len| Foreign::new(region, offset, len, || ()).unwrap_err();
+        let refused = |region: Arc<Region>, offset, len| Foreign::new(Rank(1), region, offset, len, || ()).unwrap_err();
         let outside = |offset, len| ForeignError::OutOfRange(OutOfRange { offset, len, region_len: 256 });
         assert_eq!(refused(peer_region(), 192, 65), outside(192, 65));
         assert_eq!(refused(peer_region(), 64, u64::MAX), outside(64, u64::MAX));
         assert_eq!(refused(peer_region(), 1, 1), ForeignError::Misaligned(1));
         assert_eq!(refused(Arc::new(Region::heap(256)), 0, 1), ForeignError::Writable);
-        assert!(Foreign::new(peer_region(), 256, 0, || ()).unwrap().is_empty());
+        assert!(Foreign::new(Rank(1), peer_region(), 256, 0, || ()).unwrap().is_empty());
     }
 
     #[test]
@@ -280,7 +296,7 @@ mod tests {
         let data: Vec<u8> = (0..200).collect();
         let homes = [
             Bytes::from(arena.put(&data).unwrap()),
-            Foreign::new(peer_region(), 0, 200, || ()).unwrap().into(),
+            Foreign::new(Rank(1), peer_region(), 0, 200, || ()).unwrap().into(),
             Heap::copy_of(&data).into(),
         ];
         for bytes in &homes {

@@ -7,7 +7,7 @@
 //! command in `outbox` for the thread that has it.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use super::transfer::{Outgoing, Pack};
 use super::worker::{self, Worker};
 use crate::base::event::{Counters, Event};
 use crate::base::{Config, ErrorKind, Rank, Tag, TaskError};
-use crate::mem::{Arena, Bytes, Heap};
+use crate::mem::{Arena, Bytes, Heap, Region};
 use crate::sched::Demand;
 use crate::sync::{Idle, Lineage, Steal, Stealer, Task};
 
@@ -90,6 +90,8 @@ pub struct Node {
     pub(super) registry: Registry,
     pub(super) counters: Counters,
     pub(super) arena: Option<Arena>,
+    /// The arena, as a peer sees it.
+    pub(super) own_view: Option<Arc<Region>>,
     pub(super) workers: Vec<WorkerPort>,
     /// Tasks from threads that are no workers, and what full deques refused.
     pub(super) injector: SegQueue<Task>,
@@ -102,6 +104,8 @@ pub struct Node {
     /// Counts turns, so that the service thread sees whether workers poll.
     pub(super) turns: AtomicU64,
     pub(super) stopping: AtomicBool,
+    /// Every peer has been asked for work that has not given any since.
+    pub(super) asked: AtomicBool,
     /// More threads than cores on this host: spinning takes from others.
     pub(super) oversubscribed: bool,
     pub(super) stacks: AtomicU32,
@@ -124,6 +128,7 @@ impl Node {
         config: Config,
         registry: Registry,
         arena: Option<Arena>,
+        own_view: Option<Arc<Region>>,
         workers: Vec<WorkerPort>,
         idle: Idle,
         state: State,
@@ -137,6 +142,7 @@ impl Node {
             registry,
             counters: Counters::new(),
             arena,
+            own_view,
             workers,
             injector: SegQueue::new(),
             root: Mutex::new(None),
@@ -146,6 +152,7 @@ impl Node {
             service,
             turns: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
             oversubscribed,
             stacks: AtomicU32::new(0),
             spread: AtomicU32::new(0),
@@ -353,6 +360,9 @@ impl Node {
     /// anything happened.
     pub(super) fn turn(&'static self) -> bool {
         let Some(mut state) = self.try_state() else { return false };
+        if self.service.armed.load(Ordering::Relaxed) {
+            self.service.armed.store(false, Ordering::SeqCst);
+        }
         let events = state.turn(self);
         drop(state);
         self.turns.store(self.turns.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
@@ -409,6 +419,39 @@ impl Node {
             };
         }
         slot.clone()
+    }
+
+    /// Prepares the fabrics for a sleep; `false` if there is something to poll.
+    pub(super) fn arm(&'static self) -> bool {
+        let Some(mut state) = self.try_state() else { return false };
+        let armed = state.arm();
+        self.service.armed.store(armed, Ordering::SeqCst);
+        drop(state);
+        self.after_state();
+        armed
+    }
+
+    /// Whether every worker is parked.
+    pub(super) fn all_asleep(&self) -> bool {
+        self.idle.asleep(|sleeper| sleeper < HUNGRY_BASE) == self.workers.len()
+    }
+
+    /// Wakes a worker for tasks that a push left to a searcher who did not see
+    /// them.
+    pub(super) fn wake_for_leftovers(&'static self) {
+        if self.idle.searching() == 0
+            && self.queued() > 0
+            && let Some(sleeper) = self.idle.pushed()
+        {
+            self.wake(sleeper);
+        }
+    }
+
+    /// Asks the other ranks for work, once until one has given some.
+    pub(super) fn ask_for_work(&'static self) {
+        if self.size > 1 && !self.asked.swap(true, Ordering::Relaxed) {
+            self.submit(Command::AskForWork);
+        }
     }
 
     /// Writes a line about a decision to standard error if `COLLIMATE_LOG` asks

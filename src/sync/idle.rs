@@ -136,6 +136,11 @@ impl Idle {
         searchers(self.word.load(Ordering::SeqCst))
     }
 
+    /// How many sleepers of a kind there are.
+    pub fn asleep(&self, kind: impl Fn(usize) -> bool) -> usize {
+        self.lock().iter().filter(|sleeper| kind(**sleeper)).count()
+    }
+
     #[cold]
     fn wake_one(&self) -> Option<usize> {
         let mut sleeping = self.lock();

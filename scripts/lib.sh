@@ -1,0 +1,36 @@
+# Sourced by the scripts beside it: the root of the tree as the working folder,
+# cargo on the path, and no standard input, so that nothing can ask a question.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+exec </dev/null
+export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+unset RUSTFLAGS RUSTDOCFLAGS CARGO_TARGET_DIR
+
+RUST_VERSION_MIN=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+
+step() { printf '\n== %s\n' "$*" >&2; }
+note() { printf '%s\n' "$*" >&2; }
+stop() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# The words that start $1 ranks of what follows them, one per line: mpirun of
+# Open MPI or MPICH where it works, else our own launcher.
+launcher() {
+    local ranks=$1
+    if have mpirun; then
+        local words=(mpirun -n "$ranks")
+        if mpirun --version 2>/dev/null | grep -q 'Open MPI'; then
+            # Left to itself it binds each rank to one core, refuses more ranks
+            # than cores, and refuses root.
+            words+=(--oversubscribe --bind-to none)
+            [ "$(id -u)" -ne 0 ] || words+=(--allow-run-as-root)
+        fi
+        if "${words[@]}" true >/dev/null 2>&1; then
+            printf '%s\n' "${words[@]}"
+            return
+        fi
+        note "mpirun is installed but cannot start two processes; using Collimate's own launcher."
+    fi
+    printf '%s\n' target/release/collimate run -n "$ranks" --
+}

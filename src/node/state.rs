@@ -1,0 +1,452 @@
+//! What a rank has towards the others: connections, calls that await a result,
+//! objects lent, messages that did not fit yet. One thread at a time has it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use slab::Slab;
+
+use super::rank::{HUNGRY_BASE, Node, Target};
+use super::registry::TaskType;
+use super::transfer::{Pack, Piece};
+use crate::base::event::Event as Counted;
+use crate::base::{ErrorKind, Rank, TaskError};
+use crate::fabric::{Fabric, FabricError, RegionKey};
+use crate::mem::{Bytes, Region};
+use crate::sched::{Demand, Ledger};
+use crate::store::{Index, ObjectId};
+use crate::sync::Task;
+use crate::wire::{
+    Control, Hello, ObjectRecord, Release, SCHEMA_VERSION, Shutdown, SpawnBuilder, SpawnCall, StealRequest,
+    write_control, write_error, write_inline_result, write_object_result, write_release, write_steal_request,
+};
+
+/// The region of a rank that holds its arena.
+pub(super) const ARENA: RegionKey = RegionKey(0);
+
+/// Something to be done with the state in hand.
+pub(super) enum Command {
+    /// Send a task whose arguments are encoded.
+    Spawn { rank: Rank, task: Task, kind: &'static TaskType, pack: Pack, stolen: bool },
+    /// Send a result.
+    Reply { peer: Rank, request: u64, result: Result<Pack, Box<TaskError>> },
+    /// Tell a lender that a borrowed object is not needed any more.
+    Release { lender: Rank, object: u64 },
+    /// Start a task when its demand can be granted.
+    Admit { task: Task },
+    /// A task with a demand ended.
+    GiveBack { demand: Demand },
+    /// This rank has nothing to do: ask the others.
+    AskForWork,
+    /// Give a task to a peer that asked.
+    Feed { peer: Rank },
+    /// The driver is done: tell everybody.
+    Shutdown { status: i32, reason: String },
+}
+
+/// See the module.
+pub(super) struct State {
+    pub(super) fabrics: Vec<Box<dyn Fabric>>,
+    pub(super) core: Core,
+}
+
+/// Everything but the fabrics, which report into it.
+pub(super) struct Core {
+    pub me: Rank,
+    pub peers: Vec<Peer>,
+    /// Each rank's arena where it can be read in place.
+    pub views: Vec<Option<Arc<Region>>>,
+    /// Calls sent away, by number.
+    pub requests: Slab<Request>,
+    request_epoch: u32,
+    pub index: Index,
+    /// Calls and results whose objects are being read.
+    pub arriving: Slab<Arriving>,
+    /// Reads to be started, and those under way.
+    pub reads_wanted: VecDeque<Read>,
+    pub reads: Slab<Read>,
+    pub ledger: Ledger<Task>,
+    /// Ranks that asked for work during a poll.
+    pub wishes: Vec<Rank>,
+    /// Messages that came up during a poll.
+    pub out: VecDeque<(Rank, Vec<u8>)>,
+    /// Peers whose connection is to be closed, and why.
+    pub closing: Vec<(Rank, String)>,
+    pub scratch: Vec<u8>,
+}
+
+pub(super) struct Peer {
+    /// Index of the fabric that reaches it.
+    pub route: Option<usize>,
+    pub hello: Option<Hello>,
+    /// Its tasks are known, so that it can be given work.
+    pub ready: bool,
+    pub capacity: Option<Demand>,
+    /// Our task index → its task index; `None` when they are the same.
+    pub functions: Option<Vec<Option<u32>>>,
+    /// Messages that the fabric had no room for.
+    pub backlog: VecDeque<Vec<u8>>,
+    /// We asked it for work and got none yet.
+    pub asked: bool,
+    /// Why it is gone.
+    pub lost: Option<String>,
+    pub said_goodbye: bool,
+}
+
+/// A call sent to a peer.
+pub(super) struct Request {
+    pub task: Task,
+    pub kind: &'static TaskType,
+    pub peer: Rank,
+    pub epoch: u32,
+}
+
+/// A message whose objects are not all here.
+pub(super) struct Arriving {
+    pub from: Rank,
+    pub what: Waiting,
+    pub values: Vec<Value>,
+    pub missing: usize,
+    pub failed: Option<String>,
+}
+
+pub(super) enum Waiting {
+    Call(SpawnCall),
+    Result(u64),
+}
+
+pub(super) enum Value {
+    Inline(Vec<u8>),
+    Object(Bytes),
+}
+
+/// An object to be read for value `at` of the arriving message `number`.
+#[derive(Clone, Copy)]
+pub(super) struct Read {
+    pub number: usize,
+    pub at: usize,
+    pub record: ObjectRecord,
+}
+
+/// What a record turned into.
+pub(super) enum Found {
+    Here(Bytes),
+    /// To be read from the rank that has it.
+    Far,
+}
+
+impl State {
+    pub fn new(me: Rank, size: u32, capacity: Demand) -> State {
+        let peer = |_| Peer {
+            route: None,
+            hello: None,
+            ready: false,
+            capacity: None,
+            functions: None,
+            backlog: VecDeque::new(),
+            asked: false,
+            lost: None,
+            said_goodbye: false,
+        };
+        let mut peers: Vec<Peer> = (0..size).map(peer).collect();
+        peers[me.index()].capacity = Some(capacity.clone());
+        State {
+            fabrics: Vec::new(),
+            core: Core {
+                me,
+                peers,
+                views: vec![None; size as usize],
+                requests: Slab::new(),
+                request_epoch: 0,
+                index: Index::new(),
+                arriving: Slab::new(),
+                reads_wanted: VecDeque::new(),
+                reads: Slab::new(),
+                ledger: Ledger::new(capacity),
+                wishes: Vec::new(),
+                out: VecDeque::new(),
+                closing: Vec::new(),
+                scratch: Vec::new(),
+            },
+        }
+    }
+
+    /// Adds a fabric that reaches `peers`.
+    pub fn add_fabric(&mut self, fabric: Box<dyn Fabric>, peers: &[Rank]) {
+        for peer in peers {
+            self.core.peers[peer.index()].route = Some(self.fabrics.len());
+            self.core.views[peer.index()] = fabric.map(*peer, ARENA);
+        }
+        self.fabrics.push(fabric);
+    }
+
+    /// Greets every peer.
+    pub fn greet(&mut self, node: &'static Node) {
+        let hello = Control::Hello(Hello {
+            schema: SCHEMA_VERSION,
+            rank: self.core.me,
+            workers: node.workers.len() as u32,
+            store_bytes: node.arena.as_ref().map_or(0, |a| a.usage().capacity),
+            tasks_hash: node.registry.hash,
+            region_bytes: node.arena.as_ref().map_or(0, |a| a.region().len() as u64),
+            resources: self.core.ledger.capacity().to_string(),
+        });
+        self.broadcast(&hello);
+        self.flush(node);
+    }
+
+    /// Who has not greeted us yet.
+    pub fn strangers(&self) -> Vec<Rank> {
+        let peers = self.core.peers.iter().enumerate();
+        let strange = peers.filter(|(r, p)| *r != self.core.me.index() && !p.ready && p.lost.is_none());
+        strange.map(|(r, _)| Rank(r as u32)).collect()
+    }
+
+    /// Every rank's resources; `None` for a lost one.
+    pub fn capacities(&self) -> Vec<Option<&Demand>> {
+        self.core.peers.iter().map(|p| p.capacity.as_ref()).collect()
+    }
+
+    /// Whether every peer that is left has said goodbye.
+    pub fn all_gone(&self) -> bool {
+        let others = self.core.peers.iter().enumerate().filter(|(r, _)| *r != self.core.me.index());
+        others.map(|(_, p)| p).all(|p| p.said_goodbye || p.lost.is_some())
+    }
+
+    /// Polls every fabric once; how many events there were.
+    pub fn turn(&mut self, node: &'static Node) -> usize {
+        self.drain(node);
+        let mut events = 0;
+        for fabric in 0..self.fabrics.len() {
+            let core = &mut self.core;
+            events += self.fabrics[fabric].poll(&mut |event| core.on_event(node, event));
+        }
+        self.flush(node);
+        events
+    }
+
+    /// Prepares all fabrics to sleep; `false` if there is something to poll.
+    pub fn arm(&mut self) -> bool {
+        let idle = self.core.peers.iter().all(|p| p.backlog.is_empty());
+        self.fabrics.iter_mut().all(|f| f.arm()) && idle
+    }
+
+    /// Executes the commands that others left.
+    pub fn drain(&mut self, node: &'static Node) {
+        while let Some(command) = node.outbox.pop() {
+            self.execute(node, command);
+        }
+    }
+
+    /// Executes one command.
+    pub fn execute(&mut self, node: &'static Node, command: Command) {
+        match command {
+            Command::Spawn { rank, task, kind, pack, stolen } => self.spawn(node, rank, task, kind, pack, stolen),
+            Command::Reply { peer, request, result } => self.reply(node, peer, request, result),
+            Command::Release { lender, object } => {
+                let mut buffer = std::mem::take(&mut self.core.scratch);
+                write_release(&mut buffer, Release { object, count: 1 });
+                self.send(lender, &buffer);
+                self.core.scratch = buffer;
+            }
+            Command::Admit { task } => self.core.admit(node, task),
+            Command::GiveBack { demand } => {
+                for task in self.core.ledger.give_back(&demand) {
+                    node.push(task);
+                }
+            }
+            Command::AskForWork => self.ask_for_work(),
+            Command::Feed { peer } => {
+                self.feed(node, peer);
+                if let Some(next) = node.idle.found(|| false) {
+                    node.wake(next);
+                }
+            }
+            Command::Shutdown { status, reason } => {
+                self.broadcast(&Control::Shutdown(Shutdown { status, reason }));
+            }
+        }
+        self.flush(node);
+    }
+
+    fn spawn(
+        &mut self,
+        node: &'static Node,
+        rank: Rank,
+        task: Task,
+        kind: &'static TaskType,
+        pack: Pack,
+        stolen: bool,
+    ) {
+        let function = match self.core.function_at(node, rank, kind) {
+            Ok(function) => function,
+            Err(error) => return task.fail(Box::new(error.through(kind.name, rank))),
+        };
+        let lineage = task.lineage();
+        self.core.request_epoch = self.core.request_epoch.wrapping_add(1);
+        let epoch = self.core.request_epoch;
+        let request = self.core.requests.insert(Request { task, kind, peer: rank, epoch });
+        let call = SpawnCall {
+            function,
+            request: u64::from(epoch) << 32 | request as u64,
+            parent: lineage.parent,
+            call: lineage.index,
+            stolen,
+        };
+        let mut buffer = std::mem::take(&mut self.core.scratch);
+        let mut builder = SpawnBuilder::new(&mut buffer, call, pack.pieces.len());
+        let mut lent = Vec::new();
+        for piece in &pack.pieces {
+            match piece {
+                Piece::Inline { start, len, align } => builder.inline(&pack.bytes[*start..start + len], *align),
+                Piece::Object(object) => {
+                    let record = self.core.lend(object, rank);
+                    lent.push(record.object);
+                    builder.object(record)
+                }
+            };
+        }
+        match builder.finish() {
+            Ok(()) => self.send(rank, &buffer),
+            Err(e) => {
+                for object in lent {
+                    let _unlent = self.core.index.give_back(ObjectId::from_bits(object), rank, 1);
+                }
+                let task = self.core.requests.remove(request).task;
+                let error = TaskError::new(ErrorKind::BadCall, format!("a call that cannot be sent to {rank}: {e}"));
+                task.fail(Box::new(error.through(kind.name, node.rank)));
+            }
+        }
+        self.core.scratch = buffer;
+        if let Some(worker) = node.my_worker() {
+            worker.keep_pack(pack);
+        }
+    }
+
+    fn reply(&mut self, node: &'static Node, peer: Rank, request: u64, result: Result<Pack, Box<TaskError>>) {
+        let mut buffer = std::mem::take(&mut self.core.scratch);
+        let written = match &result {
+            Ok(pack) => match pack.pieces.first() {
+                Some(Piece::Inline { start, len, align }) => {
+                    write_inline_result(&mut buffer, request, 0, &pack.bytes[*start..start + len], *align)
+                }
+                Some(Piece::Object(object)) => {
+                    let record = self.core.lend(object, peer);
+                    write_object_result(&mut buffer, request, 0, record);
+                    Ok(())
+                }
+                None => write_inline_result(&mut buffer, request, 0, &[], 1),
+            },
+            Err(error) => write_error(&mut buffer, request, 0, error),
+        };
+        if let Err(e) = written {
+            let error = TaskError::new(ErrorKind::BadCall, format!("a result that cannot be sent: {e}"));
+            write_error(&mut buffer, request, 0, &error).expect("a short error can be written");
+        }
+        self.send(peer, &buffer);
+        self.core.scratch = buffer;
+        if let (Ok(pack), Some(worker)) = (result, node.my_worker()) {
+            worker.keep_pack(pack);
+        }
+    }
+
+    fn ask_for_work(&mut self) {
+        for rank in 0..self.core.peers.len() {
+            let peer = &mut self.core.peers[rank];
+            if peer.asked || !peer.ready || peer.lost.is_some() || rank == self.core.me.index() {
+                continue;
+            }
+            peer.asked = true;
+            let mut buffer = std::mem::take(&mut self.core.scratch);
+            write_steal_request(&mut buffer, StealRequest { want: 1 });
+            self.send(Rank(rank as u32), &buffer);
+            self.core.scratch = buffer;
+        }
+    }
+
+    /// Gives the oldest task to a peer that asked, or remembers the wish.
+    pub(super) fn feed(&mut self, node: &'static Node, peer: Rank) {
+        if self.core.peers[peer.index()].lost.is_some() {
+            return;
+        }
+        // Tasks that belong here are put back; there may be only such ones.
+        for _ in 0..node.queued().saturating_sub(1) {
+            let Some(task) = node.steal(0, usize::MAX) else { break };
+            if Target::from_flags(task.flags()) == Target::ANYWHERE {
+                node.counters.count(Counted::TaskStolen);
+                return node.promote(peer, task, true);
+            }
+            node.injector.push(task);
+        }
+        node.idle.enlist(HUNGRY_BASE + peer.index());
+    }
+
+    fn broadcast(&mut self, control: &Control) {
+        let mut buffer = Vec::new();
+        write_control(&mut buffer, control).expect("small");
+        for rank in 0..self.core.peers.len() {
+            if rank != self.core.me.index() {
+                self.send(Rank(rank as u32), &buffer);
+            }
+        }
+    }
+
+    /// Sends, or keeps for later, in order.
+    fn send(&mut self, to: Rank, message: &[u8]) {
+        let peer = &mut self.core.peers[to.index()];
+        let Some(route) = peer.route.filter(|_| peer.lost.is_none()) else { return };
+        if peer.backlog.is_empty() {
+            match self.fabrics[route].send(to, &[message]) {
+                // What cannot be delivered will be reported as lost by a poll.
+                Ok(()) | Err(FabricError::NotConnected(_) | FabricError::Closed(_)) => return,
+                Err(_) => (),
+            }
+        }
+        peer.backlog.push_back(message.to_vec());
+    }
+
+    /// Sends what events produced, tries the backlog, closes what must be.
+    fn flush(&mut self, node: &'static Node) {
+        loop {
+            while let Some((to, message)) = self.core.out.pop_front() {
+                self.send(to, &message);
+            }
+            while let Some((rank, why)) = self.core.closing.pop() {
+                if let Some(route) = self.core.peers[rank.index()].route {
+                    self.fabrics[route].close(rank);
+                }
+                self.core.on_lost(node, rank, why);
+            }
+            self.start_reads(node);
+            self.grant_wishes(node);
+            if self.core.out.is_empty() && self.core.closing.is_empty() {
+                break;
+            }
+        }
+        for rank in 0..self.core.peers.len() {
+            let peer = &mut self.core.peers[rank];
+            let Some(route) = peer.route else { continue };
+            while let Some(message) = peer.backlog.front() {
+                match self.fabrics[route].send(Rank(rank as u32), &[message]) {
+                    Err(FabricError::Full(_)) => break,
+                    _ => drop(peer.backlog.pop_front()),
+                }
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Names an object to a peer, which holds it until it says otherwise.
+    fn lend(&mut self, object: &Bytes, borrower: Rank) -> ObjectRecord {
+        let id = self.index.export(object);
+        self.index.lend(id, borrower).expect("it was exported just now");
+        self.index.withdraw(id).expect("it was exported just now");
+        let (owner, offset) = match object {
+            Bytes::Sealed(sealed) => (self.me, sealed.offset()),
+            Bytes::Foreign(foreign) => (foreign.owner(), foreign.offset()),
+            Bytes::Heap(_) => unreachable!("`Outgoing::object` copies what is on the heap"),
+        };
+        ObjectRecord { owner, region: ARENA.0, offset, len: object.len() as u64, object: id.to_bits() }
+    }
+}
