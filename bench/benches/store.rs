@@ -1,5 +1,5 @@
 //! The object memory: what a block costs, and a put beside a plain copy into
-//! memory that is as warm.
+//! memory of the same kind.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use collimate::store::Index;
 use collimate::{base::Rank, mem::Bytes};
 use collimate_bench::arena;
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const SIZES: [usize; 6] = [8, 1 << 10, 64 << 10, 1 << 20, 4 << 20, 64 << 20];
 
@@ -38,19 +38,21 @@ fn put(c: &mut Criterion) {
 
 fn put_fresh(c: &mut Criterion) {
     let mut group = c.benchmark_group("put_fresh");
-    for len in [1 << 20, 64 << 20] {
+    // Regions this large come from the system anew each time.
+    for len in [64 << 20, 256 << 20] {
         let from = vec![7; len];
         group.throughput(Throughput::Bytes(len as u64));
         group.bench_function(BenchmarkId::new("arena", len), |b| {
-            b.iter_with_large_setup(|| arena(len), |arena| arena.put(black_box(&from)).map(|sealed| (sealed, arena)))
+            b.iter_batched(|| arena(len), |arena| (arena.put(black_box(&from)), arena), BatchSize::PerIteration)
         });
         group.bench_function(BenchmarkId::new("memcpy", len), |b| {
-            b.iter_with_large_setup(
+            b.iter_batched(
                 || arena(len).alloc(len).expect("the arena has room"),
                 |mut to| {
                     to.bytes_mut().copy_from_slice(black_box(&from));
                     to
                 },
+                BatchSize::PerIteration,
             )
         });
     }

@@ -81,7 +81,8 @@ impl Arena {
     }
 
     /// As [`Arena::new`]; `populate` is called before memory that was never
-    /// used is written in bulk.
+    /// used is written in bulk. For regions whose pages are not resident yet:
+    /// on resident ones it costs time and gains nothing.
     ///
     /// # Panics
     /// As [`Arena::new`].
@@ -103,18 +104,12 @@ impl Arena {
     /// `len` bytes at a multiple of 64, to fill and seal. What they hold is
     /// left over from earlier objects.
     pub fn alloc(&self, len: usize) -> Result<Block, StoreFull> {
-        let found = if len <= SMALL_BYTES_MAX { self.take_small(Class::of(len)) } else { self.take_large(len) };
-        let (grant, fresh) = found.ok_or_else(|| self.full(len))?;
-        let offset = grant.offset as usize;
-        // SAFETY: the extents and slabs hand out offsets within the region.
-        let start = unsafe { self.region().base().add(offset) };
-        let fresh = (fresh.start as usize).max(offset) - offset..(fresh.end as usize).saturating_sub(offset).min(len);
-        Ok(Block { start, len, fresh, grant })
+        self.take(len).ok_or_else(|| self.full(len))
     }
 
     /// A sealed copy of `bytes`.
     pub fn put(&self, bytes: &[u8]) -> Result<Sealed, StoreFull> {
-        let mut block = self.alloc(bytes.len())?;
+        let mut block = self.take(bytes.len()).ok_or_else(|| self.full(bytes.len()))?;
         block.write(0, bytes);
         Ok(block.seal())
     }
@@ -126,43 +121,68 @@ impl Arena {
         Usage { capacity: extents.capacity(), free: extents.free() + in_slabs, largest_free: extents.largest() }
     }
 
-    fn take_small(&self, class: Class) -> Option<(Grant, Range<u64>)> {
-        let small = |shard: &Arc<Shard>, offset, slab| {
-            let grant = Grant { shard: shard.clone(), offset, home: Home::Slab(slab) };
-            Some((grant, 0..0))
+    /// Inlined into its two callers, so that a block is made in place: moving
+    /// it costs as much as finding it.
+    #[inline(always)]
+    fn take(&self, len: usize) -> Option<Block> {
+        if len > SMALL_BYTES_MAX {
+            return self.take_large(len);
+        }
+        let class = Class::of(len);
+        let (shard, mut slabs) = self.own_shard();
+        let Some((offset, slab)) = slabs.take(class) else {
+            drop(slabs);
+            return self.take_small_slowly(class, len);
+        };
+        drop(slabs);
+        Some(Block::new(Grant { shard: shard.clone(), offset, home: Home::Slab(slab) }, len, 0..0))
+    }
+
+    /// With a new slab, else with what other shards and larger classes have,
+    /// else with an extent.
+    #[cold]
+    fn take_small_slowly(&self, class: Class, len: usize) -> Option<Block> {
+        let block = |shard: &Arc<Shard>, (offset, slab)| {
+            Block::new(Grant { shard: shard.clone(), offset, home: Home::Slab(slab) }, len, 0..0)
         };
         let (shard, mut slabs) = self.own_shard();
-        if let Some((offset, slab)) = slabs.take(class).or_else(|| shard.pool.refill(&mut slabs, class)) {
-            return small(shard, offset, slab);
+        if let Some(found) = shard.pool.refill(&mut slabs, class) {
+            return Some(block(shard, found));
         }
         drop(slabs);
         self.release_empty_slabs();
-        for shard in self.shards.iter() {
+        let class_of_any_shard = self.shards.iter().find_map(|shard| {
             let mut slabs = lock(&shard.slabs);
-            if let Some((offset, slab)) = slabs.take(class).or_else(|| shard.pool.refill(&mut slabs, class)) {
-                return small(shard, offset, slab);
-            }
-        }
-        self.take_extent(class.bytes()).or_else(|| {
+            let found = slabs.take(class).or_else(|| shard.pool.refill(&mut slabs, class))?;
+            Some(block(shard, found))
+        });
+        let larger = || {
             self.shards.iter().find_map(|shard| {
-                let (offset, slab) = lock(&shard.slabs).take_larger(class)?;
-                small(shard, offset, slab)
+                let found = lock(&shard.slabs).take_larger(class)?;
+                Some(block(shard, found))
             })
-        })
+        };
+        class_of_any_shard.or_else(|| self.take_extent(class.bytes(), len)).or_else(larger)
     }
 
-    fn take_large(&self, len: usize) -> Option<(Grant, Range<u64>)> {
+    fn take_large(&self, len: usize) -> Option<Block> {
         let rounded = (len as u64).checked_next_multiple_of(OBJECT_ALIGN as u64)?;
-        self.take_extent(rounded).or_else(|| {
+        self.take_extent(rounded, len).or_else(|| {
             self.release_empty_slabs();
-            self.take_extent(rounded)
+            self.take_extent(rounded, len)
         })
     }
 
-    fn take_extent(&self, len: u64) -> Option<(Grant, Range<u64>)> {
-        let Taken { offset, fresh } = lock(&self.pool().extents).take(len)?;
+    fn take_extent(&self, bytes: u64, len: usize) -> Option<Block> {
+        let units = u32::try_from(bytes / OBJECT_ALIGN as u64).ok()?;
+        let Taken { offset, fresh } = lock(&self.pool().extents).take(bytes)?;
         let shard = self.shards[own_index() & (self.shards.len() - 1)].clone();
-        Some((Grant { shard, offset, home: Home::Extent(len) }, fresh))
+        let fresh = if fresh.is_empty() {
+            0..0
+        } else {
+            (fresh.start - offset) as usize..len.min((fresh.end - offset) as usize)
+        };
+        Some(Block::new(Grant { shard, offset, home: Home::Extent { units } }, len, fresh))
     }
 
     /// The calling thread's shard, or one that is not busy.
@@ -223,6 +243,13 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
+    #[inline]
+    fn new(grant: Grant, len: usize, fresh: Range<usize>) -> Block {
+        // SAFETY: grants are for ranges within the region.
+        let start = unsafe { grant.shard.pool.region.base().add(grant.offset as usize) };
+        Block { start, len, fresh, grant }
+    }
+
     /// Bytes asked for.
     pub fn len(&self) -> usize {
         self.len
@@ -258,11 +285,20 @@ impl Block {
     ///
     /// # Panics
     /// If they do not fit.
+    #[inline]
     pub fn write(&mut self, at: usize, bytes: &[u8]) {
+        if self.fresh.len() < POPULATE_BYTES_MIN {
+            copy(&mut self.bytes_mut()[at..][..bytes.len()], bytes);
+        } else {
+            self.write_fresh(at, bytes);
+        }
+    }
+
+    fn write_fresh(&mut self, at: usize, bytes: &[u8]) {
         let fresh = self.fresh.start.max(at)..self.fresh.end.min(at.saturating_add(bytes.len()));
         let populate = self.grant.shard.pool.populate;
         let to = &mut self.bytes_mut()[at..][..bytes.len()];
-        if fresh.len() < POPULATE_BYTES_MIN {
+        if fresh.is_empty() {
             return copy(to, bytes);
         }
         let mut done = 0;
@@ -278,7 +314,7 @@ impl Block {
 
     /// Ends writing: from now on the bytes are shared and never change.
     pub fn seal(self) -> Sealed {
-        Sealed(Arc::new(SealedBytes { start: self.start, len: self.len, _grant: self.grant }))
+        Sealed(Arc::new(SealedBytes { start: self.start, len: self.len, grant: self.grant }))
     }
 
     /// The block as a lease, for a fabric to fill; dropping the lease frees
@@ -295,9 +331,7 @@ impl Block {
     /// The block that a lease was made of; any other lease comes back.
     pub fn from_lease(lease: Lease) -> Result<Block, Lease> {
         let (grant, range) = lease.into_owner::<Grant>()?;
-        // SAFETY: the range was checked against the region in `into_lease`.
-        let start = unsafe { grant.shard.pool.region.base().add(range.start) };
-        Ok(Block { start, len: range.len(), fresh: 0..0, grant: *grant })
+        Ok(Block::new(*grant, range.len(), 0..0))
     }
 }
 
@@ -315,7 +349,7 @@ pub struct Sealed(Arc<SealedBytes>);
 struct SealedBytes {
     start: NonNull<u8>,
     len: usize,
-    _grant: Grant,
+    grant: Grant,
 }
 
 // SAFETY: nobody writes the bytes of a sealed block until the grant is
@@ -334,7 +368,7 @@ impl Sealed {
 
     /// The first byte's offset in the arena's region.
     pub fn offset(&self) -> u64 {
-        self.0._grant.offset
+        self.0.grant.offset
     }
 
     /// A number that no other object has while this one lives.
@@ -398,7 +432,10 @@ struct Grant {
 
 enum Home {
     Slab(SlabId),
-    Extent(u64),
+    /// Its length in units of 64 bytes: an object has 256 GiB at most.
+    Extent {
+        units: u32,
+    },
 }
 
 impl Drop for Grant {
@@ -411,7 +448,7 @@ impl Drop for Grant {
                     lock(&pool.extents).give(base, SLAB_BYTES);
                 }
             }
-            Home::Extent(len) => lock(&pool.extents).give(self.offset, len),
+            Home::Extent { units } => lock(&pool.extents).give(self.offset, u64::from(units) * OBJECT_ALIGN as u64),
         }
     }
 }
@@ -447,184 +484,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::rng::Rng;
-
-    fn arena(bytes: usize) -> Arena {
-        Arena::new(Arc::new(Region::heap(bytes)))
-    }
-
-    #[test]
-    fn every_object_is_aligned_and_has_its_length() {
-        let arena = arena(8 << 20);
-        let mut live = Vec::new();
-        for len in [0, 1, 8, 63, 64, 65, 500, 4096, SMALL_BYTES_MAX, SMALL_BYTES_MAX + 1, 70_000, 1 << 20] {
-            let block = arena.alloc(len).unwrap();
-            assert_eq!(block.offset() % OBJECT_ALIGN as u64, 0, "{len}");
-            assert!(block.bytes().as_ptr().addr().is_multiple_of(OBJECT_ALIGN), "{len}");
-            assert_eq!((block.bytes().len(), block.len()), (len, len));
-            live.push(block);
-        }
-    }
-
-    #[test]
-    fn what_was_freed_is_used_next() {
-        let arena = arena(8 << 20);
-        for len in [8, 3000, 100_000, 3 << 20] {
-            let keep = arena.alloc(len).unwrap();
-            let first = arena.alloc(len).unwrap();
-            let offset = first.offset();
-            drop(first.seal());
-            assert_eq!(arena.alloc(len).unwrap().offset(), offset, "{len}");
-            drop(keep);
-        }
-    }
-
-    #[test]
-    fn a_full_arena_says_so_with_its_sizes_and_works_again() {
-        let arena = arena(1 << 20);
-        let empty = arena.usage();
-        assert_eq!((empty.free, empty.largest_free), (1 << 20, 1 << 20));
-        let mut blocks: Vec<Block> = (0..16).map(|_| arena.alloc(1 << 16).unwrap()).collect();
-        let none = StoreFull { asked: 1, free: 0, largest_free: 0, capacity: 1 << 20 };
-        assert_eq!(arena.alloc(1).unwrap_err(), none);
-        blocks.remove(3);
-        blocks.remove(7);
-        let parts = StoreFull { asked: 65_537, free: 2 << 16, largest_free: 1 << 16, capacity: 1 << 20 };
-        let error = arena.alloc(65_537).unwrap_err();
-        assert_eq!(error, parts);
-        let text = error.to_string();
-        for word in ["65537", "131072", "65536", "1048576", "COLLIMATE_STORE"] {
-            assert!(text.contains(word), "{text}");
-        }
-        drop(blocks);
-        assert_eq!(arena.usage(), empty);
-        assert_eq!(arena.alloc(1 << 20).unwrap().len(), 1 << 20);
-        assert!(arena.alloc(usize::MAX).is_err());
-    }
-
-    #[test]
-    fn the_last_byte_can_be_a_small_object() {
-        let arena = arena(1 << 20);
-        let mut small = Vec::new();
-        while let Ok(sealed) = arena.put(&[1; 64]) {
-            small.push(sealed);
-        }
-        assert_eq!(small.len(), (1 << 20) / 64);
-        drop(small);
-        let large = arena.alloc((1 << 20) - 128).unwrap();
-        let (one, other) = (arena.put(b"a").unwrap(), arena.put(b"b").unwrap());
-        assert!(arena.put(b"c").is_err());
-        drop((large, one, other));
-        assert_eq!(arena.alloc(1 << 20).unwrap().len(), 1 << 20);
-    }
-
-    #[test]
-    fn fresh_memory_is_populated_once() {
-        static BYTES: AtomicUsize = AtomicUsize::new(0);
-        let region = Arc::new(Region::heap(16 << 20));
-        let arena = Arena::with_populate(region, |bytes| {
-            BYTES.fetch_add(bytes.len(), Ordering::Relaxed);
-        });
-        let bytes: Vec<u8> = (0..5_000_000u32).map(|i| i as u8).collect();
-        for _ in 0..3 {
-            assert_eq!(*arena.put(&bytes).unwrap(), bytes[..]);
-        }
-        assert_eq!(BYTES.load(Ordering::Relaxed), bytes.len());
-        let mut block = arena.alloc(6_000_000).unwrap();
-        block.write(1_000_000, &bytes);
-        assert_eq!(block.bytes()[1_000_000..], bytes[..]);
-        assert_eq!(BYTES.load(Ordering::Relaxed), 6_000_000_usize.next_multiple_of(64));
-    }
-
-    #[test]
-    fn a_lease_carries_the_block() {
-        let arena = arena(1 << 20);
-        let free = arena.usage().free;
-        let mut lease = arena.alloc(100_000).unwrap().into_lease();
-        lease.bytes_mut().fill(9);
-        let sealed = Block::from_lease(lease).unwrap().seal();
-        assert!(sealed.len() == 100_000 && sealed.iter().all(|b| *b == 9));
-        drop(sealed);
-        drop(arena.alloc(100_000).unwrap().into_lease());
-        assert_eq!(arena.usage().free, free);
-        // SAFETY: nothing else uses this region.
-        let other = unsafe { Lease::new(Arc::new(Region::heap(64)), 0..64) }.unwrap();
-        assert_eq!(Block::from_lease(other).unwrap_err().range(), 0..64);
-    }
-
-    #[test]
-    fn objects_outlive_the_arena() {
-        let sealed = arena(1 << 20).put(b"still here").unwrap();
-        assert_eq!(&*sealed, b"still here");
-    }
-
-    /// Every live object holds its own number in every byte, so that two that
-    /// overlap cannot both be intact.
-    fn stress(arena: &Arena, seed: u64, rounds: usize) {
-        let mut rng = Rng::new(seed);
-        let mut live: Vec<(Sealed, u8)> = Vec::new();
-        for round in 0..rounds {
-            if rng.below(9) < 5 {
-                let len = match rng.below(8) {
-                    0 => rng.below(200_000),
-                    1..=2 => rng.below(20_000),
-                    _ => rng.below(600),
-                };
-                let mark = (seed as u8).wrapping_mul(31).wrapping_add(round as u8);
-                match arena.alloc(len) {
-                    Ok(mut block) => {
-                        block.bytes_mut().fill(mark);
-                        live.push((block.seal(), mark));
-                    }
-                    Err(full) => {
-                        assert!(full.largest_free <= full.free && full.free <= full.capacity, "{full}");
-                        live.truncate(live.len() / 2);
-                    }
-                }
-            } else if !live.is_empty() {
-                let (sealed, mark) = live.swap_remove(rng.below(live.len()));
-                assert!(sealed.iter().all(|b| *b == mark), "seed {seed}, round {round}");
-            }
-        }
-        for (sealed, mark) in live {
-            assert!(sealed.iter().all(|b| *b == mark), "seed {seed}");
-        }
-    }
-
-    #[test]
-    fn objects_never_overlap() {
-        for seed in 0..20 {
-            let arena = arena(2 << 20);
-            stress(&arena, seed, 1000);
-            assert_eq!(arena.usage().free, 2 << 20);
-            assert_eq!(arena.alloc(2 << 20).unwrap().len(), 2 << 20, "seed {seed}: memory was lost to fragments");
-        }
-    }
-
-    #[test]
-    fn threads_share_an_arena() {
-        let arena = arena(16 << 20);
-        let (sender, receiver) = std::sync::mpsc::channel::<(Sealed, u8)>();
-        std::thread::scope(|scope| {
-            for thread in 0..4 {
-                let (arena, sender) = (&arena, sender.clone());
-                scope.spawn(move || {
-                    for turn in 0..20 {
-                        stress(arena, 1000 + thread * 100 + turn, 100);
-                        let mark = (thread * 20 + turn) as u8;
-                        let len = if turn % 2 == 0 { 300 } else { 30_000 };
-                        let sealed = arena.put(&vec![mark; len]).expect("the arena has room");
-                        sender.send((sealed, mark)).expect("the receiver waits");
-                    }
-                });
-            }
-            drop(sender);
-            let received = receiver.iter().filter(|(s, mark)| s.iter().all(|b| b == mark)).count();
-            assert_eq!(received, 80);
-        });
-        assert_eq!(arena.usage().free, 16 << 20);
-        assert_eq!(arena.alloc(16 << 20).unwrap().len(), 16 << 20);
-    }
-}
+mod tests;

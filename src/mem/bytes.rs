@@ -213,7 +213,9 @@ pub struct Heap {
 impl Heap {
     /// `len` bytes, zeroed and then filled by `fill`.
     pub fn filled(len: usize, fill: impl FnOnce(&mut [u8])) -> Heap {
-        let mut words: Arc<[u128]> = std::iter::repeat_n(0, len.div_ceil(size_of::<u128>())).collect();
+        let words = Arc::<[u128]>::new_zeroed_slice(len.div_ceil(size_of::<u128>()));
+        // SAFETY: all bits zero is the number 0.
+        let mut words = unsafe { words.assume_init() };
         let all = Arc::get_mut(&mut words).expect("nobody else has the new words");
         fill(&mut zerocopy::IntoBytes::as_mut_bytes(all)[..len]);
         Heap { words, len }
@@ -249,10 +251,10 @@ mod tests {
     fn peer_region() -> Arc<Region> {
         #[repr(align(64))]
         struct Lines([u8; 256]);
-        let mut lines = Box::new(Lines(std::array::from_fn(|i| i as u8)));
-        let base = NonNull::from(&mut lines.0).cast();
-        // SAFETY: the box keeps the bytes where they are, and nobody writes them.
-        Arc::new(unsafe { Region::from_raw(base, 256, false, lines) })
+        let mut lines = vec![Lines(std::array::from_fn(|i| i as u8))];
+        let base = NonNull::from(&mut lines[0].0).cast();
+        // SAFETY: the vector keeps the bytes where they are, and nobody writes them.
+        Arc::new(unsafe { Region::from_raw(base, 256, false, Box::new(lines)) })
     }
 
     impl Drop for CountsDrops {

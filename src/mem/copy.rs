@@ -3,13 +3,15 @@
 
 /// Copies from this size on bypass the caches; below it the reader is likely
 /// to find the bytes in a cache (docs/adr/0003-arena.md has the measurement).
-const STREAM_BYTES_MIN: usize = 4 << 20;
+const STREAM_BYTES_MIN: usize = 16 << 20;
 
 /// Copies `from` to `to`, which must be as long.
+#[inline]
 pub(super) fn copy(to: &mut [u8], from: &[u8]) {
     stream_from(STREAM_BYTES_MIN, to, from);
 }
 
+#[inline]
 fn stream_from(bytes_min: usize, to: &mut [u8], from: &[u8]) {
     assert_eq!(to.len(), from.len(), "a copy between different lengths");
     if cfg!(target_arch = "x86_64") && to.len() >= bytes_min {

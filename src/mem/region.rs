@@ -7,6 +7,8 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use crate::base::limits::OBJECT_ALIGN;
+
 /// A mapped range of bytes. Says nothing about who may use which part: that is
 /// what [`Lease`] and the arena are for.
 pub struct Region {
@@ -57,14 +59,14 @@ impl Region {
     /// A zeroed region on the heap, 64-byte aligned, for tests and for jobs of
     /// a single rank.
     pub fn heap(len: usize) -> Region {
-        #[derive(Clone, Copy)]
-        #[repr(C, align(64))]
-        struct Line([u8; 64]);
-        let mut lines = vec![Line([0; 64]); len.div_ceil(64)].into_boxed_slice();
-        let base = NonNull::new(lines.as_mut_ptr().cast::<u8>()).expect("a box is not null");
-        // SAFETY: the boxed slice stays where it is until the region drops it,
-        // and nobody else has its address.
-        unsafe { Region::from_raw(base, len, true, Box::new(SendLines(lines))) }
+        // Zeroed by the allocator, so that large regions take no page before
+        // they are used.
+        let mut bytes = vec![0_u8; len + OBJECT_ALIGN];
+        let skipped = bytes.as_ptr().align_offset(OBJECT_ALIGN);
+        let base = NonNull::from(&mut bytes[skipped..][..len]).cast();
+        // SAFETY: a vector's bytes stay where they are while it is moved, until
+        // the region drops it, and nobody else has their address.
+        unsafe { Region::from_raw(base, len, true, Box::new(bytes)) }
     }
 
     /// Whether this process may write the region.
@@ -103,12 +105,6 @@ impl Region {
         Ok(NonNull::slice_from_raw_parts(start, len as usize))
     }
 }
-
-struct SendLines<T>(#[expect(dead_code, reason = "held for its memory")] Box<[T]>);
-// SAFETY: plain bytes without interior pointers.
-unsafe impl<T> Send for SendLines<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for SendLines<T> {}
 
 /// The exclusive right to the bytes of a part of a region, held by one value
 /// at a time: an arena hands it out, a fabric fills it, a seal ends it.

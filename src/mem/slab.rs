@@ -31,7 +31,32 @@ const CLASS_OF: [u8; SMALL_BYTES_MAX / UNIT + 1] = {
     table
 };
 
-const WORDS: usize = SLAB_BYTES as usize / UNIT / 64;
+/// Class → 2^32 over its units, rounded up: the block that a unit of a slab is
+/// in, without a division.
+const INVERSE: [u64; CLASS_UNITS.len()] = {
+    let mut table = [0; CLASS_UNITS.len()];
+    let mut class = 0;
+    while class < table.len() {
+        table[class] = (1_u64 << 32).div_ceil(CLASS_UNITS[class] as u64);
+        class += 1;
+    }
+    table
+};
+
+/// Class → blocks of a slab.
+const BLOCKS: [u16; CLASS_UNITS.len()] = {
+    let mut table = [0; CLASS_UNITS.len()];
+    let mut class = 0;
+    while class < table.len() {
+        table[class] = (SLAB_UNITS / CLASS_UNITS[class] as usize) as u16;
+        class += 1;
+    }
+    table
+};
+
+const SLAB_UNITS: usize = SLAB_BYTES as usize / UNIT;
+
+const WORDS: usize = SLAB_UNITS / 64;
 
 const _: () = assert!(CLASS_UNITS[CLASS_UNITS.len() - 1] as usize * UNIT == SMALL_BYTES_MAX);
 
@@ -41,17 +66,25 @@ pub(super) struct Class(u8);
 
 impl Class {
     /// The class for `len` bytes, at most [`SMALL_BYTES_MAX`].
+    #[inline]
     pub fn of(len: usize) -> Class {
         Class(CLASS_OF[len.div_ceil(UNIT).max(1)])
     }
 
     /// Bytes of each block of the class.
+    #[inline]
     pub fn bytes(self) -> u64 {
         u64::from(CLASS_UNITS[self.0 as usize]) * UNIT as u64
     }
 
     fn blocks(self) -> u16 {
-        (SLAB_BYTES / self.bytes()) as u16
+        BLOCKS[self.0 as usize]
+    }
+
+    /// The block that starts `offset` bytes into a slab.
+    fn block_at(self, offset: u64) -> usize {
+        let unit = offset / UNIT as u64;
+        ((unit * INVERSE[self.0 as usize]) >> 32) as usize
     }
 }
 
@@ -103,6 +136,7 @@ impl Slabs {
     }
 
     /// A block of `class`, if a slab has one.
+    #[inline]
     pub fn take(&mut self, class: Class) -> Option<(u64, SlabId)> {
         let open = &mut self.open[class.0 as usize];
         let id = *open.last()?;
@@ -125,10 +159,11 @@ impl Slabs {
 
     /// Takes a block back. Returns the base of its slab if that is empty now
     /// and the class has another one with room: the slab is no longer ours.
+    #[inline]
     pub fn give(&mut self, offset: u64, id: SlabId) -> Option<u64> {
         let slab = &mut self.slabs[id.0 as usize];
         let class = slab.class;
-        let block = ((offset - slab.base) / class.bytes()) as usize;
+        let block = class.block_at(offset - slab.base);
         debug_assert_eq!(slab.bits[block / 64] >> (block % 64) & 1, 0, "a block freed twice");
         slab.bits[block / 64] |= 1 << (block % 64);
         slab.first = slab.first.min((block / 64) as u8);
@@ -193,8 +228,7 @@ mod tests {
 
     #[test]
     fn blocks_of_a_slab_do_not_overlap_and_all_come_back() {
-        for len in [1, 65, 300, 1000, 5000, SMALL_BYTES_MAX] {
-            let class = Class::of(len);
+        for class in (0..CLASS_UNITS.len() as u8).map(Class) {
             let mut slabs = Slabs::new();
             assert_eq!(slabs.take(class), None);
             slabs.add(class, 1 << 20);
@@ -203,6 +237,7 @@ mod tests {
                 blocks.push(block);
             }
             assert_eq!(blocks.len(), class.blocks() as usize);
+            assert_eq!(blocks.len(), (SLAB_BYTES / class.bytes()) as usize);
             assert_eq!(slabs.free(), 0);
             for pair in blocks.windows(2) {
                 assert_eq!(pair[1].0 - pair[0].0, class.bytes());
