@@ -172,7 +172,7 @@ fn expand_task(function: &ItemFn, results: Option<usize>) -> Result<Tokens> {
     let signature = &function.sig;
     for (wrong, what) in [
         (signature.asyncness.map(|t| t.span()), "`async`: a task waits with `get`"),
-        (signature.unsafety.map(|t| t.span()), "`unsafe`"),
+        (matches!(signature.safety, syn::Safety::Unsafe(_)).then(|| signature.safety.span()), "`unsafe`"),
         (signature.variadic.as_ref().map(|t| t.span()), "variadic"),
         (signature.generics.params.first().map(|t| t.span()), "generic: ranks must agree on every task's types"),
     ] {

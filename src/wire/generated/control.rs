@@ -46,6 +46,8 @@ mod root {
                 pub tasks_hash: u64,
                 ///  Bytes of the sender's registered region, the arena and what surrounds it.
                 pub region_bytes: u64,
+                ///  What the sender has for tasks that ask for it, as `gpu=2,licence=1`.
+                pub resources: ::planus::alloc::string::String,
             }
             #[allow(clippy::derivable_impls)]
             impl ::core::default::Default for Hello {
@@ -57,6 +59,7 @@ mod root {
                         store_bytes: 0,
                         tasks_hash: 0,
                         region_bytes: 0,
+                        resources: ::core::default::Default::default(),
                     }
                 }
             }
@@ -75,6 +78,7 @@ mod root {
                     field_store_bytes: impl ::planus::WriteAsDefault<u64, u64>,
                     field_tasks_hash: impl ::planus::WriteAsDefault<u64, u64>,
                     field_region_bytes: impl ::planus::WriteAsDefault<u64, u64>,
+                    field_resources: impl ::planus::WriteAs<::planus::Offset<str>>,
                 ) -> ::planus::Offset<Self> {
                     let prepared_schema = field_schema.prepare(builder, &0);
                     let prepared_rank = field_rank.prepare(builder, &0);
@@ -82,7 +86,8 @@ mod root {
                     let prepared_store_bytes = field_store_bytes.prepare(builder, &0);
                     let prepared_tasks_hash = field_tasks_hash.prepare(builder, &0);
                     let prepared_region_bytes = field_region_bytes.prepare(builder, &0);
-                    let mut table_writer: ::planus::table_writer::TableWriter<16> = ::core::default::Default::default();
+                    let prepared_resources = field_resources.prepare(builder);
+                    let mut table_writer: ::planus::table_writer::TableWriter<18> = ::core::default::Default::default();
                     if prepared_store_bytes.is_some() {
                         table_writer.write_entry::<u64>(3);
                     }
@@ -101,6 +106,7 @@ mod root {
                     if prepared_workers.is_some() {
                         table_writer.write_entry::<u32>(2);
                     }
+                    table_writer.write_entry::<::planus::Offset<str>>(6);
                     unsafe {
                         table_writer
                             .finish(
@@ -126,6 +132,7 @@ mod root {
                                     if let ::core::option::Option::Some(prepared_workers) = prepared_workers {
                                         object_writer.write::<_, _, 4>(&prepared_workers);
                                     }
+                                    object_writer.write::<_, _, 4>(&prepared_resources);
                                 },
                             );
                     }
@@ -168,6 +175,7 @@ mod root {
                         self.store_bytes,
                         self.tasks_hash,
                         self.region_bytes,
+                        &self.resources,
                     )
                 }
             }
@@ -303,6 +311,21 @@ mod root {
                 }
             }
             impl<T0, T1, T2, T3, T4, T5> HelloBuilder<(T0, T1, T2, T3, T4, T5)> {
+                /// Setter for the [`resources` field](Hello#structfield.resources).
+                #[inline]
+                #[allow(clippy::type_complexity)]
+                pub fn resources<T6>(
+                    self,
+                    value: T6,
+                ) -> HelloBuilder<(T0, T1, T2, T3, T4, T5, T6)>
+                where
+                    T6: ::planus::WriteAs<::planus::Offset<str>>,
+                {
+                    let (v0, v1, v2, v3, v4, v5) = self.0;
+                    HelloBuilder((v0, v1, v2, v3, v4, v5, value))
+                }
+            }
+            impl<T0, T1, T2, T3, T4, T5, T6> HelloBuilder<(T0, T1, T2, T3, T4, T5, T6)> {
                 /// Finish writing the builder to get an [Offset](::planus::Offset) to a serialized [Hello].
                 #[inline]
                 pub fn finish(
@@ -322,8 +345,9 @@ mod root {
                 T3: ::planus::WriteAsDefault<u64, u64>,
                 T4: ::planus::WriteAsDefault<u64, u64>,
                 T5: ::planus::WriteAsDefault<u64, u64>,
+                T6: ::planus::WriteAs<::planus::Offset<str>>,
             > ::planus::WriteAs<::planus::Offset<Hello>>
-            for HelloBuilder<(T0, T1, T2, T3, T4, T5)> {
+            for HelloBuilder<(T0, T1, T2, T3, T4, T5, T6)> {
                 type Prepared = ::planus::Offset<Hello>;
                 #[inline]
                 fn prepare(
@@ -340,8 +364,9 @@ mod root {
                 T3: ::planus::WriteAsDefault<u64, u64>,
                 T4: ::planus::WriteAsDefault<u64, u64>,
                 T5: ::planus::WriteAsDefault<u64, u64>,
+                T6: ::planus::WriteAs<::planus::Offset<str>>,
             > ::planus::WriteAsOptional<::planus::Offset<Hello>>
-            for HelloBuilder<(T0, T1, T2, T3, T4, T5)> {
+            for HelloBuilder<(T0, T1, T2, T3, T4, T5, T6)> {
                 type Prepared = ::planus::Offset<Hello>;
                 #[inline]
                 fn prepare(
@@ -360,14 +385,16 @@ mod root {
                 T3: ::planus::WriteAsDefault<u64, u64>,
                 T4: ::planus::WriteAsDefault<u64, u64>,
                 T5: ::planus::WriteAsDefault<u64, u64>,
-            > ::planus::WriteAsOffset<Hello> for HelloBuilder<(T0, T1, T2, T3, T4, T5)> {
+                T6: ::planus::WriteAs<::planus::Offset<str>>,
+            > ::planus::WriteAsOffset<Hello>
+            for HelloBuilder<(T0, T1, T2, T3, T4, T5, T6)> {
                 #[inline]
                 fn prepare(
                     &self,
                     builder: &mut ::planus::Builder,
                 ) -> ::planus::Offset<Hello> {
-                    let (v0, v1, v2, v3, v4, v5) = &self.0;
-                    Hello::create(builder, v0, v1, v2, v3, v4, v5)
+                    let (v0, v1, v2, v3, v4, v5, v6) = &self.0;
+                    Hello::create(builder, v0, v1, v2, v3, v4, v5, v6)
                 }
             }
             /// Reference to a deserialized [Hello].
@@ -419,6 +446,11 @@ mod root {
                         self.0.access(5, "Hello", "region_bytes")?.unwrap_or(0),
                     )
                 }
+                /// Getter for the [`resources` field](Hello#structfield.resources).
+                #[inline]
+                pub fn resources(&self) -> ::planus::Result<&'a ::core::primitive::str> {
+                    self.0.access_required(6, "Hello", "resources")
+                }
             }
             impl<'a> ::core::fmt::Debug for HelloRef<'a> {
                 fn fmt(
@@ -432,6 +464,7 @@ mod root {
                     f.field("store_bytes", &self.store_bytes());
                     f.field("tasks_hash", &self.tasks_hash());
                     f.field("region_bytes", &self.region_bytes());
+                    f.field("resources", &self.resources());
                     f.finish()
                 }
             }
@@ -452,6 +485,7 @@ mod root {
                         region_bytes: ::core::convert::TryInto::try_into(
                             value.region_bytes()?,
                         )?,
+                        resources: ::core::convert::Into::into(value.resources()?),
                     })
                 }
             }
@@ -528,7 +562,7 @@ mod root {
             ///  One task function that a rank can run.
             ///
             /// Generated from these locations:
-            /// * Table `TaskEntry` in the file `schema/control.fbs:28`
+            /// * Table `TaskEntry` in the file `schema/control.fbs:30`
             #[derive(
                 Clone,
                 Debug,
@@ -858,7 +892,7 @@ mod root {
             ///  index that spawn messages to this rank carry.
             ///
             /// Generated from these locations:
-            /// * Table `TaskTable` in the file `schema/control.fbs:39`
+            /// * Table `TaskTable` in the file `schema/control.fbs:41`
             #[derive(
                 Clone,
                 Debug,
@@ -1132,7 +1166,7 @@ mod root {
             ///  One task that an error passed through.
             ///
             /// Generated from these locations:
-            /// * Table `Hop` in the file `schema/control.fbs:44`
+            /// * Table `Hop` in the file `schema/control.fbs:46`
             #[derive(
                 Clone,
                 Debug,
@@ -1425,7 +1459,7 @@ mod root {
             ///  The error value of a task, sent instead of its result.
             ///
             /// Generated from these locations:
-            /// * Table `ErrorReport` in the file `schema/control.fbs:52`
+            /// * Table `ErrorReport` in the file `schema/control.fbs:54`
             #[derive(
                 Clone,
                 Debug,
@@ -1816,7 +1850,7 @@ mod root {
             ///  The sender is done with the job and will send nothing more.
             ///
             /// Generated from these locations:
-            /// * Table `Goodbye` in the file `schema/control.fbs:64`
+            /// * Table `Goodbye` in the file `schema/control.fbs:66`
             #[derive(
                 Clone,
                 Debug,
@@ -2114,7 +2148,7 @@ mod root {
             ///  The driver's order to end the job.
             ///
             /// Generated from these locations:
-            /// * Table `Shutdown` in the file `schema/control.fbs:72`
+            /// * Table `Shutdown` in the file `schema/control.fbs:74`
             #[derive(
                 Clone,
                 Debug,
@@ -2413,7 +2447,7 @@ mod root {
             /// The union `Body` in the namespace `collimate.control`
             ///
             /// Generated from these locations:
-            /// * Union `Body` in the file `schema/control.fbs:79`
+            /// * Union `Body` in the file `schema/control.fbs:81`
             #[derive(
                 Clone,
                 Debug,
@@ -2832,7 +2866,7 @@ mod root {
             ///  The root of every control message.
             ///
             /// Generated from these locations:
-            /// * Table `Control` in the file `schema/control.fbs:82`
+            /// * Table `Control` in the file `schema/control.fbs:84`
             #[derive(
                 Clone,
                 Debug,
