@@ -35,7 +35,8 @@ pub struct Config {
     /// `COLLIMATE_INTERFACE`: the address that other hosts reach this one by;
     /// `None` lets the routing table decide.
     pub interface: Option<std::net::IpAddr>,
-    /// `COLLIMATE_PORT`: the TCP port to listen on; 0 takes any free one.
+    /// `COLLIMATE_PORT`: the first TCP port of the job: rank `r` listens on
+    /// this one + `r`; 0 takes any free port.
     pub port: u16,
     /// `COLLIMATE_LOG`: one line per decision on standard error.
     pub log: bool,

@@ -50,6 +50,7 @@ events! {
 }
 
 /// A process's counters, one per event.
+#[derive(Debug)]
 pub struct Counters([AtomicU64; Event::ALL.len()]);
 
 impl Counters {

@@ -37,8 +37,34 @@ pub const READ_CHUNK_BYTES: usize = 256 * 1024;
 /// How long a connection may take to prove the job's key, first byte to last.
 pub const ADMISSION_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Connections that may be in the handshake at once; the oldest makes room, for
+/// an honest one takes well under a millisecond.
+pub const PENDING_MAX: usize = 256;
+
+/// Connections that the kernel holds for a rank that is not accepting yet: all
+/// its peers at once, as far as `net.core.somaxconn` lets them.
+pub const BACKLOG: i32 = RANKS_MAX as i32;
+
 /// How long ranks wait for each other at start.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a rank may go on after its launcher has died. The job is given
+/// this time to end by itself; then the process is killed.
+pub const ORPHAN_GRACE: Duration = Duration::from_secs(1);
+
+/// How long the launcher lets the other ranks end by themselves after one was
+/// lost, so that the driver can report it.
+pub const LOSS_GRACE: Duration = Duration::from_secs(2);
+
+/// How long ranks have between SIGTERM and SIGKILL.
+pub const TERM_GRACE: Duration = Duration::from_secs(2);
+
+/// The largest frame between a launcher and its ranks: every rank's card.
+pub const LAUNCH_FRAME_BYTES_MAX: usize = RANKS_MAX as usize * CARD_BYTES_MAX;
+
+/// The largest card of a rank: as hexadecimal digits it must fit PMI-1's
+/// smallest value, 1024 bytes.
+pub const CARD_BYTES_MAX: usize = 500;
 
 /// How long a rank waits for its peers to say goodbye at the end.
 pub const GOODBYE_DEADLINE: Duration = Duration::from_secs(5);

@@ -1,1 +1,326 @@
-//! TODO
+//! How the ranks of a job find each other and prove that they belong together:
+//! a launcher's all-gather of addresses, then one authenticated connection per
+//! pair of ranks. What the connections carry is not known here.
+
+mod acceptor;
+mod admission;
+mod bootstrap;
+mod dial;
+mod error;
+mod frame;
+mod hostfile;
+mod launch;
+mod launcher;
+mod local;
+#[cfg(feature = "mpi")]
+mod mpi;
+mod pmi;
+mod remote;
+mod stream;
+mod verdict;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+pub use acceptor::Acceptor;
+pub use error::BootError;
+pub use hostfile::{Host, HostFileError};
+pub use launch::{Job, LaunchError, launch};
+pub use launcher::Launcher;
+pub use remote::serve_remote;
+pub use stream::Stream;
+
+use acceptor::{Identity, Listeners};
+use admission::{KEY_BYTES, Key};
+use bootstrap::Bootstrap;
+
+use crate::base::event::{Counters, Event};
+use crate::base::limits::{BACKLOG, BOOT_DEADLINE, RANKS_MAX};
+use crate::base::{Config, HostId, JobId, Rank};
+
+/// How one rank connects to another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Via {
+    /// A Unix socket; both must be on one host.
+    Unix,
+    /// TCP.
+    Tcp,
+}
+
+/// What a rank tells all others of itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Card {
+    /// Which rank.
+    pub rank: Rank,
+    /// Its host.
+    pub host: HostId,
+    /// Where it listens for other hosts.
+    pub tcp: SocketAddr,
+    /// The name of the abstract Unix socket where it listens for its host.
+    pub unix: String,
+    /// Its process.
+    pub pid: u32,
+}
+
+/// A rank connected to all others.
+#[derive(Debug)]
+pub struct Mesh {
+    /// This rank.
+    pub rank: Rank,
+    /// Ranks of the job.
+    pub size: u32,
+    /// This rank's number among the ranks of its host.
+    pub local_rank: u32,
+    /// Ranks of this host.
+    pub local_size: u32,
+    /// The job.
+    pub job: JobId,
+    /// All ranks' cards, by rank.
+    pub cards: Vec<Card>,
+    /// One connection per peer, in no order.
+    pub links: Vec<(Rank, Stream)>,
+    /// What started this rank.
+    pub launcher: Launcher,
+    /// Keeps strangers and latecomers out for as long as it lives; `None` when
+    /// nothing launched this process, for then nothing listens.
+    pub acceptor: Option<Acceptor>,
+    /// What happened at the door.
+    pub counters: Arc<Counters>,
+}
+
+/// The variable by which `collimate run` names the socket to it.
+const LAUNCH_FD: &str = "COLLIMATE_LAUNCH_FD";
+
+/// Joins this process to its job. `choose` says how the pair of this rank (the
+/// first card) and a lower rank connects. A process that nothing launched is a
+/// job of one rank.
+pub fn start(config: &Config, choose: &dyn Fn(&Card, &Card) -> Via) -> Result<Mesh, BootError> {
+    let Some(bootstrap) = Bootstrap::find()? else { return single(Launcher::none(), None) };
+    match bootstrap.size() {
+        0 | 1 => {
+            let job = bootstrap.secret().map(|(job, _)| job);
+            single(bootstrap.finish()?, job)
+        }
+        size if size > RANKS_MAX => Err(BootError::TooManyRanks { size, max: RANKS_MAX }),
+        _ => join(bootstrap, config, choose),
+    }
+}
+
+/// A job of one rank: nobody to listen for.
+fn single(launcher: Launcher, job: Option<JobId>) -> Result<Mesh, BootError> {
+    let counters = Arc::new(Counters::new());
+    let job = match job {
+        Some(job) => job,
+        None => draw_secret()?.0,
+    };
+    let me = Rank(0);
+    let acceptor = if launcher.exists() {
+        let identity = Identity { key: Key([0; KEY_BYTES]), job, me, size: 1 };
+        let acceptor = Acceptor::start(identity, Listeners::default(), launcher.clone(), counters.clone());
+        Some(acceptor.map_err(BootError::os("start a thread"))?)
+    } else {
+        None
+    };
+    let card = Card {
+        rank: me,
+        host: host_id()?,
+        tcp: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        unix: String::new(),
+        pid: std::process::id(),
+    };
+    Ok(Mesh {
+        rank: me,
+        size: 1,
+        local_rank: 0,
+        local_size: 1,
+        job,
+        cards: vec![card],
+        links: Vec::new(),
+        launcher,
+        acceptor,
+        counters,
+    })
+}
+
+fn join(
+    mut bootstrap: Bootstrap,
+    config: &Config,
+    choose: &dyn Fn(&Card, &Card) -> Via,
+) -> Result<Mesh, BootError> {
+    let (me, size) = (bootstrap.rank(), bootstrap.size());
+    let deadline = Instant::now() + BOOT_DEADLINE;
+
+    // Listen first and publish then: whoever has the card can call at once.
+    let (listeners, card) = listen(config, me, bootstrap.one_host())?;
+    let launcher_secret = bootstrap.secret();
+    let drawn = if me == Rank(0) && launcher_secret.is_none() { Some(draw_secret()?) } else { None };
+    let offers = bootstrap.exchange(&Offer::new(&card, drawn.as_ref()).encode())?;
+    let launcher = bootstrap.finish()?;
+    let (cards, published) = read_offers(&offers, size)?;
+    let (job, key) = launcher_secret.or(published).ok_or(BootError::Card(Rank(0)))?;
+
+    let counters = Arc::new(Counters::new());
+    let identity = Identity { key, job, me, size };
+    let acceptor = Acceptor::start(identity.clone(), listeners, launcher.clone(), counters.clone())
+        .map_err(BootError::os("start a thread"))?;
+    let mut links = Vec::with_capacity(size as usize - 1);
+    for peer in &cards[..me.index()] {
+        links.push((peer.rank, dial::call(&identity, peer, choose(&card, peer), &launcher)?));
+        counters.count(Event::Admitted);
+    }
+    let higher = acceptor.wait_for(me.0 + 1..size, deadline, || launcher.lost().is_some());
+    links.extend(higher.map_err(|missing| match launcher.lost() {
+        Some(why) => BootError::Launcher(why),
+        None => BootError::Missing { me, missing: list(&missing), seconds: BOOT_DEADLINE.as_secs() },
+    })?);
+
+    let of_my_host = || cards.iter().filter(|c| c.host == card.host);
+    Ok(Mesh {
+        rank: me,
+        size,
+        local_rank: of_my_host().filter(|c| c.rank < me).count() as u32,
+        local_size: of_my_host().count() as u32,
+        job,
+        links,
+        launcher,
+        acceptor: Some(acceptor),
+        counters,
+        cards,
+    })
+}
+
+fn draw_secret() -> Result<(JobId, Key), BootError> {
+    Ok((JobId(u64::from_le_bytes(random()?)), Key(random()?)))
+}
+
+/// Random bytes from the operating system.
+fn random<const N: usize>() -> Result<[u8; N], BootError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)
+        .map_err(|e| BootError::Os { what: "draw random numbers", cause: std::io::Error::other(e.to_string()) })?;
+    Ok(bytes)
+}
+
+/// The first ranks of a list, in words.
+fn list(ranks: &[Rank]) -> String {
+    const SHOWN: usize = 8;
+    let mut text = ranks.iter().take(SHOWN).map(Rank::to_string).collect::<Vec<_>>().join(", ");
+    if ranks.len() > SHOWN {
+        text.push_str(&format!(" and {} more", ranks.len() - SHOWN));
+    }
+    text
+}
+
+/// Opens both doors and writes the card that names them.
+fn listen(config: &Config, me: Rank, one_host: bool) -> Result<(Listeners, Card), BootError> {
+    let (bind_to, address) = match config.interface {
+        Some(address) => (address, address),
+        None if one_host => (Ipv4Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()),
+        None => match routed_address() {
+            address @ IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED.into(), address),
+            address @ IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED.into(), address),
+        },
+    };
+    let failed = |address: String, cause, remedy| BootError::Listen { rank: me, address, cause, remedy };
+    let port = match config.port {
+        0 => 0,
+        first => u16::try_from(u32::from(first) + me.0).map_err(|_| {
+            let cause = std::io::Error::other("no such port");
+            failed(format!("port {first} + {}", me.0), cause, "set COLLIMATE_PORT lower or unset it")
+        })?,
+    };
+    let remedy = match config.port {
+        0 => "set COLLIMATE_INTERFACE to an address of this host or unset it",
+        _ => "set COLLIMATE_PORT to the first of as many free ports as there are ranks, or unset it",
+    };
+    let tcp = TcpListener::bind((bind_to, port))
+        .map_err(|cause| failed(SocketAddr::from((bind_to, port)).to_string(), cause, remedy))?;
+    let port = tcp.local_addr().map_err(BootError::os("getsockname"))?.port();
+
+    let unix = format!("collimate-{:032x}", u128::from_le_bytes(random()?));
+    let unix_address = std::os::unix::net::SocketAddr::from_abstract_name(&unix);
+    let unix_listener = unix_address
+        .and_then(|address| UnixListener::bind_addr(&address))
+        .map_err(BootError::os("listen on an abstract Unix socket"))?;
+    rustix::net::listen(&tcp, BACKLOG).map_err(BootError::os("listen"))?;
+    rustix::net::listen(&unix_listener, BACKLOG).map_err(BootError::os("listen"))?;
+
+    let card =
+        Card { rank: me, host: host_id()?, tcp: SocketAddr::new(address, port), unix, pid: std::process::id() };
+    Ok((Listeners { tcp: Some(tcp), unix: Some(unix_listener) }, card))
+}
+
+/// The address from which this host would reach others, by its routing table:
+/// connecting a datagram socket sends nothing. (The targets are addresses that
+/// are reserved for documentation.)
+fn routed_address() -> IpAddr {
+    let ask = |from: IpAddr, to: IpAddr| {
+        let socket = UdpSocket::bind((from, 0))?;
+        socket.connect((to, 9))?;
+        socket.local_addr().map(|address| address.ip())
+    };
+    ask(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into())
+        .or_else(|_| ask(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()))
+        .unwrap_or(Ipv4Addr::LOCALHOST.into())
+}
+
+/// Names what two ranks share that can reach each other through abstract
+/// sockets: one boot of one kernel, and the network namespace.
+fn host_id() -> Result<HostId, BootError> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(BootError::os("read the boot ID"))?;
+    let namespace = std::fs::read_link("/proc/self/ns/net").map_err(BootError::os("read the network namespace"))?;
+    let text = format!("{}\0{}", boot.trim(), namespace.display());
+    Ok(HostId(twox_hash::XxHash3_128::oneshot(text.as_bytes()) as u64))
+}
+
+/// A card as it is published, with the secret when rank 0 draws it.
+#[derive(Serialize, Deserialize)]
+struct Offer {
+    version: u32,
+    rank: u32,
+    host: u64,
+    tcp: SocketAddr,
+    unix: String,
+    pid: u32,
+    secret: Option<(u64, [u8; KEY_BYTES])>,
+}
+
+const OFFER_VERSION: u32 = 1;
+
+impl Offer {
+    fn new(card: &Card, secret: Option<&(JobId, Key)>) -> Offer {
+        Offer {
+            version: OFFER_VERSION,
+            rank: card.rank.0,
+            host: card.host.0,
+            tcp: card.tcp,
+            unix: card.unix.clone(),
+            pid: card.pid,
+            secret: secret.map(|(job, key)| (job.0, key.0)),
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("an offer always encodes")
+    }
+}
+
+/// All cards by rank, and the secret if it was published.
+fn read_offers(offers: &[Vec<u8>], size: u32) -> Result<(Vec<Card>, Option<(JobId, Key)>), BootError> {
+    let mut secret = None;
+    let mut cards = Vec::with_capacity(offers.len());
+    for (rank, bytes) in (0..size).map(Rank).zip(offers) {
+        let offer: Offer = postcard::from_bytes(bytes).map_err(|_| BootError::Card(rank))?;
+        if offer.version != OFFER_VERSION || offer.rank != rank.0 {
+            return Err(BootError::Card(rank));
+        }
+        secret = secret.or(offer.secret.map(|(job, key)| (JobId(job), Key(key))));
+        cards.push(Card { rank, host: HostId(offer.host), tcp: offer.tcp, unix: offer.unix, pid: offer.pid });
+    }
+    if cards.len() == size as usize { Ok((cards, secret)) } else { Err(BootError::Card(Rank(cards.len() as u32))) }
+}

@@ -67,6 +67,11 @@ impl Region {
         unsafe { Region::from_raw(base, len, true, Box::new(SendLines(lines))) }
     }
 
+    /// Whether this process may write the region.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
     /// Bytes in the region.
     pub fn len(&self) -> usize {
         self.len
@@ -105,6 +110,8 @@ unsafe impl<T> Sync for SendLines<T> {}
 pub struct Lease {
     region: Arc<Region>,
     range: Range<usize>,
+    /// What gives the range back to where it came from when it is dropped.
+    owner: Option<Box<dyn Any + Send>>,
 }
 
 impl Lease {
@@ -116,7 +123,22 @@ impl Lease {
     pub unsafe fn new(region: Arc<Region>, range: Range<usize>) -> Result<Lease, OutOfRange> {
         assert!(region.writable, "a lease on a read-only region");
         region.span(range.start as u64, range.len() as u64)?;
-        Ok(Lease { region, range })
+        Ok(Lease { region, range, owner: None })
+    }
+
+    /// The same lease, with the value whose drop ends the exclusive right.
+    pub(super) fn owned_by(self, owner: Box<dyn Any + Send>) -> Lease {
+        Lease { owner: Some(owner), ..self }
+    }
+
+    /// What [`Lease::owned_by`] was given, if it is an `O`, and the range.
+    pub(super) fn into_owner<O: Any>(self) -> Result<(Box<O>, Range<usize>), Lease> {
+        let Lease { region, range, owner } = self;
+        match owner.map(<Box<dyn Any + Send>>::downcast::<O>) {
+            Some(Ok(owner)) => Ok((owner, range)),
+            Some(Err(other)) => Err(Lease { region, range, owner: Some(other) }),
+            None => Err(Lease { region, range, owner: None }),
+        }
     }
 
     /// The region that the lease is on.

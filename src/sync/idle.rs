@@ -10,8 +10,8 @@
 //!   searcher on its behalf, and unparked.
 //! * **sleep**: put yourself on the list and count yourself a sleeper instead
 //!   of a searcher, *then* look for work once more, and only then park.
-//! * **a searcher that finds work** stops being one; if it was the last, it
-//!   does what a push does, since there may be more work than its own.
+//! * **a searcher that finds work** stops being one; if it was the last and
+//!   there is more work than its own, it does what a push does.
 //!
 //! Nobody is forgotten: a push whose read of the word missed a sleeper came,
 //! in the order of all fences, before that sleeper's count, so the sleeper's
@@ -22,6 +22,11 @@
 //! `MEMBARRIER_CMD_PRIVATE_EXPEDITED`), see [`Fences`]. The idea is Dice,
 //! Huang and Yang's "Asymmetric Dekker synchronization" (2001). Where the
 //! system call is refused, and under loom, both are full fences.
+//!
+//! One window is left open where the push's fence is the cheap one: a push may
+//! have relied on a searcher that is just leaving with other work and does not
+//! see the new one yet. The pushing worker still has it in its own deque, so
+//! it is late and not lost; the node's service thread looks once a tick.
 //!
 //! At most one worker is woken per push, and none while one searches; the
 //! woken one wakes the next if it finds work, so a burst wakes as many as it
@@ -75,12 +80,25 @@ impl Idle {
         self.word.fetch_add(SEARCHER, Ordering::SeqCst);
     }
 
-    /// The caller, a searcher, found work. The worker to unpark, if any.
+    /// The caller, a searcher, found work; `more` looks whether there is more
+    /// than that. The worker to unpark, if any.
     #[must_use]
-    pub fn found(&self) -> Option<usize> {
+    pub fn found(&self, more: impl FnOnce() -> bool) -> Option<usize> {
         let before = self.word.fetch_sub(SEARCHER, Ordering::SeqCst);
         debug_assert!(searchers(before) > 0);
-        if searchers(before) == 1 { self.pushed() } else { None }
+        if searchers(before) > 1 {
+            return None;
+        }
+        self.light();
+        if more() { self.pushed() } else { None }
+    }
+
+    /// Puts `sleeper`, which is no worker and does not park, on the list: it is
+    /// returned by a push when all workers are awake.
+    pub fn enlist(&self, sleeper: usize) {
+        let mut sleeping = self.lock();
+        sleeping.insert(0, sleeper);
+        self.word.fetch_add(SLEEPER, Ordering::SeqCst);
     }
 
     /// The caller, searcher `worker`, wants to sleep. `look` looks for work a
@@ -116,6 +134,11 @@ impl Idle {
     /// How many search now.
     pub fn searching(&self) -> u32 {
         searchers(self.word.load(Ordering::SeqCst))
+    }
+
+    /// How many sleepers of a kind there are.
+    pub fn asleep(&self, kind: impl Fn(usize) -> bool) -> usize {
+        self.lock().iter().filter(|sleeper| kind(**sleeper)).count()
     }
 
     #[cold]
@@ -190,7 +213,7 @@ mod tests {
             self.idle.start_search();
             loop {
                 if self.take() {
-                    self.unpark(self.idle.found());
+                    self.unpark(self.idle.found(|| self.work.load(Ordering::Relaxed) > 0));
                     return;
                 }
                 if self.idle.sleep(worker, || self.work.load(Ordering::Relaxed) > 0) {
@@ -260,7 +283,9 @@ mod tests {
         assert!(idle.sleep(1, || false));
         assert_eq!(idle.pushed(), Some(1));
         assert_eq!(idle.pushed(), None, "the woken one searches");
-        assert_eq!(idle.found(), Some(0));
-        assert_eq!(idle.found(), None);
+        assert_eq!(idle.found(|| true), Some(0));
+        idle.enlist(77);
+        assert_eq!(idle.found(|| false), None);
+        assert_eq!(idle.pushed(), Some(77));
     }
 }

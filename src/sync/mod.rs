@@ -1,9 +1,15 @@
 //! One file per lock-free algorithm, each below an essay on its protocol, and
 //! the shim through which all of them run under loom as well.
 
-pub mod completion;
-pub mod deque;
-pub mod idle;
-pub mod shim;
-pub mod slab;
-pub mod task;
+mod completion;
+mod deque;
+mod idle;
+mod shim;
+mod slab;
+mod task;
+
+pub use completion::{Wait, Wake};
+pub use deque::{Owner, Steal, Stealer, deque};
+pub use idle::{Fences, Idle};
+pub use slab::flush_thread as flush_frames;
+pub use task::{Call, Handle, Lineage, Share, Stored, Task, done, frame};

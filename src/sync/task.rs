@@ -50,6 +50,9 @@ pub trait Call: Send + 'static {
 
     /// Runs the body. Must not unwind: a panic becomes an error value here.
     fn run(self) -> Stored<Self::Output>;
+
+    /// What the node knows about such calls, for it to downcast.
+    fn kind(&self) -> &'static (dyn Any + Send + Sync);
 }
 
 /// What a frame holds once it is done.
@@ -74,9 +77,17 @@ pub struct Lineage {
 }
 
 impl Lineage {
+    /// The place of output `output` of the task `of`, at most 256 of them.
+    pub fn output(of: Tag, output: u8) -> Lineage {
+        Lineage { parent: of, index: u32::MAX - u32::from(output) }
+    }
+
     /// The task's own tag.
     pub fn tag(self) -> Tag {
-        self.parent.child(self.index)
+        match u32::MAX - self.index {
+            output @ 0..=255 => self.parent.output(output),
+            _ => self.parent.child(self.index),
+        }
     }
 }
 
@@ -116,6 +127,7 @@ struct VTable {
     store: unsafe fn(NonNull<Header>, fill: &mut dyn FnMut(&mut dyn Any)),
     /// The call.
     call: unsafe fn(NonNull<Header>) -> *mut dyn Any,
+    kind: unsafe fn(NonNull<Header>) -> &'static (dyn Any + Send + Sync),
     drop_result: unsafe fn(NonNull<Header>),
 }
 
@@ -129,6 +141,7 @@ impl<C: Call> VTableOf<C> {
         fail: fail::<C>,
         store: store::<C>,
         call: call::<C>,
+        kind: kind::<C>,
         drop_result: drop_result::<C>,
     };
     const CHECK: () = assert!(
@@ -178,6 +191,9 @@ pub fn done<T: Send + Sync + 'static>(result: Stored<T>, lineage: Lineage) -> Ha
         type Output = T;
         fn run(self) -> Stored<T> {
             unreachable!("a frame that is done is not run")
+        }
+        fn kind(&self) -> &'static (dyn Any + Send + Sync) {
+            unreachable!("a frame that is done has no call")
         }
     }
     let frame = make::<Never<T>>(lineage, 0, Completion::done(), 1);
@@ -235,10 +251,10 @@ impl Task {
         unsafe { &*(self.header().vtable.call)(self.0) }
     }
 
-    /// The call, to be completed with what has become known.
-    pub fn call_mut(&mut self) -> &mut dyn Any {
-        // SAFETY: as in `call`, and the borrow is exclusive.
-        unsafe { &mut *(self.header().vtable.call)(self.0) }
+    /// What the node knows about the call.
+    pub fn kind(&self) -> &'static (dyn Any + Send + Sync) {
+        // SAFETY: as in `call`.
+        unsafe { (self.header().vtable.kind)(self.0) }
     }
 
     /// Where the task stands in its parent.
@@ -520,6 +536,12 @@ unsafe fn call<C: Call>(frame: NonNull<Header>) -> *mut dyn Any {
     unsafe { (&raw mut (*frame).body.call).cast::<C>() }
 }
 
+unsafe fn kind<C: Call>(frame: NonNull<Header>) -> &'static (dyn Any + Send + Sync) {
+    let frame = frame.cast::<Frame<C>>().as_ptr();
+    // SAFETY: the caller's promise; the call is only read.
+    unsafe { (*(&raw const (*frame).body.call).cast::<C>()).kind() }
+}
+
 unsafe fn drop_result<C: Call>(frame: NonNull<Header>) {
     // SAFETY: the caller's promise.
     unsafe { ManuallyDrop::drop(&mut *result_of::<C::Output>(frame)) }
@@ -535,6 +557,9 @@ mod tests {
         type Output = Counted;
         fn run(self) -> Stored<Counted> {
             Stored::Value(Counted(self.0.clone(), self.1))
+        }
+        fn kind(&self) -> &'static (dyn Any + Send + Sync) {
+            &"add"
         }
     }
 
@@ -641,7 +666,7 @@ mod tests {
         fn a_result_from_elsewhere_must_have_the_type() {
             let sum = Arc::new(AtomicUsize::new(0));
             let (task, handle) = add(&sum, 1);
-            assert!(task.call().is::<Add>());
+            assert!(task.call().is::<Add>() && task.kind().is::<&str>());
             let inner = sum.clone();
             task.store(&mut |slot| {
                 *slot.downcast_mut().unwrap() = Some(Stored::Value(Counted(inner.clone(), 2)));

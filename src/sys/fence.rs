@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 /// A function that makes every thread of this process execute a full memory
 /// fence, or `None` where the kernel refuses (before Linux 4.14, or a seccomp
 /// profile that forbids it).
-pub fn everywhere() -> Option<fn()> {
+pub fn fence_everywhere() -> Option<fn()> {
     static REGISTERED: OnceLock<bool> = OnceLock::new();
     let registered = *REGISTERED.get_or_init(|| call(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) == 0);
     registered.then_some(fence)
@@ -25,7 +25,7 @@ fn call(command: libc::c_int) -> libc::c_long {
 mod tests {
     #[test]
     fn can_be_called_where_it_can_be_had() {
-        if let Some(fence) = super::everywhere() {
+        if let Some(fence) = super::fence_everywhere() {
             fence();
         }
     }

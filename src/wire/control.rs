@@ -27,7 +27,7 @@ pub enum Control {
 }
 
 /// What a rank says first.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Hello {
     /// The sender's [`SCHEMA_VERSION`](super::SCHEMA_VERSION).
     pub schema: u32,
@@ -41,6 +41,8 @@ pub struct Hello {
     pub tasks_hash: u64,
     /// Bytes of the sender's registered region.
     pub region_bytes: u64,
+    /// What the sender has for tasks that ask for it, as `gpu=2,licence=1`.
+    pub resources: String,
 }
 
 /// Every task function of a rank; an entry's place is the function index that
@@ -116,6 +118,7 @@ impl Control {
                 store_bytes: hello.store_bytes,
                 tasks_hash: hello.tasks_hash,
                 region_bytes: hello.region_bytes,
+                resources: cut(&hello.resources, TEXT_BYTES_MAX),
             })),
             Control::TaskTable(table) => flat::Body::TaskTable(Box::new(table.flatten()?)),
             Control::ErrorReport(report) => flat::Body::ErrorReport(Box::new(report.flatten())),
@@ -146,6 +149,7 @@ impl Hello {
             store_bytes: flat.store_bytes()?,
             tasks_hash: flat.tasks_hash()?,
             region_bytes: flat.region_bytes()?,
+            resources: text(flat.resources()?)?,
         })
     }
 }

@@ -1,0 +1,361 @@
+//! The thread that lets peers in and strangers not. It lives as long as the
+//! mesh, asleep in `poll`, and also watches the launcher, because it is the one
+//! thread of a rank that no user code can hold up.
+
+use std::io::{self, Read, Write};
+use std::net::TcpListener;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::process::{Signal, getpid, kill_process};
+
+use super::admission::{self, Key, NONCE_BYTES, Step};
+use super::launcher::Launcher;
+use super::stream::Stream;
+use crate::base::event::{Counters, Event};
+use crate::base::limits::{ADMISSION_DEADLINE, ORPHAN_GRACE, PENDING_MAX};
+use crate::base::{JobId, Rank};
+
+/// Who this rank is to its peers.
+#[derive(Clone)]
+pub(super) struct Identity {
+    pub(super) key: Key,
+    pub(super) job: JobId,
+    pub(super) me: Rank,
+    pub(super) size: u32,
+}
+
+/// Where peers call; nothing for a job of one rank.
+#[derive(Default)]
+pub(super) struct Listeners {
+    pub(super) tcp: Option<TcpListener>,
+    pub(super) unix: Option<UnixListener>,
+}
+
+/// The running thread; dropping it ends the thread and closes the listeners.
+#[derive(Debug)]
+pub struct Acceptor {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Acceptor {
+    pub(super) fn start(
+        identity: Identity,
+        listeners: Listeners,
+        launcher: Launcher,
+        counters: Arc<Counters>,
+    ) -> io::Result<Acceptor> {
+        if let Some(tcp) = &listeners.tcp {
+            tcp.set_nonblocking(true)?;
+        }
+        if let Some(unix) = &listeners.unix {
+            unix.set_nonblocking(true)?;
+        }
+        let shared = Arc::new(Shared {
+            stop: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            arrivals: Mutex::new(Arrivals { links: Vec::new(), known: vec![false; identity.size as usize] }),
+            changed: Condvar::new(),
+        });
+        let turn = Turn {
+            identity,
+            listeners,
+            launcher,
+            counters,
+            shared: shared.clone(),
+            pending: Vec::new(),
+            deaf_until: None,
+            orphan_since: None,
+        };
+        let thread = std::thread::Builder::new().name("clm-acceptor".into()).spawn(move || turn.run())?;
+        Ok(Acceptor { shared, thread: Some(thread) })
+    }
+
+    /// Waits until all `ranks` have connected, or says which have not by then
+    /// or when `give_up` first returns true.
+    pub(super) fn wait_for(
+        &self,
+        ranks: std::ops::Range<u32>,
+        deadline: Instant,
+        give_up: impl Fn() -> bool,
+    ) -> Result<Vec<(Rank, Stream)>, Vec<Rank>> {
+        let mut arrivals = self.shared.lock();
+        loop {
+            let missing: Vec<Rank> =
+                ranks.clone().map(Rank).filter(|rank| !arrivals.known[rank.index()]).collect();
+            if missing.is_empty() {
+                return Ok(std::mem::take(&mut arrivals.links));
+            }
+            if Instant::now() >= deadline || give_up() {
+                return Err(missing);
+            }
+            let (guard, _) = self.shared.changed.wait_timeout(arrivals, LOOK_AROUND).unwrap_or_else(|e| e.into_inner());
+            arrivals = guard;
+        }
+    }
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        // An eventfd takes a 1 unless it is at its end, and then it is readable
+        // already.
+        let _ = rustix::io::write(&self.shared.stop, &1u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            // A panic in the thread has nothing to tell here: the listeners are
+            // closed either way.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// How often a waiting rank looks whether its launcher still lives.
+const LOOK_AROUND: Duration = Duration::from_millis(100);
+
+/// How long the listeners rest when the process is out of descriptors.
+const DEAF: Duration = Duration::from_millis(100);
+
+/// How often to ask for the launcher's life where it has no descriptor.
+const ASK_LAUNCHER: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+struct Shared {
+    stop: OwnedFd,
+    arrivals: Mutex<Arrivals>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Arrivals> {
+        // Every update of the arrivals is complete before the lock is left.
+        self.arrivals.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+#[derive(Debug)]
+struct Arrivals {
+    links: Vec<(Rank, Stream)>,
+    known: Vec<bool>,
+}
+
+/// A connection within the handshake.
+struct Pending {
+    stream: Stream,
+    handshake: admission::Listener,
+    deadline: Instant,
+}
+
+/// The thread's state.
+struct Turn {
+    identity: Identity,
+    listeners: Listeners,
+    launcher: Launcher,
+    counters: Arc<Counters>,
+    shared: Arc<Shared>,
+    /// By age, the oldest first.
+    pending: Vec<Pending>,
+    deaf_until: Option<Instant>,
+    orphan_since: Option<Instant>,
+}
+
+impl Turn {
+    fn run(mut self) {
+        loop {
+            let ready = self.sleep();
+            if ready.stop {
+                return;
+            }
+            self.watch_launcher();
+            for (index, _) in ready.pending.iter().enumerate().rev().filter(|(_, ready)| **ready) {
+                self.advance(index);
+            }
+            self.expire(Instant::now());
+            if ready.listeners {
+                self.accept();
+            }
+        }
+    }
+
+    fn sleep(&self) -> Ready {
+        let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        let mut fds = vec![readable(self.shared.stop.as_fd())];
+        fds.extend(self.pending.iter().map(|p| readable(p.stream.as_fd())));
+        let first_listener = fds.len();
+        if self.deaf_until.is_none() {
+            fds.extend(self.listeners.fds().map(readable));
+        }
+        let end_of_listeners = fds.len();
+        if self.orphan_since.is_none() {
+            fds.extend(self.launcher.watch().map(readable));
+        }
+        let timeout = self.timeout(Instant::now());
+        // An interrupted poll reports nothing, and the next turn asks again.
+        let reported = poll(&mut fds, timeout.as_ref()).is_ok();
+        let is_ready = |fd: &PollFd<'_>| reported && !fd.revents().is_empty();
+        Ready {
+            stop: is_ready(&fds[0]),
+            pending: fds[1..first_listener].iter().map(is_ready).collect(),
+            listeners: fds[first_listener..end_of_listeners].iter().any(is_ready) || self.deaf_until.is_some(),
+        }
+    }
+
+    /// Until the next thing that time alone brings about.
+    fn timeout(&self, now: Instant) -> Option<Timespec> {
+        let orphan = self.orphan_since.map(|t| t + ORPHAN_GRACE);
+        let unwatched = self.launcher.exists() && self.launcher.watch().is_none() && orphan.is_none();
+        let next = [self.pending.first().map(|p| p.deadline), self.deaf_until, orphan, unwatched.then(|| now + ASK_LAUNCHER)];
+        let next = next.into_iter().flatten().min()?;
+        // A deadline must have passed when poll returns for it.
+        let wait = next.saturating_duration_since(now) + Duration::from_millis(1);
+        Some(Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) })
+    }
+
+    /// Ends this process when its launcher has been dead for a while and the
+    /// node, which asks [`Launcher::lost`] too, has not ended the job: a rank
+    /// in endless user code would otherwise stay behind. Nothing of a rank
+    /// outlives it: no file, no named segment.
+    fn watch_launcher(&mut self) {
+        match self.orphan_since {
+            Some(since) if since.elapsed() >= ORPHAN_GRACE => {
+                // Signalling oneself cannot fail.
+                let _ = kill_process(getpid(), Signal::KILL);
+            }
+            Some(_) => {}
+            None => self.orphan_since = self.launcher.lost().map(|_| Instant::now()),
+        }
+    }
+
+    /// Takes in callers, from both doors in turn, and not without end: those
+    /// that are within the handshake must get on too.
+    fn accept(&mut self) {
+        self.deaf_until = None;
+        for _ in 0..PENDING_MAX / 4 {
+            let accepted = [self.listeners.accept_unix(), self.listeners.accept_tcp()];
+            let empty = accepted.iter().all(|a| matches!(a, Ok(None)));
+            for result in accepted {
+                match result {
+                    Ok(Some(stream)) => self.greet(stream),
+                    Ok(None) => {}
+                    // Out of descriptors or memory: rest, lest this spin.
+                    Err(_) => self.deaf_until = Some(Instant::now() + DEAF),
+                }
+            }
+            if empty || self.deaf_until.is_some() {
+                return;
+            }
+        }
+    }
+
+    fn greet(&mut self, stream: Stream) {
+        let mut nonce = [0; NONCE_BYTES];
+        if stream.set_nonblocking(true).is_err() || getrandom::fill(&mut nonce).is_err() {
+            return;
+        }
+        if self.pending.len() == PENDING_MAX {
+            self.refuse(0, Event::RefusedSlow);
+        }
+        let Identity { key, job, me, .. } = &self.identity;
+        self.pending.push(Pending {
+            stream,
+            handshake: admission::Listener::new(key.clone(), *job, *me, nonce),
+            deadline: Instant::now() + ADMISSION_DEADLINE,
+        });
+        self.advance(self.pending.len() - 1);
+    }
+
+    /// Takes the handshake with number `index` as far as its bytes go.
+    fn advance(&mut self, index: usize) {
+        loop {
+            let Pending { stream, handshake, .. } = &mut self.pending[index];
+            let mut buffer = [0; admission::HELLO_BYTES];
+            let step = match stream.read(&mut buffer[..handshake.wanted()]) {
+                Ok(0) => return self.refuse(index, Event::RefusedClosed),
+                Ok(n) => handshake.feed(&buffer[..n]),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return self.refuse(index, Event::RefusedClosed),
+            };
+            match step {
+                Ok(Step::More) => {}
+                Ok(Step::Send(bytes)) => {
+                    // A fresh socket has room for 32 bytes.
+                    if !matches!(stream.write(&bytes), Ok(n) if n == bytes.len()) {
+                        return self.refuse(index, Event::RefusedClosed);
+                    }
+                }
+                Ok(Step::Proven(rank)) => return self.admit(index, rank),
+                Err(refusal) => return self.refuse(index, refusal.event()),
+            }
+        }
+    }
+
+    fn admit(&mut self, index: usize, rank: Rank) {
+        let mut arrivals = self.shared.lock();
+        // Ranks call lower ranks, and once.
+        let expected = rank > self.identity.me && arrivals.known.get(rank.index()) == Some(&false);
+        if !expected {
+            drop(arrivals);
+            return self.refuse(index, Event::RefusedRank);
+        }
+        let Pending { mut stream, handshake, .. } = self.pending.remove(index);
+        let admission = handshake.admission();
+        if !matches!(stream.write(&admission), Ok(n) if n == admission.len()) || stream.hand_over().is_err() {
+            self.counters.count(Event::RefusedClosed);
+            return;
+        }
+        self.counters.count(Event::Admitted);
+        arrivals.known[rank.index()] = true;
+        arrivals.links.push((rank, stream));
+        self.shared.changed.notify_all();
+    }
+
+    fn expire(&mut self, now: Instant) {
+        while self.pending.first().is_some_and(|p| p.deadline <= now) {
+            self.refuse(0, Event::RefusedSlow);
+        }
+    }
+
+    fn refuse(&mut self, index: usize, event: Event) {
+        self.pending.remove(index);
+        self.counters.count(event);
+    }
+}
+
+/// What a sleep ended with.
+struct Ready {
+    stop: bool,
+    pending: Vec<bool>,
+    listeners: bool,
+}
+
+impl Listeners {
+    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.tcp.iter().map(AsFd::as_fd).chain(self.unix.iter().map(AsFd::as_fd))
+    }
+
+    fn accept_unix(&self) -> io::Result<Option<Stream>> {
+        let Some(unix) = &self.unix else { return Ok(None) };
+        accepted(|| Ok(Stream::Unix(unix.accept()?.0)))
+    }
+
+    fn accept_tcp(&self) -> io::Result<Option<Stream>> {
+        let Some(tcp) = &self.tcp else { return Ok(None) };
+        accepted(|| Ok(Stream::Tcp(tcp.accept()?.0)))
+    }
+}
+
+/// The next connection, if one waits.
+fn accepted(accept: impl Fn() -> io::Result<Stream>) -> io::Result<Option<Stream>> {
+    loop {
+        match accept() {
+            Ok(stream) => return Ok(Some(stream)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            // The caller went away while it queued.
+            Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}

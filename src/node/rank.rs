@@ -1,0 +1,478 @@
+//! The node: everything that the threads of a rank share, and the paths on
+//! which tasks, values and messages move between them.
+//!
+//! Nothing on the path of a task that stays on its rank takes a lock. What
+//! goes to other ranks goes through [`State`], which one thread at a time has:
+//! whoever wants to send takes it if it is free, and otherwise leaves the
+//! command in `outbox` for the thread that has it.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_queue::SegQueue;
+
+use super::registry::{Registry, TaskType};
+use super::service::Service;
+use super::state::{Command, State};
+use super::transfer::{Outgoing, Pack};
+use super::worker::{self, Worker};
+use crate::base::event::{Counters, Event};
+use crate::base::{Config, ErrorKind, Rank, Tag, TaskError};
+use crate::mem::{Arena, Bytes, Heap, Region};
+use crate::sched::Demand;
+use crate::sync::{Idle, Lineage, Steal, Stealer, Task};
+
+/// Where a task may run; travels in its frame's flags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Target(u32);
+
+impl Target {
+    /// On any rank.
+    pub const ANYWHERE: Target = Target(0);
+    const DEMANDING: u32 = 1 << 31;
+
+    /// On this rank only.
+    pub fn rank(rank: Rank) -> Target {
+        Target(rank.0 + 1)
+    }
+
+    /// The same, but only once its [`Demand`] has been granted.
+    #[must_use]
+    pub fn demanding(self) -> Target {
+        Target(self.0 | Target::DEMANDING)
+    }
+
+    /// The rank, if it is a certain one.
+    pub fn fixed(self) -> Option<Rank> {
+        (self.0 & !Target::DEMANDING).checked_sub(1).map(Rank)
+    }
+
+    /// Whether it has a demand.
+    pub fn is_demanding(self) -> bool {
+        self.0 & Target::DEMANDING != 0
+    }
+
+    /// As flags of a frame.
+    pub fn to_flags(self) -> u32 {
+        self.0
+    }
+
+    /// From flags of a frame.
+    pub fn from_flags(flags: u32) -> Target {
+        Target(flags)
+    }
+}
+
+/// How a job ended on this rank.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// The exit status of the process.
+    pub status: i32,
+    /// Why, unless it was the regular end.
+    pub reason: Option<String>,
+}
+
+/// A worker as the other threads see it.
+pub(super) struct WorkerPort {
+    pub stealer: Stealer<Task>,
+    /// Suspended tasks of this worker that may go on.
+    pub mailbox: SegQueue<usize>,
+    pub thread: OnceLock<Thread>,
+}
+
+/// See the module.
+pub struct Node {
+    pub(super) rank: Rank,
+    pub(super) size: u32,
+    pub(super) config: Config,
+    pub(super) registry: Registry,
+    pub(super) counters: Counters,
+    pub(super) arena: Option<Arena>,
+    /// The arena, as a peer sees it.
+    pub(super) own_view: Option<Arc<Region>>,
+    pub(super) workers: Vec<WorkerPort>,
+    /// Tasks from threads that are no workers, and what full deques refused.
+    pub(super) injector: SegQueue<Task>,
+    /// The driver's root task, for worker 0.
+    pub(super) root: Mutex<Option<Task>>,
+    pub(super) idle: Idle,
+    pub(super) state: Mutex<State>,
+    pub(super) outbox: SegQueue<Command>,
+    pub(super) service: Service,
+    /// Counts turns, so that the service thread sees whether workers poll.
+    pub(super) turns: AtomicU64,
+    pub(super) stopping: AtomicBool,
+    /// Every peer has been asked for work that has not given any since.
+    pub(super) asked: AtomicBool,
+    /// More threads than cores on this host: spinning takes from others.
+    pub(super) oversubscribed: bool,
+    pub(super) stacks: AtomicU32,
+    pub(super) spread: AtomicU32,
+    external_calls: AtomicU32,
+    ended: Mutex<Option<Ended>>,
+    ended_changed: Condvar,
+}
+
+/// Peers of a sleeping rank stand on the idle list behind the workers.
+pub(super) const HUNGRY_BASE: usize = 1 << 20;
+
+static DEFAULT: Mutex<Option<&'static Node>> = Mutex::new(None);
+
+impl Node {
+    #[expect(clippy::too_many_arguments, reason = "called once, by `start`")]
+    pub(super) fn new(
+        rank: Rank,
+        size: u32,
+        config: Config,
+        registry: Registry,
+        arena: Option<Arena>,
+        own_view: Option<Arc<Region>>,
+        workers: Vec<WorkerPort>,
+        idle: Idle,
+        state: State,
+        service: Service,
+        oversubscribed: bool,
+    ) -> Node {
+        Node {
+            rank,
+            size,
+            config,
+            registry,
+            counters: Counters::new(),
+            arena,
+            own_view,
+            workers,
+            injector: SegQueue::new(),
+            root: Mutex::new(None),
+            idle,
+            state: Mutex::new(state),
+            outbox: SegQueue::new(),
+            service,
+            turns: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
+            oversubscribed,
+            stacks: AtomicU32::new(0),
+            spread: AtomicU32::new(0),
+            external_calls: AtomicU32::new(0),
+            ended: Mutex::new(None),
+            ended_changed: Condvar::new(),
+        }
+    }
+
+    /// The node of the calling thread: the one whose worker it is, else the
+    /// one that the process started.
+    pub fn current() -> Option<&'static Node> {
+        worker::current().map(|w| w.node).or_else(|| *lock(&DEFAULT))
+    }
+
+    pub(super) fn set_default(node: Option<&'static Node>) {
+        *lock(&DEFAULT) = node;
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    /// The ranks of the job.
+    pub fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// This rank's worker threads.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// How often `event` happened on this rank.
+    pub fn count_of(&self, event: Event) -> u64 {
+        self.counters.get(event)
+    }
+
+    /// The tasks of this binary.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The place of the next call in the calling task.
+    #[inline]
+    pub fn next_lineage(&self) -> Lineage {
+        match worker::current() {
+            Some(worker) => worker.next_lineage(),
+            None => Lineage { parent: Tag::ROOT.output(0), index: self.external_calls.fetch_add(1, Ordering::Relaxed) },
+        }
+    }
+
+    /// Copies bytes into an object of this rank.
+    pub fn put_bytes(&self, bytes: &[u8]) -> Result<Bytes, Box<TaskError>> {
+        let Some(arena) = &self.arena else { return Ok(Heap::copy_of(bytes).into()) };
+        arena.put(bytes).map(Bytes::from).map_err(|full| {
+            self.counters.count(Event::StoreFull);
+            let message = format!("{}: {full}", self.rank);
+            Box::new(TaskError::new(ErrorKind::StoreFull, message))
+        })
+    }
+
+    /// Lets a task run: here, or where its target says.
+    #[inline]
+    pub fn schedule(&'static self, task: Task) {
+        let target = Target::from_flags(task.flags());
+        if target == Target::ANYWHERE {
+            self.push(task);
+        } else {
+            self.place(target, task);
+        }
+    }
+
+    #[cold]
+    fn place(&'static self, target: Target, task: Task) {
+        match target.fixed() {
+            Some(rank) if rank != self.rank => self.promote(rank, task, false),
+            _ if target.is_demanding() => self.submit(Command::Admit { task }),
+            _ => self.push(task),
+        }
+    }
+
+    /// Makes a task runnable on this rank.
+    #[inline]
+    pub(super) fn push(&'static self, task: Task) {
+        match worker::current() {
+            Some(worker) if std::ptr::eq(worker.node, self) => {
+                if let Err(task) = worker.deque.push(task) {
+                    self.injector.push(task);
+                }
+            }
+            _ => self.injector.push(task),
+        }
+        if let Some(sleeper) = self.idle.pushed() {
+            self.wake(sleeper);
+        }
+    }
+
+    /// Unparks a worker, or gives a task to a peer that asked for one.
+    #[cold]
+    pub(super) fn wake(&'static self, sleeper: usize) {
+        match sleeper.checked_sub(HUNGRY_BASE) {
+            Some(peer) => self.submit(Command::Feed { peer: Rank(peer as u32) }),
+            None => self.unpark(sleeper),
+        }
+    }
+
+    pub(super) fn unpark(&self, worker: usize) {
+        if let Some(thread) = self.workers[worker].thread.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Lets a suspended task of `worker` go on.
+    pub(super) fn resume(&'static self, worker: usize, fiber: usize) {
+        match worker::current() {
+            Some(current) if std::ptr::eq(current.node, self) && current.index == worker => current.resume_soon(fiber),
+            _ => {
+                self.workers[worker].mailbox.push(fiber);
+                self.unpark(worker);
+            }
+        }
+    }
+
+    /// Takes a task that any thread may run, the oldest first, beginning with
+    /// the victim `from`.
+    pub(super) fn steal(&self, from: usize, not: usize) -> Option<Task> {
+        if let Some(task) = self.injector.pop() {
+            return Some(task);
+        }
+        let n = self.workers.len();
+        for i in 0..n {
+            let victim = (from + i) % n;
+            if victim == not {
+                continue;
+            }
+            loop {
+                match self.workers[victim].stealer.steal() {
+                    Steal::Got(task) => return Some(task),
+                    Steal::Empty => break,
+                    Steal::Lost => std::hint::spin_loop(),
+                }
+            }
+        }
+        None
+    }
+
+    /// How many tasks wait in queues of this rank, about.
+    pub(super) fn queued(&self) -> usize {
+        self.injector.len() + self.workers.iter().map(|w| w.stealer.len()).sum::<usize>()
+    }
+
+    /// Sends a task to another rank.
+    pub(super) fn promote(&'static self, rank: Rank, task: Task, stolen: bool) {
+        let kind = kind_of(&task);
+        let mut out = Outgoing::new(self, self.spare_pack());
+        match (kind.encode)(task.call(), &mut out) {
+            Ok(()) => {
+                let pack = out.finish();
+                self.submit(Command::Spawn { rank, task, kind, pack, stolen });
+            }
+            Err(error) => task.fail(Box::new(error.through(kind.name, self.rank))),
+        }
+    }
+
+    pub(super) fn reply(&'static self, peer: Rank, request: u64, result: Result<Pack, Box<TaskError>>) {
+        self.submit(Command::Reply { peer, request, result });
+    }
+
+    /// Buffers for an [`Outgoing`], used before if there are any.
+    pub fn spare_pack(&self) -> Pack {
+        worker::current().and_then(|w| w.spare_pack()).unwrap_or_default()
+    }
+
+    /// Gives a granted demand back.
+    pub(super) fn give_back(&'static self, demand: Demand) {
+        self.submit(Command::GiveBack { demand });
+    }
+
+    /// Has a command executed: now, if the state is free, else by the thread
+    /// that has it.
+    pub(super) fn submit(&'static self, command: Command) {
+        match self.try_state() {
+            Some(mut state) => {
+                state.execute(self, command);
+                drop(state);
+                self.after_state();
+            }
+            None => {
+                self.outbox.push(command);
+                // Pairs with the fence in `after_state`: either the holder sees
+                // the command after it let go, or we find the state free.
+                fence(Ordering::SeqCst);
+                if let Some(mut state) = self.try_state() {
+                    state.drain(self);
+                    drop(state);
+                    self.after_state();
+                }
+            }
+        }
+    }
+
+    /// Polls every fabric once, unless another thread is doing so. Whether
+    /// anything happened.
+    pub(super) fn turn(&'static self) -> bool {
+        let Some(mut state) = self.try_state() else { return false };
+        if self.service.armed.load(Ordering::Relaxed) {
+            self.service.armed.store(false, Ordering::SeqCst);
+        }
+        let events = state.turn(self);
+        drop(state);
+        self.turns.store(self.turns.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.after_state();
+        events > 0
+    }
+
+    /// To be called after the state was let go.
+    fn after_state(&'static self) {
+        loop {
+            fence(Ordering::SeqCst);
+            if self.outbox.is_empty() {
+                return;
+            }
+            match self.try_state() {
+                Some(mut state) => state.drain(self),
+                None => return,
+            }
+        }
+    }
+
+    pub(super) fn try_state(&self) -> Option<MutexGuard<'_, State>> {
+        match self.state.try_lock() {
+            Ok(state) => Some(state),
+            Err(TryLockError::Poisoned(e)) => Some(e.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Ends the job on this rank. The first end counts.
+    pub(super) fn end(&self, ended: Ended) {
+        let mut slot = lock(&self.ended);
+        if slot.is_none() {
+            *slot = Some(ended);
+            self.ended_changed.notify_all();
+        }
+    }
+
+    /// How the job ended here, if it has.
+    pub fn ended(&self) -> Option<Ended> {
+        lock(&self.ended).clone()
+    }
+
+    /// Waits until the job has ended here, or for `patience`.
+    pub fn wait_end(&self, patience: Option<Duration>) -> Option<Ended> {
+        let deadline = patience.map(|p| Instant::now() + p);
+        let mut slot = lock(&self.ended);
+        while slot.is_none() {
+            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            slot = match left {
+                Some(left) if left.is_zero() => return None,
+                Some(left) => self.ended_changed.wait_timeout(slot, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.ended_changed.wait(slot).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        slot.clone()
+    }
+
+    /// Prepares the fabrics for a sleep; `false` if there is something to poll.
+    pub(super) fn arm(&'static self) -> bool {
+        let Some(mut state) = self.try_state() else { return false };
+        let armed = state.arm();
+        self.service.armed.store(armed, Ordering::SeqCst);
+        drop(state);
+        self.after_state();
+        armed
+    }
+
+    /// Whether every worker is parked.
+    pub(super) fn all_asleep(&self) -> bool {
+        self.idle.asleep(|sleeper| sleeper < HUNGRY_BASE) == self.workers.len()
+    }
+
+    /// Wakes a worker for tasks that a push left to a searcher who did not see
+    /// them.
+    pub(super) fn wake_for_leftovers(&'static self) {
+        if self.idle.searching() == 0
+            && self.queued() > 0
+            && let Some(sleeper) = self.idle.pushed()
+        {
+            self.wake(sleeper);
+        }
+    }
+
+    /// Asks the other ranks for work, once until one has given some.
+    pub(super) fn ask_for_work(&'static self) {
+        if self.size > 1 && !self.asked.swap(true, Ordering::Relaxed) {
+            self.submit(Command::AskForWork);
+        }
+    }
+
+    /// Writes a line about a decision to standard error if `COLLIMATE_LOG` asks
+    /// for it.
+    pub(super) fn log(&self, line: impl FnOnce() -> String) {
+        if self.config.log {
+            eprintln!("collimate: {}: {}", self.rank, line());
+        }
+    }
+
+    /// The worker of the calling thread, if it is one of this node's.
+    pub(super) fn my_worker(&self) -> Option<&'static Worker> {
+        worker::current().filter(|w| std::ptr::eq(w.node, self))
+    }
+}
+
+/// What the registry knows about a task.
+pub(super) fn kind_of(task: &Task) -> &'static TaskType {
+    task.kind().downcast_ref().expect("every call's kind is a TaskType")
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

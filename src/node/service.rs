@@ -1,0 +1,117 @@
+//! The service thread: keeps the network and the timers going while every
+//! worker is busy with tasks or asleep.
+//!
+//! Workers that search poll the fabrics themselves, which is the fast path. The
+//! service thread looks once a tick whether somebody has. If nobody does, it
+//! polls once a tick for a few ticks, and then arms the fabrics and sleeps
+//! until something arrives. With the last worker asleep it does so at once.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::rank::{Ended, Node, lock};
+use super::worker::Waiter;
+use crate::sys::WaitSet;
+
+/// Between two looks while workers are awake.
+const TICK: Duration = Duration::from_millis(1);
+/// Ticks without a worker's poll before the thread sleeps on the network.
+const QUIET_TICKS: u32 = 3;
+/// Longest sleep: how late the death of the launcher is seen.
+const SLEEP_MAX: Duration = Duration::from_millis(200);
+
+/// What the other threads share with the service thread.
+pub(super) struct Service {
+    /// The bell alone: for sleeps in which the network is not our business.
+    pub bell: WaitSet,
+    /// The bell and the fabrics.
+    pub network: WaitSet,
+    /// The fabrics were armed and nobody has polled since, so `network` is
+    /// readable when something arrives.
+    pub armed: AtomicBool,
+    timers: Mutex<BTreeMap<(Instant, u64), Arc<Waiter>>>,
+    timer_numbers: AtomicU64,
+}
+
+impl Service {
+    pub fn new() -> std::io::Result<Service> {
+        Ok(Service {
+            bell: WaitSet::new()?,
+            network: WaitSet::new()?,
+            armed: AtomicBool::new(false),
+            timers: Mutex::default(),
+            timer_numbers: AtomicU64::new(0),
+        })
+    }
+
+    /// Wakes `waiter` at `deadline`, unless it is woken before.
+    pub fn add_timer(&self, deadline: Instant, waiter: Arc<Waiter>) {
+        let number = self.timer_numbers.fetch_add(1, Ordering::Relaxed);
+        let first = {
+            let mut timers = lock(&self.timers);
+            timers.insert((deadline, number), waiter);
+            timers.first_key_value().is_some_and(|((d, n), _)| (*d, *n) == (deadline, number))
+        };
+        if first {
+            self.ring();
+        }
+    }
+
+    /// The last worker goes to sleep: the network is the service thread's now.
+    pub fn watch_network(&self) {
+        if !self.armed.load(Ordering::SeqCst) {
+            self.ring();
+        }
+    }
+
+    /// Ends whatever sleep the thread is in.
+    pub fn ring(&self) {
+        self.bell.ring();
+        self.network.ring();
+    }
+
+    fn fire_timers(&self, now: Instant) -> Option<Instant> {
+        loop {
+            let due = {
+                let mut timers = lock(&self.timers);
+                match timers.first_entry() {
+                    Some(entry) if entry.key().0 <= now => entry.remove(),
+                    Some(entry) => return Some(entry.key().0),
+                    None => return None,
+                }
+            };
+            due.fire();
+        }
+    }
+
+    /// The thread's main function. `lost` says whether the launcher is gone.
+    pub fn run(node: &'static Node, lost: impl Fn() -> Option<String>) {
+        let service = &node.service;
+        let mut turns_seen = node.turns.load(Ordering::Relaxed);
+        let mut quiet = 0;
+        while !node.stopping.load(Ordering::Acquire) {
+            let now = Instant::now();
+            if let Some(why) = lost() {
+                node.end(Ended { status: 1, reason: Some(why) });
+            }
+            let next_timer = service.fire_timers(now);
+            let until_timer = next_timer.map_or(SLEEP_MAX, |t| t.saturating_duration_since(now));
+
+            let turns = node.turns.load(Ordering::Relaxed);
+            let polled = std::mem::replace(&mut turns_seen, turns) != turns || node.idle.searching() > 0;
+            quiet = if polled { 0 } else { quiet + 1 };
+            node.wake_for_leftovers();
+            if !polled {
+                node.turn();
+                turns_seen = node.turns.load(Ordering::Relaxed);
+            }
+            if polled || (quiet <= QUIET_TICKS && !node.all_asleep()) {
+                service.bell.sleep(TICK.min(until_timer));
+            } else if node.arm() {
+                service.network.sleep(until_timer);
+            }
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! A worker: a thread that runs tasks. Its loop runs on a fiber; a task that
+//! must wait leaves that fiber suspended and the loop goes on upon another.
+//!
+//! Tasks run on the loop's own stack, one after the other, so a task that
+//! never waits costs no switch. A task that waits for a child of its own which
+//! is still in the worker's deque runs it there and then, on top of itself.
+//! Only a child, and only the worker's own: what the child waits for can never
+//! be something that the frames below it have yet to do, because a task's ref
+//! is known to its parent and to what the parent makes later, not to the task.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use slab::Slab;
+
+use super::rank::{Node, Target, kind_of, lock};
+use super::transfer::Pack;
+use crate::base::event::Event;
+use crate::base::limits;
+use crate::base::rng::Rng;
+use crate::base::{ErrorKind, Tag, TaskError};
+use crate::sync::{Handle, Lineage, Owner, Stored, Task, Wait, Wake, flush_frames};
+use crate::sys::{Fiber, FiberEnded, stack_left, suspend};
+
+thread_local! {
+    static CURRENT: Cell<Option<&'static Worker>> = const { Cell::new(None) };
+}
+
+/// The worker of the calling thread.
+#[inline]
+pub(super) fn current() -> Option<&'static Worker> {
+    CURRENT.get()
+}
+
+/// One worker, used by its own thread only. Lives as long as the process: a
+/// suspended task's stack may refer to it until then.
+pub(super) struct Worker {
+    pub node: &'static Node,
+    pub index: usize,
+    pub deque: Owner<Task>,
+    context: Cell<Context>,
+    /// Suspended tasks of this worker that may go on.
+    resumable: RefCell<VecDeque<usize>>,
+    suspended: RefCell<Slab<Option<Fiber>>>,
+    /// Fibers with an idle loop on them.
+    spare: RefCell<Vec<Fiber>>,
+    /// What the thread is to do when the running fiber has suspended itself.
+    switch: Cell<Switch>,
+    packs: RefCell<Vec<Pack>>,
+    rng: RefCell<Rng>,
+}
+
+/// The running task: its place in its parent, from which its tag is derived
+/// when it makes its first call, and how many calls it has made.
+#[derive(Clone, Copy)]
+struct Context {
+    seed: Tag,
+    index: u32,
+    calls: u32,
+    /// `seed` is the task's own tag by now.
+    resolved: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Switch {
+    /// The fiber's task waits under this number.
+    Wait(usize),
+    /// The fiber is idle; go on with the task that waited under this number.
+    Resume(usize),
+}
+
+/// A result, or the handle to one that others want as well; it is done.
+pub enum Resolved<T: Send + Sync + 'static> {
+    /// Moved out.
+    Owned(Stored<T>),
+    /// To be looked at.
+    Shared(Handle<T>),
+}
+
+/// How long an idle worker looks for work before it parks, at least. Longer
+/// than a wake-up takes (20 to 40 µs on a virtual machine), so that a reply
+/// over the wire finds its waiter awake.
+const SPIN: Duration = Duration::from_micros(100);
+/// The same when there are more threads than cores.
+const SPIN_OVERSUBSCRIBED: Duration = Duration::from_micros(5);
+/// Tasks between two looks at the network while a worker has work.
+const TASKS_PER_TURN: u32 = 64;
+/// Longest sleep of a worker; it is woken before when there is work.
+const PARK_MAX: Duration = Duration::from_secs(1);
+
+impl Worker {
+    pub fn new(node: &'static Node, index: usize, deque: Owner<Task>) -> Worker {
+        Worker {
+            node,
+            index,
+            deque,
+            context: Cell::new(Context { seed: Tag::ROOT, index: 0, calls: 0, resolved: true }),
+            resumable: RefCell::default(),
+            suspended: RefCell::default(),
+            spare: RefCell::default(),
+            switch: Cell::new(Switch::Resume(usize::MAX)),
+            packs: RefCell::default(),
+            rng: RefCell::new(Rng::new(u64::from(node.rank.0) << 32 | index as u64)),
+        }
+    }
+
+    /// The thread's main function: switches between fibers until the end.
+    pub fn run(&'static self) {
+        CURRENT.set(Some(self));
+        let port = &self.node.workers[self.index];
+        port.thread.set(std::thread::current()).expect("one thread per worker");
+        let first = if self.index == 0 { self.root_fiber() } else { self.loop_fiber() };
+        let mut fiber = match first {
+            Ok(fiber) => fiber,
+            Err(error) => {
+                let reason = format!("no memory for a task stack: {}", error.message);
+                self.node.end(super::rank::Ended { status: 1, reason: Some(reason) });
+                return;
+            }
+        };
+        while fiber.resume() == FiberEnded::Suspended {
+            fiber = match self.switch.get() {
+                Switch::Wait(number) => {
+                    self.suspended.borrow_mut()[number] = Some(fiber);
+                    self.spare.borrow_mut().pop().expect("`suspend` made sure of one")
+                }
+                Switch::Resume(number) => {
+                    self.spare.borrow_mut().push(fiber);
+                    self.suspended.borrow_mut().remove(number).expect("it was put there when it suspended")
+                }
+            };
+        }
+        CURRENT.set(None);
+        flush_frames();
+    }
+
+    /// The place of the next call in the running task.
+    #[inline]
+    pub fn next_lineage(&self) -> Lineage {
+        let mut context = self.context.get();
+        if !context.resolved {
+            context.seed = Lineage { parent: context.seed, index: context.index }.tag();
+            context.resolved = true;
+        }
+        let lineage = Lineage { parent: context.seed, index: context.calls };
+        context.calls += 1;
+        self.context.set(context);
+        lineage
+    }
+
+    /// Waits for a result, running other tasks meanwhile.
+    #[inline]
+    pub fn resolve<T: Send + Sync>(&'static self, mut handle: Handle<T>) -> Result<Resolved<T>, Box<TaskError>> {
+        loop {
+            handle = match handle.take() {
+                Ok(result) => return Ok(Resolved::Owned(result)),
+                Err(handle) if handle.is_done() => return Ok(Resolved::Shared(handle)),
+                Err(handle) => handle,
+            };
+            if stack_left() < self.node.config.stack_bytes / 2 {
+                self.wait(&[&handle], 1, None)?;
+                continue;
+            }
+            match self.deque.pop() {
+                Some(task) if task.is(&handle) => {
+                    let before = self.enter(task.lineage());
+                    let result = handle.run_inline(task);
+                    self.context.set(before);
+                    return Ok(match result {
+                        Ok(result) => Resolved::Owned(result),
+                        Err(handle) => Resolved::Shared(handle),
+                    });
+                }
+                Some(task) if self.is_mine(&task) => self.run_task(task),
+                Some(task) => {
+                    self.node.push(task);
+                    self.wait(&[&handle], 1, None)?;
+                }
+                None => self.wait(&[&handle], 1, None)?,
+            }
+        }
+    }
+
+    /// Suspends the running task until `count` of `handles` are done, or until
+    /// `deadline`.
+    pub fn wait(
+        &'static self,
+        handles: &[&dyn Waitable],
+        count: usize,
+        deadline: Option<Instant>,
+    ) -> Result<(), Box<TaskError>> {
+        if self.spare.borrow().is_empty() {
+            let fiber = self.loop_fiber()?;
+            self.spare.borrow_mut().push(fiber);
+        }
+        let number = self.suspended.borrow_mut().insert(None);
+        let who = Who::Fiber { node: self.node, worker: self.index, number };
+        let Some(waiter) = Waiter::register(who, handles, count, deadline.is_some()) else {
+            self.suspended.borrow_mut().remove(number);
+            return Ok(());
+        };
+        if let Some(deadline) = deadline {
+            self.node.service.add_timer(deadline, waiter);
+        }
+        self.node.counters.count(Event::TaskSuspended);
+        let context = self.context.get();
+        self.switch.set(Switch::Wait(number));
+        suspend();
+        self.context.set(context);
+        Ok(())
+    }
+
+    /// Lets one of this worker's suspended tasks go on at the next chance.
+    pub fn resume_soon(&self, number: usize) {
+        self.resumable.borrow_mut().push_back(number);
+    }
+
+    pub fn spare_pack(&self) -> Option<Pack> {
+        self.packs.borrow_mut().pop()
+    }
+
+    /// Keeps an encoder's buffers for the next one.
+    pub fn keep_pack(&self, pack: Pack) {
+        let mut packs = self.packs.borrow_mut();
+        if packs.len() < 16 && pack.bytes.capacity() <= 2 * limits::INLINE_BYTES_MAX {
+            packs.push(pack);
+        }
+    }
+
+    fn loop_fiber(&'static self) -> Result<Fiber, Box<TaskError>> {
+        self.fiber(self.node.config.stack_bytes, move || self.work())
+    }
+
+    /// Worker 0's first fiber: on rank 0 it begins with the driver, which gets
+    /// a stack as large as a main thread's.
+    fn root_fiber(&'static self) -> Result<Fiber, Box<TaskError>> {
+        let bytes = self.node.config.stack_bytes.max(8 << 20);
+        self.fiber(bytes, move || self.work())
+    }
+
+    fn fiber(&self, bytes: usize, body: impl FnOnce() + 'static) -> Result<Fiber, Box<TaskError>> {
+        let made = self.node.stacks.fetch_add(1, Ordering::Relaxed) as usize;
+        let cause = if made >= limits::STACKS_MAX {
+            format!("all {} stacks are in use", limits::STACKS_MAX)
+        } else {
+            match Fiber::new(bytes, body) {
+                Ok(fiber) => return Ok(fiber),
+                Err(e) => e.to_string(),
+            }
+        };
+        self.node.stacks.fetch_sub(1, Ordering::Relaxed);
+        let message = format!(
+            "{}: no stack for another waiting task ({cause}): nest fewer calls of get, or lower COLLIMATE_STACK",
+            self.node.rank
+        );
+        Err(Box::new(TaskError::new(ErrorKind::StackExhausted, message)))
+    }
+
+    /// The loop: runs what there is to run, until the end.
+    fn work(&'static self) {
+        let mut tasks = 0u32;
+        loop {
+            if let Some(number) = self.next_resumable() {
+                self.switch.set(Switch::Resume(number));
+                suspend();
+                continue;
+            }
+            if self.index == 0
+                && let Some(root) = lock(&self.node.root).take()
+            {
+                let before = self.context.replace(Context { seed: Tag::ROOT, index: 0, calls: 0, resolved: true });
+                root.run();
+                self.context.set(before);
+                continue;
+            }
+            tasks = tasks.wrapping_add(1);
+            if tasks.is_multiple_of(TASKS_PER_TURN) {
+                self.node.turn();
+            }
+            if let Some(task) = self.deque.pop().or_else(|| self.steal()) {
+                self.run_task(task);
+                continue;
+            }
+            if self.node.stopping.load(Ordering::Acquire) {
+                return;
+            }
+            self.idle();
+        }
+    }
+
+    fn next_resumable(&self) -> Option<usize> {
+        let own = self.resumable.borrow_mut().pop_front();
+        own.or_else(|| self.node.workers[self.index].mailbox.pop())
+    }
+
+    fn run_task(&'static self, task: Task) {
+        let before = self.enter(task.lineage());
+        if Target::from_flags(task.flags()).is_demanding() {
+            let demand = (kind_of(&task).demand)(task.call());
+            task.run();
+            self.node.give_back(demand);
+        } else {
+            task.run();
+        }
+        self.context.set(before);
+    }
+
+    #[inline]
+    fn enter(&self, lineage: Lineage) -> Context {
+        self.context.replace(Context { seed: lineage.parent, index: lineage.index, calls: 0, resolved: false })
+    }
+
+    /// Whether the running task made this one, which may then run on top of it.
+    #[inline]
+    fn is_mine(&self, task: &Task) -> bool {
+        let context = self.context.get();
+        context.resolved && task.lineage().parent == context.seed && task.flags() == Target::ANYWHERE.to_flags()
+    }
+
+    fn steal(&self) -> Option<Task> {
+        let from = self.rng.borrow_mut().below(self.node.workers.len());
+        self.node.steal(from, self.index)
+    }
+
+    /// Something for this worker to do, besides its own deque, which is empty.
+    fn has_work(&self) -> bool {
+        let node = self.node;
+        !self.resumable.borrow().is_empty()
+            || !node.workers[self.index].mailbox.is_empty()
+            || !self.deque.is_empty()
+            || !node.injector.is_empty()
+            || node.workers.iter().enumerate().any(|(i, w)| i != self.index && !w.stealer.is_empty())
+            || (self.index == 0 && lock(&node.root).is_some())
+            || node.stopping.load(Ordering::Acquire)
+    }
+
+    /// Searches for a while, then parks until woken; returns when there may be
+    /// work.
+    fn idle(&'static self) {
+        let node = self.node;
+        node.idle.start_search();
+        node.ask_for_work();
+        let mut since = Instant::now();
+        let spin = if node.oversubscribed { SPIN_OVERSUBSCRIBED } else { SPIN };
+        let mut rounds = 0u32;
+        loop {
+            let happened = node.turn();
+            if self.has_work() {
+                break;
+            }
+            if happened {
+                since = Instant::now();
+            }
+            rounds = rounds.wrapping_add(1);
+            if !rounds.is_multiple_of(8) || since.elapsed() < spin {
+                std::hint::spin_loop();
+                continue;
+            }
+            if node.idle.sleep(self.index, || self.has_work()) {
+                node.counters.count(Event::WorkerParked);
+                if node.idle.searching() == 0 {
+                    node.service.watch_network();
+                }
+                std::thread::park_timeout(PARK_MAX);
+                node.idle.rise(self.index);
+            }
+            since = Instant::now();
+        }
+        if let Some(next) = node.idle.found(|| node.queued() > 1) {
+            node.wake(next);
+        }
+    }
+}
+
+/// A result that can be waited for, whatever its type.
+pub trait Waitable {
+    /// Whether it is there.
+    fn is_done(&self) -> bool;
+    /// See [`Handle::register`].
+    fn register(&self, wake: Wake) -> Result<(), Wake>;
+    /// See [`Handle::sweep`].
+    fn sweep(&self);
+}
+
+impl<T: Send + Sync> Waitable for Handle<T> {
+    fn is_done(&self) -> bool {
+        Handle::is_done(self)
+    }
+    fn register(&self, wake: Wake) -> Result<(), Wake> {
+        Handle::register(self, wake)
+    }
+    fn sweep(&self) {
+        Handle::sweep(self);
+    }
+}
+
+/// Somebody who waits for a number of results, or until a deadline.
+pub(super) struct Waiter {
+    missing: AtomicUsize,
+    fired: AtomicBool,
+    who: Who,
+}
+
+enum Who {
+    Fiber { node: &'static Node, worker: usize, number: usize },
+    Thread(Thread),
+}
+
+struct OneOf(Arc<Waiter>);
+
+impl Waiter {
+    /// Registers for `count` of `handles`; `None` if so many are done already.
+    fn register(who: Who, handles: &[&dyn Waitable], count: usize, sweep: bool) -> Option<Arc<Waiter>> {
+        // One more than wanted, so that nobody is woken while we register.
+        let waiter = Arc::new(Waiter { missing: AtomicUsize::new(count + 1), fired: AtomicBool::new(false), who });
+        let mut done = 1;
+        for handle in handles {
+            if sweep {
+                handle.sweep();
+            }
+            if handle.is_done() || handle.register(Box::new(OneOf(waiter.clone()))).is_err() {
+                done += 1;
+            }
+        }
+        let before = waiter.missing.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| Some(n.saturating_sub(done)));
+        let enough = before.is_ok_and(|n| n <= done);
+        if enough && !waiter.fired.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        Some(waiter)
+    }
+
+    /// Wakes the waiter, once.
+    pub fn fire(&self) {
+        if self.fired.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        match &self.who {
+            Who::Fiber { node, worker, number } => node.resume(*worker, *number),
+            Who::Thread(thread) => thread.unpark(),
+        }
+    }
+}
+
+impl Wait for OneOf {
+    fn wake(self: Box<Self>) {
+        let before = self.0.missing.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1));
+        if before == Ok(1) {
+            self.0.fire();
+        }
+    }
+    fn cares(&self) -> bool {
+        !self.0.fired.load(Ordering::Acquire)
+    }
+}
+
+/// Waits on a thread that is no worker.
+pub(super) fn wait_on_thread(handles: &[&dyn Waitable], count: usize, deadline: Option<Instant>) {
+    let who = Who::Thread(std::thread::current());
+    let Some(waiter) = Waiter::register(who, handles, count, deadline.is_some()) else { return };
+    while !waiter.fired.load(Ordering::Acquire) {
+        match deadline.map(|d| d.saturating_duration_since(Instant::now())) {
+            Some(left) if left.is_zero() => {
+                waiter.fired.store(true, Ordering::Release);
+                return;
+            }
+            Some(left) => std::thread::park_timeout(left),
+            None => std::thread::park(),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Sleeping until one of several descriptors is readable, or another thread
+//! rings.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+
+/// A set of descriptors to sleep on, and a bell.
+pub struct WaitSet {
+    epoll: OwnedFd,
+    bell: OwnedFd,
+}
+
+impl WaitSet {
+    /// Nothing but the bell.
+    pub fn new() -> io::Result<WaitSet> {
+        let set = WaitSet {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        };
+        set.add(&set.bell)?;
+        Ok(set)
+    }
+
+    /// Adds a descriptor, for as long as it is open.
+    pub fn add(&self, fd: impl AsFd) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?)
+    }
+
+    /// Ends the sleep of [`WaitSet::sleep`], or the next one.
+    pub fn ring(&self) {
+        // Fails only when the count is full, and then the bell rings already.
+        let _full = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+    }
+
+    /// Sleeps until a descriptor is readable, the bell rings, a signal comes or
+    /// the time is over.
+    pub fn sleep(&self, patience: Duration) {
+        let timeout = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: i64::from(patience.subsec_nanos()) };
+        let mut events: [epoll::Event; 8] = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 8];
+        let woken = epoll::wait(&self.epoll, &mut events, Some(&timeout));
+        if woken != Ok(0) {
+            let mut count = [0; 8];
+            let _empty = rustix::io::read(&self.bell, &mut count);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_ends_the_sleep_and_is_used_up() {
+        let set = WaitSet::new().unwrap();
+        set.ring();
+        let start = std::time::Instant::now();
+        set.sleep(Duration::from_secs(20));
+        assert!(start.elapsed() < Duration::from_secs(10));
+        set.sleep(Duration::from_millis(1));
+        assert!(start.elapsed() >= Duration::from_millis(1));
+    }
+}
