@@ -2,23 +2,23 @@
 //! objects lent, messages that did not fit yet. One thread at a time has it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use slab::Slab;
 
-use super::rank::{Ended, HUNGRY_BASE, Node, Target, kind_of};
+use super::rank::{HUNGRY_BASE, Node, Target};
 use super::registry::TaskType;
-use super::transfer::{Incoming, Pack, Piece, Received, Reply};
+use super::transfer::{Pack, Piece};
 use crate::base::event::Event as Counted;
-use crate::base::{ErrorKind, JobId, Rank, TaskError};
-use crate::fabric::{Event, Fabric, FabricError, RegionKey, RemoteSpan};
-use crate::mem::{Block, Bytes, Foreign, Heap, Lease};
+use crate::base::{ErrorKind, Rank, TaskError};
+use crate::fabric::{Fabric, FabricError, RegionKey};
+use crate::mem::{Bytes, Region};
 use crate::sched::{Demand, Ledger};
 use crate::store::{Index, ObjectId};
-use crate::sync::{Lineage, Task};
+use crate::sync::Task;
 use crate::wire::{
-    Argument, Control, Goodbye, Hello, Message, ObjectRecord, Outcome, Release, SCHEMA_VERSION, Shutdown, Spawn,
-    SpawnBuilder, SpawnCall, StealRequest, TaskTable, write_control, write_error, write_inline_result,
-    write_object_result, write_release, write_steal_request,
+    Control, Hello, ObjectRecord, Release, SCHEMA_VERSION, Shutdown, SpawnBuilder, SpawnCall, StealRequest,
+    write_control, write_error, write_inline_result, write_object_result, write_release, write_steal_request,
 };
 
 /// The region of a rank that holds its arena.
@@ -46,85 +46,101 @@ pub(super) enum Command {
 
 /// See the module.
 pub(super) struct State {
-    fabrics: Vec<Box<dyn Fabric>>,
-    core: Core,
+    pub(super) fabrics: Vec<Box<dyn Fabric>>,
+    pub(super) core: Core,
 }
 
 /// Everything but the fabrics, which report into it.
-struct Core {
-    me: Rank,
-    job: JobId,
-    peers: Vec<Peer>,
+pub(super) struct Core {
+    pub me: Rank,
+    pub peers: Vec<Peer>,
+    /// Each rank's arena where it can be read in place.
+    pub views: Vec<Option<Arc<Region>>>,
     /// Calls sent away, by number.
-    requests: Slab<Request>,
+    pub requests: Slab<Request>,
     request_epoch: u32,
-    index: Index,
+    pub index: Index,
     /// Calls and results whose objects are being read.
-    arriving: Slab<Arriving>,
-    ledger: Ledger<Task>,
-    /// Messages that came up while a fabric was being polled.
-    out: VecDeque<(Rank, Vec<u8>)>,
-    closing: Vec<(Rank, String)>,
-    scratch: Vec<u8>,
-    goodbyes: u32,
+    pub arriving: Slab<Arriving>,
+    /// Reads to be started, and those under way.
+    pub reads_wanted: VecDeque<Read>,
+    pub reads: Slab<Read>,
+    pub ledger: Ledger<Task>,
+    /// Ranks that asked for work during a poll.
+    pub wishes: Vec<Rank>,
+    /// Messages that came up during a poll.
+    pub out: VecDeque<(Rank, Vec<u8>)>,
+    /// Peers whose connection is to be closed, and why.
+    pub closing: Vec<(Rank, String)>,
+    pub scratch: Vec<u8>,
 }
 
-struct Peer {
+pub(super) struct Peer {
     /// Index of the fabric that reaches it.
-    route: Option<usize>,
-    hello: Option<Hello>,
-    capacity: Option<Demand>,
+    pub route: Option<usize>,
+    pub hello: Option<Hello>,
+    /// Its tasks are known, so that it can be given work.
+    pub ready: bool,
+    pub capacity: Option<Demand>,
     /// Our task index → its task index; `None` when they are the same.
-    functions: Option<Vec<Option<u32>>>,
+    pub functions: Option<Vec<Option<u32>>>,
     /// Messages that the fabric had no room for.
-    backlog: VecDeque<Vec<u8>>,
+    pub backlog: VecDeque<Vec<u8>>,
     /// We asked it for work and got none yet.
-    asked: bool,
+    pub asked: bool,
     /// Why it is gone.
-    lost: Option<String>,
-    said_goodbye: bool,
+    pub lost: Option<String>,
+    pub said_goodbye: bool,
 }
 
-struct Request {
-    task: Task,
-    kind: &'static TaskType,
-    peer: Rank,
-    epoch: u32,
+/// A call sent to a peer.
+pub(super) struct Request {
+    pub task: Task,
+    pub kind: &'static TaskType,
+    pub peer: Rank,
+    pub epoch: u32,
 }
 
 /// A message whose objects are not all here.
-struct Arriving {
-    from: Rank,
-    what: Waiting,
-    values: Vec<Value>,
-    missing: usize,
-    failed: Option<String>,
+pub(super) struct Arriving {
+    pub from: Rank,
+    pub what: Waiting,
+    pub values: Vec<Value>,
+    pub missing: usize,
+    pub failed: Option<String>,
 }
 
-enum Waiting {
+pub(super) enum Waiting {
     Call(SpawnCall),
     Result(u64),
 }
 
-enum Value {
+pub(super) enum Value {
     Inline(Vec<u8>),
     Object(Bytes),
-    /// Being read.
-    Coming,
+}
+
+/// An object to be read for value `at` of the arriving message `number`.
+#[derive(Clone, Copy)]
+pub(super) struct Read {
+    pub number: usize,
+    pub at: usize,
+    pub record: ObjectRecord,
 }
 
 /// What a record turned into.
-enum Found {
+pub(super) enum Found {
     Here(Bytes),
     /// To be read from the rank that has it.
     Far,
 }
 
 impl State {
-    pub fn new(me: Rank, size: u32, job: JobId, capacity: Demand) -> State {
+    pub fn new(me: Rank, size: u32, capacity: Demand) -> State {
         let peer = |_| Peer {
             route: None,
             hello: None,
+            ready: false,
             capacity: None,
             functions: None,
             backlog: VecDeque::new(),
@@ -138,17 +154,19 @@ impl State {
             fabrics: Vec::new(),
             core: Core {
                 me,
-                job,
                 peers,
+                views: vec![None; size as usize],
                 requests: Slab::new(),
                 request_epoch: 0,
                 index: Index::new(),
                 arriving: Slab::new(),
+                reads_wanted: VecDeque::new(),
+                reads: Slab::new(),
                 ledger: Ledger::new(capacity),
+                wishes: Vec::new(),
                 out: VecDeque::new(),
                 closing: Vec::new(),
                 scratch: Vec::new(),
-                goodbyes: 0,
             },
         }
     }
@@ -157,6 +175,7 @@ impl State {
     pub fn add_fabric(&mut self, fabric: Box<dyn Fabric>, peers: &[Rank]) {
         for peer in peers {
             self.core.peers[peer.index()].route = Some(self.fabrics.len());
+            self.core.views[peer.index()] = fabric.map(*peer, ARENA);
         }
         self.fabrics.push(fabric);
     }
@@ -179,7 +198,7 @@ impl State {
     /// Who has not greeted us yet.
     pub fn strangers(&self) -> Vec<Rank> {
         let peers = self.core.peers.iter().enumerate();
-        let strange = peers.filter(|(r, p)| *r != self.core.me.index() && p.hello.is_none() && p.lost.is_none());
+        let strange = peers.filter(|(r, p)| *r != self.core.me.index() && !p.ready && p.lost.is_none());
         strange.map(|(r, _)| Rank(r as u32)).collect()
     }
 
@@ -199,11 +218,8 @@ impl State {
         self.drain(node);
         let mut events = 0;
         for fabric in 0..self.fabrics.len() {
-            let (fabrics, core) = (&mut self.fabrics, &mut self.core);
-            let (before, rest) = fabrics.split_at_mut(fabric);
-            let (polled, after) = rest.split_first_mut().expect("fabric < len");
-            let _ = (before, after);
-            events += polled.poll(&mut |event| core.on_event(node, event));
+            let core = &mut self.core;
+            events += self.fabrics[fabric].poll(&mut |event| core.on_event(node, event));
         }
         self.flush(node);
         events
@@ -284,7 +300,7 @@ impl State {
             match piece {
                 Piece::Inline { start, len, align } => builder.inline(&pack.bytes[*start..start + len], *align),
                 Piece::Object(object) => {
-                    let record = self.core.lend(node, object, rank);
+                    let record = self.core.lend(object, rank);
                     lent.push(record.object);
                     builder.object(record)
                 }
@@ -315,7 +331,7 @@ impl State {
                     write_inline_result(&mut buffer, request, 0, &pack.bytes[*start..start + len], *align)
                 }
                 Some(Piece::Object(object)) => {
-                    let record = self.core.lend(node, object, peer);
+                    let record = self.core.lend(object, peer);
                     write_object_result(&mut buffer, request, 0, record);
                     Ok(())
                 }
@@ -337,7 +353,7 @@ impl State {
     fn ask_for_work(&mut self) {
         for rank in 0..self.core.peers.len() {
             let peer = &mut self.core.peers[rank];
-            if peer.asked || peer.hello.is_none() || peer.lost.is_some() || rank == self.core.me.index() {
+            if peer.asked || !peer.ready || peer.lost.is_some() || rank == self.core.me.index() {
                 continue;
             }
             peer.asked = true;
@@ -349,7 +365,7 @@ impl State {
     }
 
     /// Gives the oldest task to a peer that asked, or remembers the wish.
-    fn feed(&mut self, node: &'static Node, peer: Rank) {
+    pub(super) fn feed(&mut self, node: &'static Node, peer: Rank) {
         if self.core.peers[peer.index()].lost.is_some() {
             return;
         }
@@ -402,6 +418,7 @@ impl State {
                 self.core.on_lost(node, rank, why);
             }
             self.start_reads(node);
+            self.grant_wishes(node);
             if self.core.out.is_empty() && self.core.closing.is_empty() {
                 break;
             }
@@ -416,5 +433,20 @@ impl State {
                 }
             }
         }
+    }
+}
+
+impl Core {
+    /// Names an object to a peer, which holds it until it says otherwise.
+    fn lend(&mut self, object: &Bytes, borrower: Rank) -> ObjectRecord {
+        let id = self.index.export(object);
+        self.index.lend(id, borrower).expect("it was exported just now");
+        self.index.withdraw(id).expect("it was exported just now");
+        let (owner, offset) = match object {
+            Bytes::Sealed(sealed) => (self.me, sealed.offset()),
+            Bytes::Foreign(foreign) => (foreign.owner(), foreign.offset()),
+            Bytes::Heap(_) => unreachable!("`Outgoing::object` copies what is on the heap"),
+        };
+        ObjectRecord { owner, region: ARENA.0, offset, len: object.len() as u64, object: id.to_bits() }
     }
 }

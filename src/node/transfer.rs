@@ -52,12 +52,11 @@ impl<'n> Outgoing<'n> {
     pub fn plain(&mut self, bytes: &[u8], align: usize) -> Result<(), Box<TaskError>> {
         if bytes.len() > INLINE_BYTES_MAX || self.pack.bytes.len() + bytes.len() > 2 * INLINE_BYTES_MAX {
             let object = self.node.put_bytes(bytes)?;
-            self.object(object);
-        } else {
-            let start = self.pack.bytes.len();
-            self.pack.bytes.extend_from_slice(bytes);
-            self.pack.pieces.push(Piece::Inline { start, len: bytes.len(), align });
+            return self.object(object);
         }
+        let start = self.pack.bytes.len();
+        self.pack.bytes.extend_from_slice(bytes);
+        self.pack.pieces.push(Piece::Inline { start, len: bytes.len(), align });
         Ok(())
     }
 
@@ -67,9 +66,14 @@ impl<'n> Outgoing<'n> {
     }
 
     /// Adds an object that exists.
-    pub fn object(&mut self, object: Bytes) {
-        // On the heap nobody else can read it.
+    pub fn object(&mut self, object: Bytes) -> Result<(), Box<TaskError>> {
+        let object = match object {
+            // On the heap nobody else can read it.
+            Bytes::Heap(heap) => self.node.put_bytes(&heap)?,
+            readable => readable,
+        };
         self.pack.pieces.push(Piece::Object(object));
+        Ok(())
     }
 
     /// The node that the values leave.
