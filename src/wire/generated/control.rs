@@ -46,6 +46,9 @@ mod root {
                 pub tasks_hash: u64,
                 ///  Bytes of the sender's registered region, the arena and what surrounds it.
                 pub region_bytes: u64,
+                ///  What the sender has for tasks that ask for it, as `gpu=2,licence=1`.
+                ///  Not required: a rank of another version must be able to read the rest.
+                pub resources: ::core::option::Option<::planus::alloc::string::String>,
             }
             #[allow(clippy::derivable_impls)]
             impl ::core::default::Default for Hello {
@@ -57,6 +60,7 @@ mod root {
                         store_bytes: 0,
                         tasks_hash: 0,
                         region_bytes: 0,
+                        resources: ::core::default::Default::default(),
                     }
                 }
             }
@@ -75,6 +79,9 @@ mod root {
                     field_store_bytes: impl ::planus::WriteAsDefault<u64, u64>,
                     field_tasks_hash: impl ::planus::WriteAsDefault<u64, u64>,
                     field_region_bytes: impl ::planus::WriteAsDefault<u64, u64>,
+                    field_resources: impl ::planus::WriteAsOptional<
+                        ::planus::Offset<::core::primitive::str>,
+                    >,
                 ) -> ::planus::Offset<Self> {
                     let prepared_schema = field_schema.prepare(builder, &0);
                     let prepared_rank = field_rank.prepare(builder, &0);
@@ -82,7 +89,8 @@ mod root {
                     let prepared_store_bytes = field_store_bytes.prepare(builder, &0);
                     let prepared_tasks_hash = field_tasks_hash.prepare(builder, &0);
                     let prepared_region_bytes = field_region_bytes.prepare(builder, &0);
-                    let mut table_writer: ::planus::table_writer::TableWriter<16> = ::core::default::Default::default();
+                    let prepared_resources = field_resources.prepare(builder);
+                    let mut table_writer: ::planus::table_writer::TableWriter<18> = ::core::default::Default::default();
                     if prepared_store_bytes.is_some() {
                         table_writer.write_entry::<u64>(3);
                     }
@@ -100,6 +108,9 @@ mod root {
                     }
                     if prepared_workers.is_some() {
                         table_writer.write_entry::<u32>(2);
+                    }
+                    if prepared_resources.is_some() {
+                        table_writer.write_entry::<::planus::Offset<str>>(6);
                     }
                     unsafe {
                         table_writer
@@ -125,6 +136,9 @@ mod root {
                                     }
                                     if let ::core::option::Option::Some(prepared_workers) = prepared_workers {
                                         object_writer.write::<_, _, 4>(&prepared_workers);
+                                    }
+                                    if let ::core::option::Option::Some(prepared_resources) = prepared_resources {
+                                        object_writer.write::<_, _, 4>(&prepared_resources);
                                     }
                                 },
                             );
@@ -168,6 +182,7 @@ mod root {
                         self.store_bytes,
                         self.tasks_hash,
                         self.region_bytes,
+                        &self.resources,
                     )
                 }
             }
@@ -303,6 +318,31 @@ mod root {
                 }
             }
             impl<T0, T1, T2, T3, T4, T5> HelloBuilder<(T0, T1, T2, T3, T4, T5)> {
+                /// Setter for the [`resources` field](Hello#structfield.resources).
+                #[inline]
+                #[allow(clippy::type_complexity)]
+                pub fn resources<T6>(
+                    self,
+                    value: T6,
+                ) -> HelloBuilder<(T0, T1, T2, T3, T4, T5, T6)>
+                where
+                    T6: ::planus::WriteAsOptional<
+                        ::planus::Offset<::core::primitive::str>,
+                    >,
+                {
+                    let (v0, v1, v2, v3, v4, v5) = self.0;
+                    HelloBuilder((v0, v1, v2, v3, v4, v5, value))
+                }
+                /// Sets the [`resources` field](Hello#structfield.resources) to null.
+                #[inline]
+                #[allow(clippy::type_complexity)]
+                pub fn resources_as_null(
+                    self,
+                ) -> HelloBuilder<(T0, T1, T2, T3, T4, T5, ())> {
+                    self.resources(())
+                }
+            }
+            impl<T0, T1, T2, T3, T4, T5, T6> HelloBuilder<(T0, T1, T2, T3, T4, T5, T6)> {
                 /// Finish writing the builder to get an [Offset](::planus::Offset) to a serialized [Hello].
                 #[inline]
                 pub fn finish(
@@ -322,8 +362,9 @@ mod root {
                 T3: ::planus::WriteAsDefault<u64, u64>,
                 T4: ::planus::WriteAsDefault<u64, u64>,
                 T5: ::planus::WriteAsDefault<u64, u64>,
+                T6: ::planus::WriteAsOptional<::planus::Offset<::core::primitive::str>>,
             > ::planus::WriteAs<::planus::Offset<Hello>>
-            for HelloBuilder<(T0, T1, T2, T3, T4, T5)> {
+            for HelloBuilder<(T0, T1, T2, T3, T4, T5, T6)> {
                 type Prepared = ::planus::Offset<Hello>;
                 #[inline]
                 fn prepare(
@@ -340,8 +381,9 @@ mod root {
                 T3: ::planus::WriteAsDefault<u64, u64>,
                 T4: ::planus::WriteAsDefault<u64, u64>,
                 T5: ::planus::WriteAsDefault<u64, u64>,
+                T6: ::planus::WriteAsOptional<::planus::Offset<::core::primitive::str>>,
             > ::planus::WriteAsOptional<::planus::Offset<Hello>>
-            for HelloBuilder<(T0, T1, T2, T3, T4, T5)> {
+            for HelloBuilder<(T0, T1, T2, T3, T4, T5, T6)> {
                 type Prepared = ::planus::Offset<Hello>;
                 #[inline]
                 fn prepare(
@@ -360,14 +402,16 @@ mod root {
                 T3: ::planus::WriteAsDefault<u64, u64>,
                 T4: ::planus::WriteAsDefault<u64, u64>,
                 T5: ::planus::WriteAsDefault<u64, u64>,
-            > ::planus::WriteAsOffset<Hello> for HelloBuilder<(T0, T1, T2, T3, T4, T5)> {
+                T6: ::planus::WriteAsOptional<::planus::Offset<::core::primitive::str>>,
+            > ::planus::WriteAsOffset<Hello>
+            for HelloBuilder<(T0, T1, T2, T3, T4, T5, T6)> {
                 #[inline]
                 fn prepare(
                     &self,
                     builder: &mut ::planus::Builder,
                 ) -> ::planus::Offset<Hello> {
-                    let (v0, v1, v2, v3, v4, v5) = &self.0;
-                    Hello::create(builder, v0, v1, v2, v3, v4, v5)
+                    let (v0, v1, v2, v3, v4, v5, v6) = &self.0;
+                    Hello::create(builder, v0, v1, v2, v3, v4, v5, v6)
                 }
             }
             /// Reference to a deserialized [Hello].
@@ -419,6 +463,15 @@ mod root {
                         self.0.access(5, "Hello", "region_bytes")?.unwrap_or(0),
                     )
                 }
+                /// Getter for the [`resources` field](Hello#structfield.resources).
+                #[inline]
+                pub fn resources(
+                    &self,
+                ) -> ::planus::Result<
+                    ::core::option::Option<&'a ::core::primitive::str>,
+                > {
+                    self.0.access(6, "Hello", "resources")
+                }
             }
             impl<'a> ::core::fmt::Debug for HelloRef<'a> {
                 fn fmt(
@@ -432,6 +485,12 @@ mod root {
                     f.field("store_bytes", &self.store_bytes());
                     f.field("tasks_hash", &self.tasks_hash());
                     f.field("region_bytes", &self.region_bytes());
+                    if let ::core::option::Option::Some(field_resources) = self
+                        .resources()
+                        .transpose()
+                    {
+                        f.field("resources", &field_resources);
+                    }
                     f.finish()
                 }
             }
@@ -452,6 +511,7 @@ mod root {
                         region_bytes: ::core::convert::TryInto::try_into(
                             value.region_bytes()?,
                         )?,
+                        resources: value.resources()?.map(::core::convert::Into::into),
                     })
                 }
             }
@@ -528,7 +588,7 @@ mod root {
             ///  One task function that a rank can run.
             ///
             /// Generated from these locations:
-            /// * Table `TaskEntry` in the file `schema/control.fbs:28`
+            /// * Table `TaskEntry` in the file `schema/control.fbs:31`
             #[derive(
                 Clone,
                 Debug,
@@ -858,7 +918,7 @@ mod root {
             ///  index that spawn messages to this rank carry.
             ///
             /// Generated from these locations:
-            /// * Table `TaskTable` in the file `schema/control.fbs:39`
+            /// * Table `TaskTable` in the file `schema/control.fbs:42`
             #[derive(
                 Clone,
                 Debug,
@@ -1132,7 +1192,7 @@ mod root {
             ///  One task that an error passed through.
             ///
             /// Generated from these locations:
-            /// * Table `Hop` in the file `schema/control.fbs:44`
+            /// * Table `Hop` in the file `schema/control.fbs:47`
             #[derive(
                 Clone,
                 Debug,
@@ -1425,7 +1485,7 @@ mod root {
             ///  The error value of a task, sent instead of its result.
             ///
             /// Generated from these locations:
-            /// * Table `ErrorReport` in the file `schema/control.fbs:52`
+            /// * Table `ErrorReport` in the file `schema/control.fbs:55`
             #[derive(
                 Clone,
                 Debug,
@@ -1816,7 +1876,7 @@ mod root {
             ///  The sender is done with the job and will send nothing more.
             ///
             /// Generated from these locations:
-            /// * Table `Goodbye` in the file `schema/control.fbs:64`
+            /// * Table `Goodbye` in the file `schema/control.fbs:67`
             #[derive(
                 Clone,
                 Debug,
@@ -2114,7 +2174,7 @@ mod root {
             ///  The driver's order to end the job.
             ///
             /// Generated from these locations:
-            /// * Table `Shutdown` in the file `schema/control.fbs:72`
+            /// * Table `Shutdown` in the file `schema/control.fbs:75`
             #[derive(
                 Clone,
                 Debug,
@@ -2413,7 +2473,7 @@ mod root {
             /// The union `Body` in the namespace `collimate.control`
             ///
             /// Generated from these locations:
-            /// * Union `Body` in the file `schema/control.fbs:79`
+            /// * Union `Body` in the file `schema/control.fbs:82`
             #[derive(
                 Clone,
                 Debug,
@@ -2832,7 +2892,7 @@ mod root {
             ///  The root of every control message.
             ///
             /// Generated from these locations:
-            /// * Table `Control` in the file `schema/control.fbs:82`
+            /// * Table `Control` in the file `schema/control.fbs:85`
             #[derive(
                 Clone,
                 Debug,
