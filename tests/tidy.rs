@@ -224,7 +224,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("a readable folder").path()).collect();
     paths.sort();
     for path in paths {
-        if path.is_dir() && !path.file_name().is_some_and(|name| name == "target") {
+        if path.is_dir() && path.file_name().is_none_or(|name| name != "target") {
             collect(&path, files);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             files.push(path);

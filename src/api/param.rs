@@ -224,7 +224,7 @@ pub trait IntoSlice<T: Pod> {
 }
 
 macro_rules! into_slice {
-    ($(<$($generics:tt)*> $from:ty, $self:ident => $into:expr;)*) => {
+    ($(($($generics:tt)*) $from:ty, $self:ident => $into:expr;)*) => {
         $(impl<T: Pod, $($generics)*> IntoSlice<T> for $from {
             fn into_slice($self) -> Slice<T> {
                 $into
@@ -234,17 +234,17 @@ macro_rules! into_slice {
 }
 
 into_slice! {
-    <> Vec<T>, self => Slice::Vec(self);
-    <> &Vec<T>, self => Slice::Vec(self.clone());
-    <> &[T], self => Slice::Vec(self.to_vec());
-    <const N: usize> [T; N], self => Slice::Vec(self.to_vec());
-    <const N: usize> &[T; N], self => Slice::Vec(self.to_vec());
-    <> Array<T>, self => Slice::Array(self);
-    <> &Array<T>, self => Slice::Array(self.clone());
-    <> Ref<Vec<T>>, self => Slice::RefVec(self);
-    <> &Ref<Vec<T>>, self => Slice::RefVec(self.clone());
-    <> Ref<Array<T>>, self => Slice::RefArray(self);
-    <> &Ref<Array<T>>, self => Slice::RefArray(self.clone());
+    () Vec<T>, self => Slice::Vec(self);
+    () &Vec<T>, self => Slice::Vec(self.clone());
+    () &[T], self => Slice::Vec(self.to_vec());
+    (const N: usize) [T; N], self => Slice::Vec(self.to_vec());
+    (const N: usize) &[T; N], self => Slice::Vec(self.to_vec());
+    () Array<T>, self => Slice::Array(self);
+    () &Array<T>, self => Slice::Array(self.clone());
+    () Ref<Vec<T>>, self => Slice::RefVec(self);
+    () &Ref<Vec<T>>, self => Slice::RefVec(self.clone());
+    () Ref<Array<T>>, self => Slice::RefArray(self);
+    () &Ref<Array<T>>, self => Slice::RefArray(self.clone());
 }
 
 /// A parameter of type `&str`.

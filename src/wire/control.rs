@@ -118,7 +118,7 @@ impl Control {
                 store_bytes: hello.store_bytes,
                 tasks_hash: hello.tasks_hash,
                 region_bytes: hello.region_bytes,
-                resources: cut(&hello.resources, TEXT_BYTES_MAX),
+                resources: Some(cut(&hello.resources, TEXT_BYTES_MAX)),
             })),
             Control::TaskTable(table) => flat::Body::TaskTable(Box::new(table.flatten()?)),
             Control::ErrorReport(report) => flat::Body::ErrorReport(Box::new(report.flatten())),
@@ -149,7 +149,7 @@ impl Hello {
             store_bytes: flat.store_bytes()?,
             tasks_hash: flat.tasks_hash()?,
             region_bytes: flat.region_bytes()?,
-            resources: text(flat.resources()?)?,
+            resources: text(flat.resources()?.unwrap_or_default())?,
         })
     }
 }
@@ -256,8 +256,15 @@ mod tests {
 
     #[test]
     fn every_control_message_survives_the_wire() {
-        let hello =
-            Hello { schema: 1, rank: Rank(3), workers: 2, store_bytes: 1 << 40, tasks_hash: u64::MAX, region_bytes: 9 };
+        let hello = Hello {
+            schema: 1,
+            rank: Rank(3),
+            workers: 2,
+            store_bytes: 1 << 40,
+            tasks_hash: u64::MAX,
+            region_bytes: 9,
+            resources: "gpu=2".into(),
+        };
         let entry = TaskEntry { id: FunctionId(7), name: "simulate".into(), signature: "(&[f32], u64) -> f32".into() };
         for control in [
             Control::Hello(hello),
@@ -293,6 +300,14 @@ mod tests {
         let mut builder = planus::Builder::new();
         let result = Control::parse(builder.finish(flat, None));
         assert!(matches!(result, Err(WireError::TooLarge { what: "a text", .. })), "{result:?}");
+    }
+
+    #[test]
+    fn a_hello_without_later_fields_still_tells_its_version() {
+        let hello = flat::Hello { schema: 0, rank: 4, resources: None, ..Default::default() };
+        let mut builder = planus::Builder::new();
+        let control = Control::parse(builder.finish(flat::Control { body: flat::Body::Hello(Box::new(hello)) }, None));
+        assert!(matches!(control, Ok(Control::Hello(Hello { schema: 0, rank: Rank(4), .. }))), "{control:?}");
     }
 
     #[test]

@@ -45,6 +45,7 @@ fn samples() -> Vec<Vec<u8>> {
         store_bytes: 1 << 30,
         tasks_hash: 1 << 60,
         region_bytes: 1 << 31,
+        resources: "gpu=2".into(),
     };
     let entry = TaskEntry { id: FunctionId(8), name: "simulate".into(), signature: "(u64) -> f32".into() };
     let control = |control| written(|b| write_control(b, &control).unwrap());

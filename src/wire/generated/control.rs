@@ -47,7 +47,8 @@ mod root {
                 ///  Bytes of the sender's registered region, the arena and what surrounds it.
                 pub region_bytes: u64,
                 ///  What the sender has for tasks that ask for it, as `gpu=2,licence=1`.
-                pub resources: ::planus::alloc::string::String,
+                ///  Not required: a rank of another version must be able to read the rest.
+                pub resources: ::core::option::Option<::planus::alloc::string::String>,
             }
             #[allow(clippy::derivable_impls)]
             impl ::core::default::Default for Hello {
@@ -78,7 +79,9 @@ mod root {
                     field_store_bytes: impl ::planus::WriteAsDefault<u64, u64>,
                     field_tasks_hash: impl ::planus::WriteAsDefault<u64, u64>,
                     field_region_bytes: impl ::planus::WriteAsDefault<u64, u64>,
-                    field_resources: impl ::planus::WriteAs<::planus::Offset<str>>,
+                    field_resources: impl ::planus::WriteAsOptional<
+                        ::planus::Offset<::core::primitive::str>,
+                    >,
                 ) -> ::planus::Offset<Self> {
                     let prepared_schema = field_schema.prepare(builder, &0);
                     let prepared_rank = field_rank.prepare(builder, &0);
@@ -106,7 +109,9 @@ mod root {
                     if prepared_workers.is_some() {
                         table_writer.write_entry::<u32>(2);
                     }
-                    table_writer.write_entry::<::planus::Offset<str>>(6);
+                    if prepared_resources.is_some() {
+                        table_writer.write_entry::<::planus::Offset<str>>(6);
+                    }
                     unsafe {
                         table_writer
                             .finish(
@@ -132,7 +137,9 @@ mod root {
                                     if let ::core::option::Option::Some(prepared_workers) = prepared_workers {
                                         object_writer.write::<_, _, 4>(&prepared_workers);
                                     }
-                                    object_writer.write::<_, _, 4>(&prepared_resources);
+                                    if let ::core::option::Option::Some(prepared_resources) = prepared_resources {
+                                        object_writer.write::<_, _, 4>(&prepared_resources);
+                                    }
                                 },
                             );
                     }
@@ -319,10 +326,20 @@ mod root {
                     value: T6,
                 ) -> HelloBuilder<(T0, T1, T2, T3, T4, T5, T6)>
                 where
-                    T6: ::planus::WriteAs<::planus::Offset<str>>,
+                    T6: ::planus::WriteAsOptional<
+                        ::planus::Offset<::core::primitive::str>,
+                    >,
                 {
                     let (v0, v1, v2, v3, v4, v5) = self.0;
                     HelloBuilder((v0, v1, v2, v3, v4, v5, value))
+                }
+                /// Sets the [`resources` field](Hello#structfield.resources) to null.
+                #[inline]
+                #[allow(clippy::type_complexity)]
+                pub fn resources_as_null(
+                    self,
+                ) -> HelloBuilder<(T0, T1, T2, T3, T4, T5, ())> {
+                    self.resources(())
                 }
             }
             impl<T0, T1, T2, T3, T4, T5, T6> HelloBuilder<(T0, T1, T2, T3, T4, T5, T6)> {
@@ -345,7 +362,7 @@ mod root {
                 T3: ::planus::WriteAsDefault<u64, u64>,
                 T4: ::planus::WriteAsDefault<u64, u64>,
                 T5: ::planus::WriteAsDefault<u64, u64>,
-                T6: ::planus::WriteAs<::planus::Offset<str>>,
+                T6: ::planus::WriteAsOptional<::planus::Offset<::core::primitive::str>>,
             > ::planus::WriteAs<::planus::Offset<Hello>>
             for HelloBuilder<(T0, T1, T2, T3, T4, T5, T6)> {
                 type Prepared = ::planus::Offset<Hello>;
@@ -364,7 +381,7 @@ mod root {
                 T3: ::planus::WriteAsDefault<u64, u64>,
                 T4: ::planus::WriteAsDefault<u64, u64>,
                 T5: ::planus::WriteAsDefault<u64, u64>,
-                T6: ::planus::WriteAs<::planus::Offset<str>>,
+                T6: ::planus::WriteAsOptional<::planus::Offset<::core::primitive::str>>,
             > ::planus::WriteAsOptional<::planus::Offset<Hello>>
             for HelloBuilder<(T0, T1, T2, T3, T4, T5, T6)> {
                 type Prepared = ::planus::Offset<Hello>;
@@ -385,7 +402,7 @@ mod root {
                 T3: ::planus::WriteAsDefault<u64, u64>,
                 T4: ::planus::WriteAsDefault<u64, u64>,
                 T5: ::planus::WriteAsDefault<u64, u64>,
-                T6: ::planus::WriteAs<::planus::Offset<str>>,
+                T6: ::planus::WriteAsOptional<::planus::Offset<::core::primitive::str>>,
             > ::planus::WriteAsOffset<Hello>
             for HelloBuilder<(T0, T1, T2, T3, T4, T5, T6)> {
                 #[inline]
@@ -448,8 +465,12 @@ mod root {
                 }
                 /// Getter for the [`resources` field](Hello#structfield.resources).
                 #[inline]
-                pub fn resources(&self) -> ::planus::Result<&'a ::core::primitive::str> {
-                    self.0.access_required(6, "Hello", "resources")
+                pub fn resources(
+                    &self,
+                ) -> ::planus::Result<
+                    ::core::option::Option<&'a ::core::primitive::str>,
+                > {
+                    self.0.access(6, "Hello", "resources")
                 }
             }
             impl<'a> ::core::fmt::Debug for HelloRef<'a> {
@@ -464,7 +485,12 @@ mod root {
                     f.field("store_bytes", &self.store_bytes());
                     f.field("tasks_hash", &self.tasks_hash());
                     f.field("region_bytes", &self.region_bytes());
-                    f.field("resources", &self.resources());
+                    if let ::core::option::Option::Some(field_resources) = self
+                        .resources()
+                        .transpose()
+                    {
+                        f.field("resources", &field_resources);
+                    }
                     f.finish()
                 }
             }
@@ -485,7 +511,7 @@ mod root {
                         region_bytes: ::core::convert::TryInto::try_into(
                             value.region_bytes()?,
                         )?,
-                        resources: ::core::convert::Into::into(value.resources()?),
+                        resources: value.resources()?.map(::core::convert::Into::into),
                     })
                 }
             }
@@ -562,7 +588,7 @@ mod root {
             ///  One task function that a rank can run.
             ///
             /// Generated from these locations:
-            /// * Table `TaskEntry` in the file `schema/control.fbs:30`
+            /// * Table `TaskEntry` in the file `schema/control.fbs:31`
             #[derive(
                 Clone,
                 Debug,
@@ -892,7 +918,7 @@ mod root {
             ///  index that spawn messages to this rank carry.
             ///
             /// Generated from these locations:
-            /// * Table `TaskTable` in the file `schema/control.fbs:41`
+            /// * Table `TaskTable` in the file `schema/control.fbs:42`
             #[derive(
                 Clone,
                 Debug,
@@ -1166,7 +1192,7 @@ mod root {
             ///  One task that an error passed through.
             ///
             /// Generated from these locations:
-            /// * Table `Hop` in the file `schema/control.fbs:46`
+            /// * Table `Hop` in the file `schema/control.fbs:47`
             #[derive(
                 Clone,
                 Debug,
@@ -1459,7 +1485,7 @@ mod root {
             ///  The error value of a task, sent instead of its result.
             ///
             /// Generated from these locations:
-            /// * Table `ErrorReport` in the file `schema/control.fbs:54`
+            /// * Table `ErrorReport` in the file `schema/control.fbs:55`
             #[derive(
                 Clone,
                 Debug,
@@ -1850,7 +1876,7 @@ mod root {
             ///  The sender is done with the job and will send nothing more.
             ///
             /// Generated from these locations:
-            /// * Table `Goodbye` in the file `schema/control.fbs:66`
+            /// * Table `Goodbye` in the file `schema/control.fbs:67`
             #[derive(
                 Clone,
                 Debug,
@@ -2148,7 +2174,7 @@ mod root {
             ///  The driver's order to end the job.
             ///
             /// Generated from these locations:
-            /// * Table `Shutdown` in the file `schema/control.fbs:74`
+            /// * Table `Shutdown` in the file `schema/control.fbs:75`
             #[derive(
                 Clone,
                 Debug,
@@ -2447,7 +2473,7 @@ mod root {
             /// The union `Body` in the namespace `collimate.control`
             ///
             /// Generated from these locations:
-            /// * Union `Body` in the file `schema/control.fbs:81`
+            /// * Union `Body` in the file `schema/control.fbs:82`
             #[derive(
                 Clone,
                 Debug,
@@ -2866,7 +2892,7 @@ mod root {
             ///  The root of every control message.
             ///
             /// Generated from these locations:
-            /// * Table `Control` in the file `schema/control.fbs:84`
+            /// * Table `Control` in the file `schema/control.fbs:85`
             #[derive(
                 Clone,
                 Debug,
