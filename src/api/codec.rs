@@ -10,6 +10,7 @@ use std::marker::PhantomData;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use zerocopy::IntoBytes;
 
 use super::array::{Array, Pod};
 use crate::base::{ErrorKind, TaskError};

@@ -45,7 +45,7 @@ static DECLARED: Mutex<Vec<&'static TaskType>> = Mutex::new(Vec::new());
 /// starts. An error if the name is taken.
 pub fn declare(kind: &'static TaskType) -> Result<(), String> {
     let mut declared = DECLARED.lock().unwrap_or_else(PoisonError::into_inner);
-    if declared.iter().copied().chain(&TASKS).any(|k| k.name == kind.name) {
+    if declared.iter().copied().chain(TASKS.iter()).any(|k| k.name == kind.name) {
         return Err(format!("a task named `{}` is registered already: choose another name", kind.name));
     }
     declared.push(kind);

@@ -213,6 +213,11 @@ impl State {
         others.map(|(_, p)| p).all(|p| p.said_goodbye || p.lost.is_some())
     }
 
+    /// Whether everything that was to be sent has been handed to the fabrics.
+    pub fn is_quiet(&self) -> bool {
+        self.core.out.is_empty() && self.core.peers.iter().all(|p| p.backlog.is_empty())
+    }
+
     /// Polls every fabric once; how many events there were.
     pub fn turn(&mut self, node: &'static Node) -> usize {
         self.drain(node);
