@@ -96,7 +96,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let gigabytes = elements as f64 * size_of::<f32>() as f64 / 1e9;
     println!("{ranks} ranks, {elements} elements each: every rank holds the sum");
-    println!("{seconds:.6} s, {:.3} GB/s", gigabytes / seconds);
+    match ranks {
+        1 => println!("nothing had to move: start more ranks to see a rate"),
+        _ => println!("{seconds:.6} s, {:.3} GB/s", gigabytes / seconds),
+    }
     Ok(())
 }
 

@@ -78,7 +78,10 @@ mod tests {
         for &(torque, angle, speed, reward) in published {
             let got = pendulum.step(torque);
             let error = (pendulum.angle - angle).abs().max((pendulum.speed - speed).abs()).max((got - reward).abs());
-            assert!(error < 1e-12, "torque {torque}: {pendulum:?} with reward {got}, published {angle} {speed} {reward}");
+            assert!(
+                error < 1e-12,
+                "torque {torque}: {pendulum:?} with reward {got}, published {angle} {speed} {reward}"
+            );
         }
     }
 

@@ -163,7 +163,8 @@ mod tests {
         let before = search.theta().to_vec();
         let noise = perturbation(5, 0, 0, 1);
         search.update(&[(-100.0, -200.0)]);
-        let moved_with_noise = search.theta().iter().zip(before).zip(noise).all(|((new, old), e)| (new - old) * e > 0.0);
+        let moved_with_noise =
+            search.theta().iter().zip(before).zip(noise).all(|((new, old), e)| (new - old) * e > 0.0);
         assert!(moved_with_noise);
         assert_eq!(search.generation(), 1);
     }
