@@ -16,12 +16,14 @@ mod peers;
 mod shm;
 mod stream;
 mod streams;
+mod uring;
 
 #[cfg(test)]
 mod conformance;
 
 pub use epoll::EpollFabric;
 pub use shm::ShmFabric;
+pub use uring::UringFabric;
 
 /// Which backend a fabric is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

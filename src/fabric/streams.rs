@@ -136,7 +136,9 @@ impl Streams {
                 continue;
             };
             stream.heat = if crowded { 0 } else { stream.heat.saturating_sub(1) };
-            events += stream.receive(&mut self.scratch, &self.regions, sink);
+            if stream.readable || stream.heat > 0 {
+                events += stream.receive(&mut self.scratch, &self.regions, sink);
+            }
             if stream.ended.is_some() || (!stream.readable && stream.heat == 0) {
                 stream.is_active = false;
                 self.active.swap_remove(i);

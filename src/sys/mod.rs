@@ -5,3 +5,4 @@ pub mod fdpass;
 pub mod memory;
 pub mod poller;
 pub mod socket;
+pub mod uring;
