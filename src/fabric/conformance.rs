@@ -360,6 +360,27 @@ fn reads_out_of_range_fail_alone(kind: Kind) {
     assert!(a.lost.is_empty() && b.lost.is_empty());
 }
 
+fn more_reads_than_fit(kind: Kind) {
+    let (mut a, mut b) = pair_with_region(kind, 100_000);
+    let count = 3 * limits::STREAM_READS_MAX as u64;
+    for token in 0..count {
+        let span = RemoteSpan { key: KEY, offset: token, len: 5_000 };
+        a.fabric.read(Rank(1), span, lease(5_000), token).unwrap();
+    }
+    run(&mut [&mut a, &mut b], "the reads", |nodes| nodes[0].reads.len() == count as usize);
+    for (token, (lease, result)) in &a.reads {
+        let expected = |(i, byte): (usize, &u8)| *byte == pattern(i + *token as usize);
+        assert!(result.is_ok() && lease.bytes().iter().enumerate().all(expected), "read {token}");
+    }
+    // Reads that cannot be still give the lease back.
+    let span = RemoteSpan { key: KEY, offset: 0, len: 10 };
+    a.fabric.read(Rank(9), span, lease(10), 9_000).unwrap();
+    a.fabric.read(Rank(1), span, lease(11), 9_001).unwrap();
+    run(&mut [&mut a, &mut b], "the failures", |nodes| nodes[0].reads.len() == count as usize + 2);
+    assert_eq!(a.reads[&9_000].1, Err(FabricError::NotConnected(Rank(9))));
+    assert_eq!(a.reads[&9_001].1, Err(FabricError::NoSuchMemory(Rank(1), span)));
+}
+
 fn map_where_it_can(kind: Kind) {
     let (mut a, mut b) = pair_with_region(kind, 100_000);
     assert!(a.fabric.map(Rank(1), RegionKey(6)).is_none());
@@ -632,7 +653,7 @@ macro_rules! conformance {
 macro_rules! for_all {
     ($name:ident, $kind:expr, $($extra:ident)*) => {
         conformance!($name, $kind, ordered_delivery all_sizes parts_are_joined too_long_is_refused full_and_recovery
-            both_directions three_peers reads reads_out_of_range_fail_alone map_where_it_can a_sleeper_is_woken
+            both_directions three_peers reads reads_out_of_range_fail_alone more_reads_than_fit map_where_it_can a_sleeper_is_woken
             close_says_goodbye threads_take_turns a_drop_amid_a_read a_killed_process $($extra)*);
     };
 }

@@ -188,14 +188,13 @@ impl Fabric for ShmFabric {
     }
 
     fn read(&mut self, peer: Rank, from: RemoteSpan, mut into: Lease, token: u64) -> Result<(), FabricError> {
-        if !self.peers.contains(peer) {
-            return Err(FabricError::NotConnected(peer));
-        }
         let result = match self.maps.get(&(peer, from.key)) {
-            Some(region) if from.len == into.range().len() as u64 => into.copy_from(region, from.offset).ok(),
-            _ => None,
+            _ if !self.peers.contains(peer) => Err(FabricError::NotConnected(peer)),
+            Some(region) if from.len == into.range().len() as u64 => {
+                into.copy_from(region, from.offset).map_err(|_| FabricError::NoSuchMemory(peer, from))
+            }
+            _ => Err(FabricError::NoSuchMemory(peer, from)),
         };
-        let result = result.ok_or(FabricError::NoSuchMemory(peer, from));
         self.reads_done.push_back(ReadDone { peer, token, lease: into, result });
         Ok(())
     }

@@ -34,7 +34,7 @@ pub(super) struct Streams {
     active: Vec<Rank>,
     /// Connections that have ended and are to be reported.
     over: Vec<Rank>,
-    /// Reads of connections that were closed from this side.
+    /// Reads that failed on this side.
     abandoned: VecDeque<(Rank, u64, Lease, FabricError)>,
     scratch: Box<[u8]>,
     turn: u32,
@@ -85,15 +85,17 @@ impl Streams {
         result
     }
 
-    pub(super) fn read(&mut self, peer: Rank, from: RemoteSpan, into: Lease, token: u64) -> Result<(), FabricError> {
-        let stream = self.peers.get_mut(peer).ok_or(FabricError::NotConnected(peer))?;
-        if from.len != into.range().len() as u64 {
-            self.abandoned.push_back((peer, token, into, FabricError::NoSuchMemory(peer, from)));
-            return Ok(());
+    pub(super) fn read(&mut self, peer: Rank, from: RemoteSpan, into: Lease, token: u64) {
+        match self.peers.get_mut(peer) {
+            None => self.abandoned.push_back((peer, token, into, FabricError::NotConnected(peer))),
+            Some(_) if from.len != into.range().len() as u64 => {
+                self.abandoned.push_back((peer, token, into, FabricError::NoSuchMemory(peer, from)));
+            }
+            Some(stream) => {
+                stream.read(from, into, token);
+                self.note(peer);
+            }
         }
-        let result = stream.read(from, into, token);
-        self.note(peer);
-        result
     }
 
     /// A turn by direct calls on the sockets.
@@ -150,11 +152,12 @@ impl Streams {
         events
     }
 
-    /// Lets no socket be tried without need: for a backend that is told.
+    /// For a backend that is told of bytes: tries no socket without need, but
+    /// those amid a read, whose bytes had better not take the detour.
     pub(super) fn cool_down(&mut self) {
         for rank in &self.active {
             if let Some(stream) = self.peers.get_mut(*rank) {
-                stream.heat = 0;
+                stream.heat = if stream.expects_bulk() { 2 } else { 0 };
             }
         }
     }

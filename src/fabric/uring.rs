@@ -162,7 +162,8 @@ impl Fabric for UringFabric {
     }
 
     fn read(&mut self, peer: Rank, from: RemoteSpan, into: Lease, token: u64) -> Result<(), FabricError> {
-        self.streams.read(peer, from, into, token)
+        self.streams.read(peer, from, into, token);
+        Ok(())
     }
 
     fn poll(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
@@ -177,13 +178,16 @@ impl Fabric for UringFabric {
             return events + self.streams.poll_sockets(sink);
         }
         self.streams.flush();
-        self.progress();
-        let mut events = self.take_completions(sink);
         if self.streams.some_blocked() {
             self.streams.ask();
         }
+        // Another thread may have left completions; after them, and before the
+        // kernel moves more, the sockets are next.
+        let mut events = self.take_completions(sink);
         self.streams.cool_down();
         events += self.streams.receive_active(sink);
+        self.progress();
+        events += self.take_completions(sink);
         events + self.streams.finish_turn(sink)
     }
 
