@@ -31,7 +31,7 @@ const PARTS_MAX: usize = 15;
 const TURN: usize = 8;
 
 /// Polls for which a socket that had bytes is tried without being told to.
-const HEAT: u32 = 256;
+pub(super) const HEAT: u32 = 256;
 
 /// Received at a time while bytes that have their own place are expected.
 const HEADERS: usize = 4096;

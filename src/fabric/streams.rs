@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::peers::Peers;
-use super::stream::{Regions, Stream};
+use super::stream::{HEAT, Regions, Stream};
 use super::{Event, FabricError, Link, RegionKey, RemoteSpan};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region};
@@ -19,9 +19,6 @@ use crate::sys::poller::Poller;
 
 /// Polls between two questions to epoll while some socket is active.
 const ASK_EVERY: u32 = 16;
-
-/// Sockets that are read without being told to.
-const ACTIVE_MAX: usize = 8;
 
 pub(super) struct Streams {
     rank: Rank,
@@ -38,10 +35,12 @@ pub(super) struct Streams {
     abandoned: VecDeque<(Rank, u64, Lease, FabricError)>,
     scratch: Box<[u8]>,
     turn: u32,
+    active_max: usize,
 }
 
 impl Streams {
-    pub(super) fn new(rank: Rank) -> Result<Streams, FabricError> {
+    /// Up to `active_max` sockets are tried without being told to.
+    pub(super) fn new(rank: Rank, active_max: usize) -> Result<Streams, FabricError> {
         Ok(Streams {
             rank,
             peers: Peers::new(),
@@ -53,6 +52,7 @@ impl Streams {
             abandoned: VecDeque::new(),
             scratch: vec![0; limits::MESSAGE_BYTES_MAX].into_boxed_slice(),
             turn: 1,
+            active_max,
         })
     }
 
@@ -101,7 +101,7 @@ impl Streams {
     /// A turn by direct calls on the sockets.
     pub(super) fn poll_sockets(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
         self.flush();
-        if self.active.is_empty() || self.turn.is_multiple_of(ASK_EVERY) || self.some_blocked() {
+        if self.is_time_to_ask() || self.some_blocked() {
             self.ask();
         }
         let events = self.receive_active(sink);
@@ -130,14 +130,16 @@ impl Streams {
     /// Receives from the sockets that are active, directly.
     pub(super) fn receive_active(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
         let mut events = 0;
-        let crowded = self.active.len() > ACTIVE_MAX;
+        let crowded = self.active.len() > self.active_max;
         let mut i = 0;
         while let Some(&rank) = self.active.get(i) {
             let Some(stream) = self.peers.get_mut(rank) else {
                 self.active.swap_remove(i);
                 continue;
             };
-            stream.heat = if crowded { 0 } else { stream.heat.saturating_sub(1) };
+            // A read's bytes had better not take a detour, however many talk.
+            let cools = crowded && !stream.expects_bulk();
+            stream.heat = if cools { 0 } else { stream.heat.saturating_sub(1) };
             if stream.readable || stream.heat > 0 {
                 events += stream.receive(&mut self.scratch, &self.regions, sink);
             }
@@ -152,23 +154,16 @@ impl Streams {
         events
     }
 
-    /// For a backend that is told of bytes: tries no socket without need, but
-    /// those amid a read, whose bytes had better not take the detour.
-    pub(super) fn cool_down(&mut self) {
-        for rank in &self.active {
-            if let Some(stream) = self.peers.get_mut(*rank) {
-                stream.heat = if stream.expects_bulk() { 2 } else { 0 };
-            }
-        }
+    /// Whether it is time to look for bytes from peers that are not active.
+    pub(super) fn is_time_to_ask(&self) -> bool {
+        self.active.is_empty() || self.turn.is_multiple_of(ASK_EVERY)
     }
 
     /// Takes bytes that a backend received by itself.
     pub(super) fn accept(&mut self, peer: Rank, bytes: &[u8], sink: &mut dyn FnMut(Event<'_>)) -> usize {
         let Some(stream) = self.peers.get_mut(peer) else { return 0 };
         let events = stream.accept(bytes, &self.regions, sink);
-        if stream.expects_bulk() {
-            stream.readable = true;
-        }
+        stream.heat = HEAT;
         self.note(peer);
         events
     }
@@ -292,7 +287,7 @@ impl Streams {
         if stream.has_output() && !std::mem::replace(&mut stream.is_pending, true) {
             self.pending.push(rank);
         }
-        if stream.readable && !std::mem::replace(&mut stream.is_active, true) {
+        if (stream.readable || stream.heat > 0) && !std::mem::replace(&mut stream.is_active, true) {
             self.active.push(rank);
         }
     }

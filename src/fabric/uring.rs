@@ -21,10 +21,12 @@
 //!    sends are plain non-blocking calls, and bursts are collected
 //!    (`stream.rs`).
 //!
-//! So the owner polls: flag, enter if it is set, completions; anyone else:
-//! completions, then sockets as the epoll backend does, poller and all. The
-//! bulk of a read is received by `recv` in either case, straight into its
-//! place, as point 2 allows.
+//! So the owner polls: completions, flag, enter if it is set, completions;
+//! anyone else: completions, then sockets as the epoll backend does, poller and
+//! all. Point 2 serves the owner too: one or two peers that talk all the time
+//! are received from by `recv`, which is quicker than an enter and a completion,
+//! and so is the bulk of a read, straight into its place; the ring is then
+//! looked at every few polls, for the others.
 //!
 //! A receive that has stopped (buffers ran out) is started again by the owner's
 //! next poll. The descriptor to wait for is the poller's, which watches the
@@ -48,6 +50,9 @@ use crate::sys::uring::{self, ReceiveRing, Received};
 /// little.
 const BUFFERS: u16 = 256;
 const BUFFER_BYTES: u32 = 16 * 1024;
+
+/// Past this, the ring costs less than trying.
+const ACTIVE_MAX: usize = 2;
 
 /// See the module.
 pub struct UringFabric {
@@ -75,12 +80,16 @@ impl UringFabric {
     pub fn new(rank: Rank) -> Result<UringFabric, FabricError> {
         uring::available().map_err(|reason| FabricError::os(rank, "io_uring", reason))?;
         Ok(UringFabric {
-            streams: Streams::new(rank)?,
+            streams: Streams::new(rank, ACTIVE_MAX)?,
             ring: Ring::Unmade,
             connections: 0,
             unarmed: Vec::new(),
             current: Vec::new(),
         })
+    }
+
+    fn has_completions(&mut self) -> bool {
+        if let Ring::Made(ring) = &mut self.ring { ring.has_completions() } else { false }
     }
 
     fn take_completions(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
@@ -184,20 +193,25 @@ impl Fabric for UringFabric {
         // Another thread may have left completions; after them, and before the
         // kernel moves more, the sockets are next.
         let mut events = self.take_completions(sink);
-        self.streams.cool_down();
         events += self.streams.receive_active(sink);
-        self.progress();
-        events += self.take_completions(sink);
+        if self.streams.is_time_to_ask() {
+            self.progress();
+            events += self.take_completions(sink);
+        }
         events + self.streams.finish_turn(sink)
     }
 
     fn arm(&mut self) -> bool {
-        let ready = match &mut self.ring {
+        let ready = match &self.ring {
             Ring::Unmade => true,
-            // Another thread cannot make the ring do its work, and need not.
-            Ring::Made(ring) if !ring.is_owner() => ring.has_completions(),
-            Ring::Made(ring) => ring.is_ready(),
             Ring::Refused => false,
+            Ring::Made(ring) => {
+                // Another thread cannot make the ring do its work, and need not.
+                if ring.is_owner() {
+                    self.progress();
+                }
+                self.has_completions()
+            }
         };
         !ready && self.streams.arm()
     }

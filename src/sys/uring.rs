@@ -108,12 +108,6 @@ impl ReceiveRing {
         !self.ring.completion().is_empty()
     }
 
-    /// Whether [`ReceiveRing::progress`] or [`ReceiveRing::drain`] would do
-    /// something.
-    pub fn is_ready(&mut self) -> bool {
-        self.is_due() || self.has_completions()
-    }
-
     /// Reports the completions that are there: whose, what, and whether the
     /// receive goes on. Memory only; any thread. Returns how many there were.
     pub fn drain(&mut self, mut take: impl FnMut(u64, Received<'_>, bool)) -> usize {
