@@ -20,11 +20,32 @@ use crate::sys::memory;
 const PATIENCE: Duration = Duration::from_secs(60);
 const KEY: RegionKey = RegionKey(5);
 
-fn make(kind: Kind, rank: Rank) -> Box<dyn Fabric> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Backend {
+    Shm,
+    Uring,
+    RingOnly,
+    Epoll,
+}
+
+impl Backend {
+    fn module(self) -> &'static str {
+        match self {
+            Backend::Shm => "shm",
+            Backend::Uring => "uring",
+            Backend::RingOnly => "ring_only",
+            Backend::Epoll => "epoll",
+        }
+    }
+}
+
+fn make(kind: Backend, rank: Rank) -> Box<dyn Fabric> {
     match kind {
-        Kind::Shm => Box::new(ShmFabric::new(rank).unwrap()),
-        Kind::Uring => Box::new(UringFabric::new(rank).unwrap()),
-        Kind::Epoll => Box::new(EpollFabric::new(rank).unwrap()),
+        Backend::Shm => Box::new(ShmFabric::new(rank).unwrap()),
+        Backend::Uring => Box::new(UringFabric::new(rank).unwrap()),
+        // Without the direct path for talkative peers.
+        Backend::RingOnly => Box::new(UringFabric::with_active_max(rank, 0).unwrap()),
+        Backend::Epoll => Box::new(EpollFabric::new(rank).unwrap()),
     }
 }
 
@@ -34,8 +55,8 @@ fn tcp_pair() -> (TcpStream, TcpStream) {
     (a, listener.accept().unwrap().0)
 }
 
-fn link_pair(kind: Kind) -> (Link, Link) {
-    if kind == Kind::Shm {
+fn link_pair(kind: Backend) -> (Link, Link) {
+    if kind == Backend::Shm {
         let (a, b) = UnixStream::pair().unwrap();
         (Link::Unix(a), Link::Unix(b))
     } else {
@@ -54,10 +75,15 @@ struct Node {
 }
 
 impl Node {
-    fn new(kind: Kind, rank: u32) -> Node {
+    fn new(kind: Backend, rank: u32) -> Node {
         let rank = Rank(rank);
         let fabric = make(kind, rank);
-        assert_eq!(fabric.kind(), kind);
+        let expected = match kind {
+            Backend::Shm => Kind::Shm,
+            Backend::Uring | Backend::RingOnly => Kind::Uring,
+            Backend::Epoll => Kind::Epoll,
+        };
+        assert_eq!(fabric.kind(), expected);
         Node { rank, fabric, messages: VecDeque::new(), reads: HashMap::new(), lost: Vec::new() }
     }
 
@@ -113,7 +139,7 @@ fn run(nodes: &mut [&mut Node], what: &str, mut done: impl FnMut(&[&mut Node]) -
     }
 }
 
-fn connect(a: &mut Node, b: &mut Node, kind: Kind) {
+fn connect(a: &mut Node, b: &mut Node, kind: Backend) {
     let (to_b, to_a) = link_pair(kind);
     std::thread::scope(|scope| {
         scope.spawn(|| a.fabric.connect(b.rank, to_b).unwrap());
@@ -121,14 +147,14 @@ fn connect(a: &mut Node, b: &mut Node, kind: Kind) {
     });
 }
 
-fn pair(kind: Kind) -> (Node, Node) {
+fn pair(kind: Backend) -> (Node, Node) {
     let (mut a, mut b) = (Node::new(kind, 0), Node::new(kind, 1));
     connect(&mut a, &mut b, kind);
     (a, b)
 }
 
 /// A pair of which the second has a region with a known pattern.
-fn pair_with_region(kind: Kind, len: usize) -> (Node, Node) {
+fn pair_with_region(kind: Backend, len: usize) -> (Node, Node) {
     let (mut a, mut b) = (Node::new(kind, 0), Node::new(kind, 1));
     b.fabric.register(KEY, patterned(len)).unwrap();
     connect(&mut a, &mut b, kind);
@@ -158,7 +184,7 @@ fn numbered(i: u32) -> Vec<u8> {
     message
 }
 
-fn ordered_delivery(kind: Kind) {
+fn ordered_delivery(kind: Backend) {
     let (mut a, mut b) = pair(kind);
     let count = 5_000;
     std::thread::scope(|scope| {
@@ -175,7 +201,7 @@ fn ordered_delivery(kind: Kind) {
     });
 }
 
-fn all_sizes(kind: Kind) {
+fn all_sizes(kind: Backend) {
     let (mut a, mut b) = pair(kind);
     let max = limits::MESSAGE_BYTES_MAX;
     let edges = [0, 1, 7, 8, 9, 55, 56, 57, 63, 64, 65, 111, 112, 113, 4095, 4096, 32_768, 65_000, max - 1, max];
@@ -187,7 +213,7 @@ fn all_sizes(kind: Kind) {
     }
 }
 
-fn parts_are_joined(kind: Kind) {
+fn parts_are_joined(kind: Backend) {
     let (mut a, mut b) = pair(kind);
     let body: Vec<u8> = (0..1000).map(pattern).collect();
     for cuts in [1, 2, 3, 15, 16, 17, 100, 999] {
@@ -201,7 +227,7 @@ fn parts_are_joined(kind: Kind) {
     }
 }
 
-fn too_long_is_refused(kind: Kind) {
+fn too_long_is_refused(kind: Backend) {
     let (mut a, mut b) = pair(kind);
     let max = limits::MESSAGE_BYTES_MAX;
     let long = vec![0; max];
@@ -211,7 +237,7 @@ fn too_long_is_refused(kind: Kind) {
     run(&mut [&mut a, &mut b], "a message", |nodes| nodes[1].messages.len() == 1);
 }
 
-fn full_and_recovery(kind: Kind) {
+fn full_and_recovery(kind: Backend) {
     let (mut a, mut b) = pair(kind);
     let message = vec![3; 50_000];
     let mut sent = 0_usize;
@@ -256,7 +282,7 @@ fn full_and_recovery(kind: Kind) {
     run(&mut [&mut a, &mut b], "one more", |nodes| nodes[1].messages.len() == sent + 1);
 }
 
-fn both_directions(kind: Kind) {
+fn both_directions(kind: Backend) {
     let (a, b) = pair(kind);
     let count = 3_000_u32;
     let both = [(a, Rank(1)), (b, Rank(0))];
@@ -280,7 +306,7 @@ fn both_directions(kind: Kind) {
     });
 }
 
-fn three_peers(kind: Kind) {
+fn three_peers(kind: Backend) {
     let mut nodes: Vec<Node> = (0..4).map(|rank| Node::new(kind, rank)).collect();
     for i in 0..4 {
         for j in i + 1..4 {
@@ -321,7 +347,7 @@ fn three_peers(kind: Kind) {
     run(&mut rest, "a message", |nodes| nodes[1].messages.len() == 151);
 }
 
-fn reads(kind: Kind) {
+fn reads(kind: Backend) {
     let len = 24 << 20;
     let (mut a, mut b) = pair_with_region(kind, len);
     let spans = [(0, 0), (len, 0), (1, 1), (100, 4096), (7, len / 2 + 3), (0, len), (len - 1, 1), (12_345, 700_001)];
@@ -343,7 +369,7 @@ fn reads(kind: Kind) {
     }
 }
 
-fn reads_out_of_range_fail_alone(kind: Kind) {
+fn reads_out_of_range_fail_alone(kind: Backend) {
     let (mut a, mut b) = pair_with_region(kind, 10_000);
     let bad = [(KEY, 9_999, 2), (KEY, u64::MAX, 2), (KEY, 10_001, 0), (RegionKey(9), 0, 1)];
     for (token, (key, offset, len)) in bad.into_iter().enumerate() {
@@ -360,7 +386,7 @@ fn reads_out_of_range_fail_alone(kind: Kind) {
     assert!(a.lost.is_empty() && b.lost.is_empty());
 }
 
-fn more_reads_than_fit(kind: Kind) {
+fn more_reads_than_fit(kind: Backend) {
     let (mut a, mut b) = pair_with_region(kind, 100_000);
     let count = 3 * limits::STREAM_READS_MAX as u64;
     for token in 0..count {
@@ -381,11 +407,11 @@ fn more_reads_than_fit(kind: Kind) {
     assert_eq!(a.reads[&9_001].1, Err(FabricError::NoSuchMemory(Rank(1), span)));
 }
 
-fn map_where_it_can(kind: Kind) {
+fn map_where_it_can(kind: Backend) {
     let (mut a, mut b) = pair_with_region(kind, 100_000);
     assert!(a.fabric.map(Rank(1), RegionKey(6)).is_none());
     let mapped = a.fabric.map(Rank(1), KEY);
-    assert_eq!(mapped.is_some(), kind == Kind::Shm);
+    assert_eq!(mapped.is_some(), kind == Backend::Shm);
     let Some(mapped) = mapped else { return };
     let mut copy = lease(100_000);
     copy.copy_from(&mapped, 0).unwrap();
@@ -398,7 +424,7 @@ fn map_where_it_can(kind: Kind) {
     assert!(copy.bytes()[99_999] == pattern(99_999), "a dead rank's memory stays readable");
 }
 
-fn a_sleeper_is_woken(kind: Kind) {
+fn a_sleeper_is_woken(kind: Backend) {
     let (mut a, mut b) = pair(kind);
     std::thread::scope(|scope| {
         let sleeper = scope.spawn(move || {
@@ -430,7 +456,7 @@ fn a_sleeper_is_woken(kind: Kind) {
     });
 }
 
-fn close_says_goodbye(kind: Kind) {
+fn close_says_goodbye(kind: Backend) {
     let (mut a, mut b) = pair_with_region(kind, 1 << 20);
     (0..10).for_each(|i| a.send(Rank(1), &numbered(i)));
     let span = RemoteSpan { key: KEY, offset: 0, len: 1 << 20 };
@@ -446,7 +472,7 @@ fn close_says_goodbye(kind: Kind) {
 
 /// The node moves between threads, as the right to poll does; a thread that
 /// has it no more is busy and does not help.
-fn threads_take_turns(kind: Kind) {
+fn threads_take_turns(kind: Backend) {
     let (mut a, b) = pair_with_region(kind, 4 << 20);
     let count = 6_000_u32;
     let echo = std::thread::spawn(move || {
@@ -504,11 +530,11 @@ fn turn(node: &mut Node, sent: &mut u32, count: u32) {
     run(&mut [node], "answers", |nodes| nodes[0].messages.len() >= wanted as usize);
 }
 
-fn a_drop_amid_a_read(kind: Kind) {
+fn a_drop_amid_a_read(kind: Backend) {
     let (mut a, mut b) = pair_with_region(kind, 64 << 20);
     let span = RemoteSpan { key: KEY, offset: 0, len: 64 << 20 };
     a.fabric.read(Rank(1), span, lease(64 << 20), 1).unwrap();
-    if kind != Kind::Shm {
+    if kind != Backend::Shm {
         (0..20).for_each(|_| {
             a.poll();
             b.poll();
@@ -517,20 +543,20 @@ fn a_drop_amid_a_read(kind: Kind) {
     }
     drop(b);
     run(&mut [&mut a], "the loss", |nodes| nodes[0].lost.len() == 1);
-    let expected = if kind == Kind::Shm { Ok(()) } else { Err(FabricError::Closed(Rank(1))) };
+    let expected = if kind == Backend::Shm { Ok(()) } else { Err(FabricError::Closed(Rank(1))) };
     assert_eq!(a.reads[&1].1, expected);
     assert_eq!(a.lost, [(Rank(1), FabricError::Closed(Rank(1)))]);
 }
 
 /// A process of its own, killed at full speed.
-fn a_killed_process(kind: Kind) {
+fn a_killed_process(kind: Backend) {
     let (near, far) = link_pair(kind);
     let far: OwnedFd = match far {
         Link::Unix(stream) => stream.into(),
         Link::Tcp(stream) => stream.into(),
     };
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("fabric::conformance::{kind}::child"), "--ignored"])
+        .args(["--exact", &format!("fabric::conformance::{}::child", kind.module()), "--ignored"])
         .stdin(Stdio::from(far))
         .stdout(Stdio::null())
         .spawn()
@@ -553,12 +579,12 @@ fn a_killed_process(kind: Kind) {
 
 /// The other process of [`a_killed_process`]; ends by itself if nobody kills
 /// it, and does nothing in a run of all ignored tests.
-fn child(kind: Kind) {
+fn child(kind: Backend) {
     let Ok(fd) = std::io::stdin().as_fd().try_clone_to_owned() else { return };
     if rustix::net::getpeername(&fd).is_err() {
         return;
     }
-    let link = if kind == Kind::Shm { Link::Unix(fd.into()) } else { Link::Tcp(fd.into()) };
+    let link = if kind == Backend::Shm { Link::Unix(fd.into()) } else { Link::Tcp(fd.into()) };
     let mut b = Node::new(kind, 1);
     b.fabric.register(KEY, patterned(8 << 20)).unwrap();
     b.fabric.connect(Rank(0), link).unwrap();
@@ -577,7 +603,7 @@ fn child(kind: Kind) {
 }
 
 /// Bytes that no peer would send, each over a raw socket of its own.
-fn garbage_is_named_and_harms_nobody(kind: Kind) {
+fn garbage_is_named_and_harms_nobody(kind: Backend) {
     let (mut a, mut b) = pair(kind);
     let frames: [&[u8]; 8] = [
         b"GET / HTTP/1.1\r\n\r\n",
@@ -612,7 +638,7 @@ fn garbage_is_named_and_harms_nobody(kind: Kind) {
 }
 
 /// A set-up that is not one.
-fn a_wrong_set_up_is_refused(kind: Kind) {
+fn a_wrong_set_up_is_refused(kind: Backend) {
     let mut a = Node::new(kind, 3);
     let (tcp, _other) = tcp_pair();
     assert!(a.fabric.connect(Rank(4), Link::Tcp(tcp)).is_err());
@@ -634,7 +660,8 @@ macro_rules! conformance {
                 #[test]
                 fn $test() {
                     // Where io_uring is refused, the node uses epoll.
-                    if $kind == Kind::Uring && crate::sys::uring::available().is_err() {
+                    let is_ring = matches!($kind, Backend::Uring | Backend::RingOnly);
+                    if is_ring && crate::sys::uring::available().is_err() {
                         return;
                     }
                     super::$test($kind);
@@ -658,6 +685,7 @@ macro_rules! for_all {
     };
 }
 
-for_all!(shm, Kind::Shm, a_wrong_set_up_is_refused);
-for_all!(epoll, Kind::Epoll, garbage_is_named_and_harms_nobody);
-for_all!(uring, Kind::Uring, garbage_is_named_and_harms_nobody);
+for_all!(shm, Backend::Shm, a_wrong_set_up_is_refused);
+for_all!(epoll, Backend::Epoll, garbage_is_named_and_harms_nobody);
+for_all!(uring, Backend::Uring, garbage_is_named_and_harms_nobody);
+for_all!(ring_only, Backend::RingOnly, garbage_is_named_and_harms_nobody);

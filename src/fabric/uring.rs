@@ -78,9 +78,13 @@ impl UringFabric {
     /// A fabric without peers. Fails with the reason if io_uring cannot be used
     /// here.
     pub fn new(rank: Rank) -> Result<UringFabric, FabricError> {
+        UringFabric::with_active_max(rank, ACTIVE_MAX)
+    }
+
+    pub(super) fn with_active_max(rank: Rank, active_max: usize) -> Result<UringFabric, FabricError> {
         uring::available().map_err(|reason| FabricError::os(rank, "io_uring", reason))?;
         Ok(UringFabric {
-            streams: Streams::new(rank, ACTIVE_MAX)?,
+            streams: Streams::new(rank, active_max)?,
             ring: Ring::Unmade,
             connections: 0,
             unarmed: Vec::new(),
