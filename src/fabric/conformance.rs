@@ -516,6 +516,36 @@ fn threads_take_turns(kind: Backend) {
     echo.join().unwrap();
 }
 
+/// What one thread's call has found is not overtaken by what the next one
+/// finds.
+fn armed_by_one_thread_polled_by_another(kind: Backend) {
+    let (mut a, mut b) = pair(kind);
+    run(&mut [&mut a, &mut b], "nothing", {
+        let mut polls = 0;
+        move |_| {
+            polls += 1;
+            polls > 10
+        }
+    });
+    for i in (0..100).step_by(2) {
+        b.send(Rank(0), &numbered(i));
+        b.poll();
+        a.sleep();
+        // By now the message is there, and a ring has completed it.
+        a.fabric.arm();
+        b.send(Rank(0), &numbered(i + 1));
+        b.poll();
+        let wanted = i as usize + 2;
+        let a = &mut a;
+        let mut both = move || run(&mut [a], "both", |nodes| nodes[0].messages.len() == wanted);
+        // Every third time the owner itself goes on.
+        if i % 3 == 0 { both() } else { std::thread::scope(|scope| scope.spawn(both).join().unwrap()) }
+    }
+    for (i, (_, bytes)) in a.messages.iter().enumerate() {
+        assert!(*bytes == numbered(i as u32), "message {i}");
+    }
+}
+
 /// Sends some more, starts a read now and then, and polls until most answers
 /// have come; the rest is for the next turn to take.
 fn turn(node: &mut Node, sent: &mut u32, count: u32) {
@@ -681,7 +711,7 @@ macro_rules! for_all {
     ($name:ident, $kind:expr, $($extra:ident)*) => {
         conformance!($name, $kind, ordered_delivery all_sizes parts_are_joined too_long_is_refused full_and_recovery
             both_directions three_peers reads reads_out_of_range_fail_alone more_reads_than_fit map_where_it_can a_sleeper_is_woken
-            close_says_goodbye threads_take_turns a_drop_amid_a_read a_killed_process $($extra)*);
+            close_says_goodbye threads_take_turns armed_by_one_thread_polled_by_another a_drop_amid_a_read a_killed_process $($extra)*);
     };
 }
 
