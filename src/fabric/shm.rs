@@ -28,8 +28,8 @@ const SEGMENT_LINES: usize = CONTROL_LINES + limits::RING_LINES;
 /// Messages taken from one peer before the next one's turn.
 const BATCH: usize = 64;
 
-/// Polls without an event between two looks for ended peers: often enough for
-/// a spinning rank, rare enough to cost a spin nothing.
+/// Polls between two looks for ended peers: often enough for a spinning rank,
+/// rare enough to cost a spin nothing.
 const LOOK_EVERY: u32 = 4096;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"clm-shm1");
@@ -44,7 +44,7 @@ pub struct ShmFabric {
     reads_done: VecDeque<ReadDone>,
     poller: Poller,
     armed: bool,
-    idle_polls: u32,
+    polls: u32,
 }
 
 struct Peer {
@@ -74,7 +74,7 @@ impl ShmFabric {
             reads_done: VecDeque::new(),
             poller: Poller::new().map_err(|error| FabricError::os(rank, "epoll_create", error))?,
             armed: false,
-            idle_polls: 0,
+            polls: 0,
         })
     }
 
@@ -218,11 +218,9 @@ impl Fabric for ShmFabric {
         if some_ended {
             events += self.report_ended(sink);
         }
-        if events == 0 {
-            self.idle_polls = self.idle_polls.wrapping_add(1);
-            if self.idle_polls.is_multiple_of(LOOK_EVERY) {
-                self.look_at_streams();
-            }
+        self.polls = self.polls.wrapping_add(1);
+        if self.polls.is_multiple_of(LOOK_EVERY) {
+            self.look_at_streams();
         }
         events
     }
