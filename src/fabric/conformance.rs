@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::{EpollFabric, Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan, ShmFabric, UringFabric};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region, test_lease};
-use crate::sys::memory;
+use crate::sys::{memory, uring as probe};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const KEY: RegionKey = RegionKey(5);
@@ -691,7 +691,7 @@ macro_rules! conformance {
                 fn $test() {
                     // Where io_uring is refused, the node uses epoll.
                     let is_ring = matches!($kind, Backend::Uring | Backend::RingOnly);
-                    if is_ring && crate::sys::uring::available().is_err() {
+                    if is_ring && probe::available().is_err() {
                         return;
                     }
                     super::$test($kind);

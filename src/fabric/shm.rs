@@ -18,10 +18,8 @@ use super::peers::Peers;
 use super::{Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region};
-use crate::sync::ring::{CONTROL_LINES, Consumer, Producer};
-use crate::sys::fdpass;
-use crate::sys::memory::{self, SharedLines};
-use crate::sys::poller::Poller;
+use crate::sync::{CONTROL_LINES, Consumer, Producer};
+use crate::sys::{Poller, SharedLines, fdpass, memory};
 
 const SEGMENT_LINES: usize = CONTROL_LINES + limits::RING_LINES;
 

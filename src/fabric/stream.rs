@@ -19,7 +19,7 @@ use super::frame::{self, CHUNK_HEADER, Frame, Parsed};
 use super::{Event, FabricError, RegionKey, RemoteSpan};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region};
-use crate::sys::socket::send_from_region;
+use crate::sys::send_from_region;
 
 /// Regions by key.
 pub(super) type Regions = HashMap<RegionKey, Arc<Region>>;

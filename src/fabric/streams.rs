@@ -15,7 +15,7 @@ use super::stream::{HEAT, Regions, Stream};
 use super::{Event, FabricError, Link, RegionKey, RemoteSpan};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region};
-use crate::sys::poller::Poller;
+use crate::sys::Poller;
 
 /// Polls between two questions to epoll while some socket is active.
 const ASK_EVERY: u32 = 16;

@@ -44,7 +44,7 @@ use super::streams::Streams;
 use super::{Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan};
 use crate::base::Rank;
 use crate::mem::{Lease, Region};
-use crate::sys::uring::{self, ReceiveRing, Received};
+use crate::sys::{ReceiveRing, Received, uring};
 
 /// 4 MiB of buffers in all: a large message needs a few, a small one wastes
 /// little.

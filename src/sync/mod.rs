@@ -3,3 +3,5 @@
 
 pub mod ring;
 pub mod shim;
+
+pub use ring::{CONTROL_LINES, Consumer, Line, Producer, RingError};

@@ -3,6 +3,11 @@
 
 pub mod fdpass;
 pub mod memory;
-pub mod poller;
-pub mod socket;
+mod poller;
+mod socket;
 pub mod uring;
+
+pub use memory::SharedLines;
+pub use poller::Poller;
+pub use socket::send_from_region;
+pub use uring::{ReceiveRing, Received};
