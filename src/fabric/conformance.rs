@@ -12,19 +12,40 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::{EpollFabric, Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan, ShmFabric};
+use super::{EpollFabric, Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan, ShmFabric, UringFabric};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region, test_lease};
-use crate::sys::memory;
+use crate::sys::{memory, uring as probe};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const KEY: RegionKey = RegionKey(5);
 
-fn make(kind: Kind, rank: Rank) -> Box<dyn Fabric> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Backend {
+    Shm,
+    Uring,
+    RingOnly,
+    Epoll,
+}
+
+impl Backend {
+    fn module(self) -> &'static str {
+        match self {
+            Backend::Shm => "shm",
+            Backend::Uring => "uring",
+            Backend::RingOnly => "ring_only",
+            Backend::Epoll => "epoll",
+        }
+    }
+}
+
+fn make(kind: Backend, rank: Rank) -> Box<dyn Fabric> {
     match kind {
-        Kind::Shm => Box::new(ShmFabric::new(rank).unwrap()),
-        Kind::Uring => unreachable!(),
-        Kind::Epoll => Box::new(EpollFabric::new(rank).unwrap()),
+        Backend::Shm => Box::new(ShmFabric::new(rank).unwrap()),
+        Backend::Uring => Box::new(UringFabric::new(rank).unwrap()),
+        // Without the direct path for talkative peers.
+        Backend::RingOnly => Box::new(UringFabric::with_active_max(rank, 0).unwrap()),
+        Backend::Epoll => Box::new(EpollFabric::new(rank).unwrap()),
     }
 }
 
@@ -34,8 +55,8 @@ fn tcp_pair() -> (TcpStream, TcpStream) {
     (a, listener.accept().unwrap().0)
 }
 
-fn link_pair(kind: Kind) -> (Link, Link) {
-    if kind == Kind::Shm {
+fn link_pair(kind: Backend) -> (Link, Link) {
+    if kind == Backend::Shm {
         let (a, b) = UnixStream::pair().unwrap();
         (Link::Unix(a), Link::Unix(b))
     } else {
@@ -54,10 +75,15 @@ struct Node {
 }
 
 impl Node {
-    fn new(kind: Kind, rank: u32) -> Node {
+    fn new(kind: Backend, rank: u32) -> Node {
         let rank = Rank(rank);
         let fabric = make(kind, rank);
-        assert_eq!(fabric.kind(), kind);
+        let expected = match kind {
+            Backend::Shm => Kind::Shm,
+            Backend::Uring | Backend::RingOnly => Kind::Uring,
+            Backend::Epoll => Kind::Epoll,
+        };
+        assert_eq!(fabric.kind(), expected);
         Node { rank, fabric, messages: VecDeque::new(), reads: HashMap::new(), lost: Vec::new() }
     }
 
@@ -108,12 +134,12 @@ fn run(nodes: &mut [&mut Node], what: &str, mut done: impl FnMut(&[&mut Node]) -
     let deadline = Instant::now() + PATIENCE;
     while !done(nodes) {
         assert!(Instant::now() < deadline, "waited for ever: {what}");
-        nodes.iter_mut().for_each(|node| drop(node.poll()));
+        nodes.iter_mut().for_each(|node| _ = node.poll());
         std::thread::yield_now();
     }
 }
 
-fn connect(a: &mut Node, b: &mut Node, kind: Kind) {
+fn connect(a: &mut Node, b: &mut Node, kind: Backend) {
     let (to_b, to_a) = link_pair(kind);
     std::thread::scope(|scope| {
         scope.spawn(|| a.fabric.connect(b.rank, to_b).unwrap());
@@ -121,14 +147,14 @@ fn connect(a: &mut Node, b: &mut Node, kind: Kind) {
     });
 }
 
-fn pair(kind: Kind) -> (Node, Node) {
+fn pair(kind: Backend) -> (Node, Node) {
     let (mut a, mut b) = (Node::new(kind, 0), Node::new(kind, 1));
     connect(&mut a, &mut b, kind);
     (a, b)
 }
 
 /// A pair of which the second has a region with a known pattern.
-fn pair_with_region(kind: Kind, len: usize) -> (Node, Node) {
+fn pair_with_region(kind: Backend, len: usize) -> (Node, Node) {
     let (mut a, mut b) = (Node::new(kind, 0), Node::new(kind, 1));
     b.fabric.register(KEY, patterned(len)).unwrap();
     connect(&mut a, &mut b, kind);
@@ -158,7 +184,7 @@ fn numbered(i: u32) -> Vec<u8> {
     message
 }
 
-fn ordered_delivery(kind: Kind) {
+fn ordered_delivery(kind: Backend) {
     let (mut a, mut b) = pair(kind);
     let count = 5_000;
     std::thread::scope(|scope| {
@@ -175,7 +201,7 @@ fn ordered_delivery(kind: Kind) {
     });
 }
 
-fn all_sizes(kind: Kind) {
+fn all_sizes(kind: Backend) {
     let (mut a, mut b) = pair(kind);
     let max = limits::MESSAGE_BYTES_MAX;
     let edges = [0, 1, 7, 8, 9, 55, 56, 57, 63, 64, 65, 111, 112, 113, 4095, 4096, 32_768, 65_000, max - 1, max];
@@ -187,7 +213,7 @@ fn all_sizes(kind: Kind) {
     }
 }
 
-fn parts_are_joined(kind: Kind) {
+fn parts_are_joined(kind: Backend) {
     let (mut a, mut b) = pair(kind);
     let body: Vec<u8> = (0..1000).map(pattern).collect();
     for cuts in [1, 2, 3, 15, 16, 17, 100, 999] {
@@ -201,7 +227,7 @@ fn parts_are_joined(kind: Kind) {
     }
 }
 
-fn too_long_is_refused(kind: Kind) {
+fn too_long_is_refused(kind: Backend) {
     let (mut a, mut b) = pair(kind);
     let max = limits::MESSAGE_BYTES_MAX;
     let long = vec![0; max];
@@ -211,7 +237,7 @@ fn too_long_is_refused(kind: Kind) {
     run(&mut [&mut a, &mut b], "a message", |nodes| nodes[1].messages.len() == 1);
 }
 
-fn full_and_recovery(kind: Kind) {
+fn full_and_recovery(kind: Backend) {
     let (mut a, mut b) = pair(kind);
     let message = vec![3; 50_000];
     let mut sent = 0_usize;
@@ -256,7 +282,7 @@ fn full_and_recovery(kind: Kind) {
     run(&mut [&mut a, &mut b], "one more", |nodes| nodes[1].messages.len() == sent + 1);
 }
 
-fn both_directions(kind: Kind) {
+fn both_directions(kind: Backend) {
     let (a, b) = pair(kind);
     let count = 3_000_u32;
     let both = [(a, Rank(1)), (b, Rank(0))];
@@ -280,7 +306,7 @@ fn both_directions(kind: Kind) {
     });
 }
 
-fn three_peers(kind: Kind) {
+fn three_peers(kind: Backend) {
     let mut nodes: Vec<Node> = (0..4).map(|rank| Node::new(kind, rank)).collect();
     for i in 0..4 {
         for j in i + 1..4 {
@@ -321,7 +347,7 @@ fn three_peers(kind: Kind) {
     run(&mut rest, "a message", |nodes| nodes[1].messages.len() == 151);
 }
 
-fn reads(kind: Kind) {
+fn reads(kind: Backend) {
     let len = 24 << 20;
     let (mut a, mut b) = pair_with_region(kind, len);
     let spans = [(0, 0), (len, 0), (1, 1), (100, 4096), (7, len / 2 + 3), (0, len), (len - 1, 1), (12_345, 700_001)];
@@ -343,7 +369,7 @@ fn reads(kind: Kind) {
     }
 }
 
-fn reads_out_of_range_fail_alone(kind: Kind) {
+fn reads_out_of_range_fail_alone(kind: Backend) {
     let (mut a, mut b) = pair_with_region(kind, 10_000);
     let bad = [(KEY, 9_999, 2), (KEY, u64::MAX, 2), (KEY, 10_001, 0), (RegionKey(9), 0, 1)];
     for (token, (key, offset, len)) in bad.into_iter().enumerate() {
@@ -360,11 +386,32 @@ fn reads_out_of_range_fail_alone(kind: Kind) {
     assert!(a.lost.is_empty() && b.lost.is_empty());
 }
 
-fn map_where_it_can(kind: Kind) {
+fn more_reads_than_fit(kind: Backend) {
+    let (mut a, mut b) = pair_with_region(kind, 100_000);
+    let count = 3 * limits::STREAM_READS_MAX as u64;
+    for token in 0..count {
+        let span = RemoteSpan { key: KEY, offset: token, len: 5_000 };
+        a.fabric.read(Rank(1), span, lease(5_000), token).unwrap();
+    }
+    run(&mut [&mut a, &mut b], "the reads", |nodes| nodes[0].reads.len() == count as usize);
+    for (token, (lease, result)) in &a.reads {
+        let expected = |(i, byte): (usize, &u8)| *byte == pattern(i + *token as usize);
+        assert!(result.is_ok() && lease.bytes().iter().enumerate().all(expected), "read {token}");
+    }
+    // Reads that cannot be still give the lease back.
+    let span = RemoteSpan { key: KEY, offset: 0, len: 10 };
+    a.fabric.read(Rank(9), span, lease(10), 9_000).unwrap();
+    a.fabric.read(Rank(1), span, lease(11), 9_001).unwrap();
+    run(&mut [&mut a, &mut b], "the failures", |nodes| nodes[0].reads.len() == count as usize + 2);
+    assert_eq!(a.reads[&9_000].1, Err(FabricError::NotConnected(Rank(9))));
+    assert_eq!(a.reads[&9_001].1, Err(FabricError::NoSuchMemory(Rank(1), span)));
+}
+
+fn map_where_it_can(kind: Backend) {
     let (mut a, mut b) = pair_with_region(kind, 100_000);
     assert!(a.fabric.map(Rank(1), RegionKey(6)).is_none());
     let mapped = a.fabric.map(Rank(1), KEY);
-    assert_eq!(mapped.is_some(), kind == Kind::Shm);
+    assert_eq!(mapped.is_some(), kind == Backend::Shm);
     let Some(mapped) = mapped else { return };
     let mut copy = lease(100_000);
     copy.copy_from(&mapped, 0).unwrap();
@@ -377,7 +424,7 @@ fn map_where_it_can(kind: Kind) {
     assert!(copy.bytes()[99_999] == pattern(99_999), "a dead rank's memory stays readable");
 }
 
-fn a_sleeper_is_woken(kind: Kind) {
+fn a_sleeper_is_woken(kind: Backend) {
     let (mut a, mut b) = pair(kind);
     std::thread::scope(|scope| {
         let sleeper = scope.spawn(move || {
@@ -409,7 +456,7 @@ fn a_sleeper_is_woken(kind: Kind) {
     });
 }
 
-fn close_says_goodbye(kind: Kind) {
+fn close_says_goodbye(kind: Backend) {
     let (mut a, mut b) = pair_with_region(kind, 1 << 20);
     (0..10).for_each(|i| a.send(Rank(1), &numbered(i)));
     let span = RemoteSpan { key: KEY, offset: 0, len: 1 << 20 };
@@ -419,13 +466,13 @@ fn close_says_goodbye(kind: Kind) {
     run(&mut [&mut a, &mut b], "the end", |nodes| nodes[1].lost.len() == 1 && nodes[0].reads.len() == 1);
     assert_eq!(b.lost[0], (Rank(0), FabricError::Closed(Rank(0))));
     assert_eq!(b.messages.len(), 10, "what was sent before arrives");
-    (0..100).for_each(|_| drop(a.poll()));
+    (0..100).for_each(|_| _ = a.poll());
     assert!(a.lost.is_empty(), "who closes is not told");
 }
 
 /// The node moves between threads, as the right to poll does; a thread that
 /// has it no more is busy and does not help.
-fn threads_take_turns(kind: Kind) {
+fn threads_take_turns(kind: Backend) {
     let (mut a, b) = pair_with_region(kind, 4 << 20);
     let count = 6_000_u32;
     let echo = std::thread::spawn(move || {
@@ -469,6 +516,36 @@ fn threads_take_turns(kind: Kind) {
     echo.join().unwrap();
 }
 
+/// What one thread's call has found is not overtaken by what the next one
+/// finds.
+fn armed_by_one_thread_polled_by_another(kind: Backend) {
+    let (mut a, mut b) = pair(kind);
+    run(&mut [&mut a, &mut b], "nothing", {
+        let mut polls = 0;
+        move |_| {
+            polls += 1;
+            polls > 10
+        }
+    });
+    for i in (0..100).step_by(2) {
+        b.send(Rank(0), &numbered(i));
+        b.poll();
+        a.sleep();
+        // By now the message is there, and a ring has completed it.
+        a.fabric.arm();
+        b.send(Rank(0), &numbered(i + 1));
+        b.poll();
+        let wanted = i as usize + 2;
+        let a = &mut a;
+        let mut both = move || run(&mut [a], "both", |nodes| nodes[0].messages.len() == wanted);
+        // Every third time the owner itself goes on.
+        if i % 3 == 0 { both() } else { std::thread::scope(|scope| scope.spawn(both).join().unwrap()) }
+    }
+    for (i, (_, bytes)) in a.messages.iter().enumerate() {
+        assert!(*bytes == numbered(i as u32), "message {i}");
+    }
+}
+
 /// Sends some more, starts a read now and then, and polls until most answers
 /// have come; the rest is for the next turn to take.
 fn turn(node: &mut Node, sent: &mut u32, count: u32) {
@@ -483,11 +560,11 @@ fn turn(node: &mut Node, sent: &mut u32, count: u32) {
     run(&mut [node], "answers", |nodes| nodes[0].messages.len() >= wanted as usize);
 }
 
-fn a_drop_amid_a_read(kind: Kind) {
+fn a_drop_amid_a_read(kind: Backend) {
     let (mut a, mut b) = pair_with_region(kind, 64 << 20);
     let span = RemoteSpan { key: KEY, offset: 0, len: 64 << 20 };
     a.fabric.read(Rank(1), span, lease(64 << 20), 1).unwrap();
-    if kind != Kind::Shm {
+    if kind != Backend::Shm {
         (0..20).for_each(|_| {
             a.poll();
             b.poll();
@@ -496,20 +573,20 @@ fn a_drop_amid_a_read(kind: Kind) {
     }
     drop(b);
     run(&mut [&mut a], "the loss", |nodes| nodes[0].lost.len() == 1);
-    let expected = if kind == Kind::Shm { Ok(()) } else { Err(FabricError::Closed(Rank(1))) };
+    let expected = if kind == Backend::Shm { Ok(()) } else { Err(FabricError::Closed(Rank(1))) };
     assert_eq!(a.reads[&1].1, expected);
     assert_eq!(a.lost, [(Rank(1), FabricError::Closed(Rank(1)))]);
 }
 
 /// A process of its own, killed at full speed.
-fn a_killed_process(kind: Kind) {
+fn a_killed_process(kind: Backend) {
     let (near, far) = link_pair(kind);
     let far: OwnedFd = match far {
         Link::Unix(stream) => stream.into(),
         Link::Tcp(stream) => stream.into(),
     };
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &format!("fabric::conformance::{kind}::child"), "--ignored"])
+        .args(["--exact", &format!("fabric::conformance::{}::child", kind.module()), "--ignored"])
         .stdin(Stdio::from(far))
         .stdout(Stdio::null())
         .spawn()
@@ -532,12 +609,12 @@ fn a_killed_process(kind: Kind) {
 
 /// The other process of [`a_killed_process`]; ends by itself if nobody kills
 /// it, and does nothing in a run of all ignored tests.
-fn child(kind: Kind) {
+fn child(kind: Backend) {
     let Ok(fd) = std::io::stdin().as_fd().try_clone_to_owned() else { return };
     if rustix::net::getpeername(&fd).is_err() {
         return;
     }
-    let link = if kind == Kind::Shm { Link::Unix(fd.into()) } else { Link::Tcp(fd.into()) };
+    let link = if kind == Backend::Shm { Link::Unix(fd.into()) } else { Link::Tcp(fd.into()) };
     let mut b = Node::new(kind, 1);
     b.fabric.register(KEY, patterned(8 << 20)).unwrap();
     b.fabric.connect(Rank(0), link).unwrap();
@@ -556,7 +633,7 @@ fn child(kind: Kind) {
 }
 
 /// Bytes that no peer would send, each over a raw socket of its own.
-fn garbage_is_named_and_harms_nobody(kind: Kind) {
+fn garbage_is_named_and_harms_nobody(kind: Backend) {
     let (mut a, mut b) = pair(kind);
     let frames: [&[u8]; 8] = [
         b"GET / HTTP/1.1\r\n\r\n",
@@ -583,7 +660,7 @@ fn garbage_is_named_and_harms_nobody(kind: Kind) {
     let (near, mut far) = tcp_pair();
     a.fabric.connect(Rank(30), Link::Tcp(near)).unwrap();
     far.write_all(&[100, 0, 0, 0, 1, 0, 0, 0, 1, 2, 3]).unwrap();
-    (0..50).for_each(|_| drop(a.poll()));
+    (0..50).for_each(|_| _ = a.poll());
     far.shutdown(Shutdown::Write).unwrap();
     run(&mut [&mut a], "the loss", |nodes| nodes[0].lost == [(Rank(30), FabricError::Closed(Rank(30)))]);
     b.send(Rank(0), b"unharmed");
@@ -591,7 +668,7 @@ fn garbage_is_named_and_harms_nobody(kind: Kind) {
 }
 
 /// A set-up that is not one.
-fn a_wrong_set_up_is_refused(kind: Kind) {
+fn a_wrong_set_up_is_refused(kind: Backend) {
     let mut a = Node::new(kind, 3);
     let (tcp, _other) = tcp_pair();
     assert!(a.fabric.connect(Rank(4), Link::Tcp(tcp)).is_err());
@@ -612,6 +689,11 @@ macro_rules! conformance {
             $(
                 #[test]
                 fn $test() {
+                    // Where io_uring is refused, the node uses epoll.
+                    let is_ring = matches!($kind, Backend::Uring | Backend::RingOnly);
+                    if is_ring && probe::available().is_err() {
+                        return;
+                    }
                     super::$test($kind);
                 }
             )*
@@ -628,10 +710,12 @@ macro_rules! conformance {
 macro_rules! for_all {
     ($name:ident, $kind:expr, $($extra:ident)*) => {
         conformance!($name, $kind, ordered_delivery all_sizes parts_are_joined too_long_is_refused full_and_recovery
-            both_directions three_peers reads reads_out_of_range_fail_alone map_where_it_can a_sleeper_is_woken
-            close_says_goodbye threads_take_turns a_drop_amid_a_read a_killed_process $($extra)*);
+            both_directions three_peers reads reads_out_of_range_fail_alone more_reads_than_fit map_where_it_can a_sleeper_is_woken
+            close_says_goodbye threads_take_turns armed_by_one_thread_polled_by_another a_drop_amid_a_read a_killed_process $($extra)*);
     };
 }
 
-for_all!(shm, Kind::Shm, a_wrong_set_up_is_refused);
-for_all!(epoll, Kind::Epoll, garbage_is_named_and_harms_nobody);
+for_all!(shm, Backend::Shm, a_wrong_set_up_is_refused);
+for_all!(epoll, Backend::Epoll, garbage_is_named_and_harms_nobody);
+for_all!(uring, Backend::Uring, garbage_is_named_and_harms_nobody);
+for_all!(ring_only, Backend::RingOnly, garbage_is_named_and_harms_nobody);

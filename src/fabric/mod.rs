@@ -16,12 +16,14 @@ mod peers;
 mod shm;
 mod stream;
 mod streams;
+mod uring;
 
 #[cfg(test)]
 mod conformance;
 
 pub use epoll::EpollFabric;
 pub use shm::ShmFabric;
+pub use uring::UringFabric;
 
 /// Which backend a fabric is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -169,7 +171,9 @@ pub trait Fabric: Send {
     fn map(&self, peer: Rank, key: RegionKey) -> Option<Arc<Region>>;
 
     /// Starts to read `from`, which must be as long as `into`; ends in one
-    /// [`Event::ReadDone`] with the same token.
+    /// [`Event::ReadDone`] with the same token. What fails at once is reported
+    /// there as well, so that the lease comes back; an error of the call itself
+    /// would have consumed it, and no backend here returns one.
     fn read(&mut self, peer: Rank, from: RemoteSpan, into: Lease, token: u64) -> Result<(), FabricError>;
 
     /// Makes progress and reports what happened; returns how many events.

@@ -18,18 +18,16 @@ use super::peers::Peers;
 use super::{Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region};
-use crate::sync::ring::{CONTROL_LINES, Consumer, Producer};
-use crate::sys::fdpass;
-use crate::sys::memory::{self, SharedLines};
-use crate::sys::poller::Poller;
+use crate::sync::{CONTROL_LINES, Consumer, Producer};
+use crate::sys::{Poller, SharedLines, fdpass, memory};
 
 const SEGMENT_LINES: usize = CONTROL_LINES + limits::RING_LINES;
 
 /// Messages taken from one peer before the next one's turn.
 const BATCH: usize = 64;
 
-/// Polls without an event between two looks for ended peers: often enough for
-/// a spinning rank, rare enough to cost a spin nothing.
+/// Polls between two looks for ended peers: often enough for a spinning rank,
+/// rare enough to cost a spin nothing.
 const LOOK_EVERY: u32 = 4096;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"clm-shm1");
@@ -44,7 +42,7 @@ pub struct ShmFabric {
     reads_done: VecDeque<ReadDone>,
     poller: Poller,
     armed: bool,
-    idle_polls: u32,
+    polls: u32,
 }
 
 struct Peer {
@@ -74,7 +72,7 @@ impl ShmFabric {
             reads_done: VecDeque::new(),
             poller: Poller::new().map_err(|error| FabricError::os(rank, "epoll_create", error))?,
             armed: false,
-            idle_polls: 0,
+            polls: 0,
         })
     }
 
@@ -188,14 +186,13 @@ impl Fabric for ShmFabric {
     }
 
     fn read(&mut self, peer: Rank, from: RemoteSpan, mut into: Lease, token: u64) -> Result<(), FabricError> {
-        if !self.peers.contains(peer) {
-            return Err(FabricError::NotConnected(peer));
-        }
         let result = match self.maps.get(&(peer, from.key)) {
-            Some(region) if from.len == into.range().len() as u64 => into.copy_from(region, from.offset).ok(),
-            _ => None,
+            _ if !self.peers.contains(peer) => Err(FabricError::NotConnected(peer)),
+            Some(region) if from.len == into.range().len() as u64 => {
+                into.copy_from(region, from.offset).map_err(|_| FabricError::NoSuchMemory(peer, from))
+            }
+            _ => Err(FabricError::NoSuchMemory(peer, from)),
         };
-        let result = result.ok_or(FabricError::NoSuchMemory(peer, from));
         self.reads_done.push_back(ReadDone { peer, token, lease: into, result });
         Ok(())
     }
@@ -219,11 +216,9 @@ impl Fabric for ShmFabric {
         if some_ended {
             events += self.report_ended(sink);
         }
-        if events == 0 {
-            self.idle_polls = self.idle_polls.wrapping_add(1);
-            if self.idle_polls.is_multiple_of(LOOK_EVERY) {
-                self.look_at_streams();
-            }
+        self.polls = self.polls.wrapping_add(1);
+        if self.polls.is_multiple_of(LOOK_EVERY) {
+            self.look_at_streams();
         }
         events
     }

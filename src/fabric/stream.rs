@@ -19,7 +19,7 @@ use super::frame::{self, CHUNK_HEADER, Frame, Parsed};
 use super::{Event, FabricError, RegionKey, RemoteSpan};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region};
-use crate::sys::socket::send_from_region;
+use crate::sys::send_from_region;
 
 /// Regions by key.
 pub(super) type Regions = HashMap<RegionKey, Arc<Region>>;
@@ -31,7 +31,10 @@ const PARTS_MAX: usize = 15;
 const TURN: usize = 8;
 
 /// Polls for which a socket that had bytes is tried without being told to.
-const HEAT: u32 = 256;
+pub(super) const HEAT: u32 = 256;
+
+/// Received at a time while bytes that have their own place are expected.
+const HEADERS: usize = 4096;
 
 /// Collected bytes that are sent without waiting for the next poll.
 const COLLECT_BYTES: usize = 64 * 1024;
@@ -99,6 +102,8 @@ struct Inbox {
     /// The start of a frame that has not come wholly.
     partial: Vec<u8>,
     reads: HashMap<u64, PendingRead>,
+    /// Reads that the peer has not been asked for yet.
+    waiting: VecDeque<PendingRead>,
     reads_started: u64,
     /// The read whose chunk is arriving, and how much of it is to come.
     arriving: Option<(u64, usize)>,
@@ -161,22 +166,25 @@ impl Stream {
         Ok(())
     }
 
-    /// Asks the peer for part of a region.
-    pub(super) fn read(&mut self, span: RemoteSpan, lease: Lease, token: u64) -> Result<(), FabricError> {
-        if self.ended.is_some() || self.outbox.broken {
-            return Err(FabricError::NotConnected(self.peer));
-        }
-        if self.inbox.reads.len() >= limits::STREAM_READS_MAX {
-            return Err(FabricError::Full(self.peer));
-        }
-        let id = self.inbox.reads_started;
-        self.inbox.reads_started += 1;
-        self.outbox.bytes.extend_from_slice(&frame::read_request(id, span));
-        self.inbox.reads.insert(id, PendingRead { lease, span, filled: 0, token });
+    /// Asks the peer for part of a region, as soon as there are not too many
+    /// reads under way.
+    pub(super) fn read(&mut self, span: RemoteSpan, lease: Lease, token: u64) {
+        self.inbox.waiting.push_back(PendingRead { lease, span, filled: 0, token });
+        self.start_reads();
         if !self.blocked {
             self.flush();
         }
-        Ok(())
+    }
+
+    fn start_reads(&mut self) {
+        while self.inbox.reads.len() < limits::STREAM_READS_MAX
+            && let Some(read) = self.inbox.waiting.pop_front()
+        {
+            let id = self.inbox.reads_started;
+            self.inbox.reads_started += 1;
+            self.outbox.bytes.extend_from_slice(&frame::read_request(id, read.span));
+            self.inbox.reads.insert(id, read);
+        }
     }
 
     pub(super) fn has_output(&self) -> bool {
@@ -218,9 +226,12 @@ impl Stream {
             if self.ended.is_some() {
                 break;
             }
+            // Amid reads, the next header is all that is wanted: what follows
+            // it has its own place.
+            let limit = if self.inbox.reads.is_empty() { scratch.len() } else { HEADERS.min(scratch.len()) };
             let direct = self.inbox.place();
             let is_direct = direct.is_some();
-            let room = direct.unwrap_or(&mut *scratch);
+            let room = direct.unwrap_or(&mut scratch[..limit]);
             let wanted = room.len();
             let (got, _) = match recv(&self.socket, room, RecvFlags::DONTWAIT) {
                 Ok(got) => got,
@@ -252,6 +263,7 @@ impl Stream {
                 break;
             }
         }
+        self.start_reads();
         events
     }
 
@@ -264,6 +276,7 @@ impl Stream {
         if let Err(what) = self.inbox.accept(self.peer, bytes, regions, &mut self.outbox, &mut events, sink) {
             self.end(FabricError::BadFrame(self.peer, what));
         }
+        self.start_reads();
         events
     }
 
@@ -286,7 +299,7 @@ impl Stream {
         self.inbox.arriving = None;
         let mut reads: Vec<_> = self.inbox.reads.drain().collect();
         reads.sort_by_key(|(id, _)| *id);
-        for (_, read) in reads {
+        for read in reads.into_iter().map(|(_, read)| read).chain(self.inbox.waiting.drain(..)) {
             report(read.token, read.lease, cause.clone());
         }
     }

@@ -11,17 +11,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::peers::Peers;
-use super::stream::{Regions, Stream};
+use super::stream::{HEAT, Regions, Stream};
 use super::{Event, FabricError, Link, RegionKey, RemoteSpan};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region};
-use crate::sys::poller::Poller;
+use crate::sys::Poller;
 
 /// Polls between two questions to epoll while some socket is active.
 const ASK_EVERY: u32 = 16;
-
-/// Sockets that are read without being told to.
-const ACTIVE_MAX: usize = 8;
 
 pub(super) struct Streams {
     rank: Rank,
@@ -34,14 +31,16 @@ pub(super) struct Streams {
     active: Vec<Rank>,
     /// Connections that have ended and are to be reported.
     over: Vec<Rank>,
-    /// Reads of connections that were closed from this side.
+    /// Reads that failed on this side.
     abandoned: VecDeque<(Rank, u64, Lease, FabricError)>,
     scratch: Box<[u8]>,
     turn: u32,
+    active_max: usize,
 }
 
 impl Streams {
-    pub(super) fn new(rank: Rank) -> Result<Streams, FabricError> {
+    /// Up to `active_max` sockets are tried without being told to.
+    pub(super) fn new(rank: Rank, active_max: usize) -> Result<Streams, FabricError> {
         Ok(Streams {
             rank,
             peers: Peers::new(),
@@ -53,6 +52,7 @@ impl Streams {
             abandoned: VecDeque::new(),
             scratch: vec![0; limits::MESSAGE_BYTES_MAX].into_boxed_slice(),
             turn: 1,
+            active_max,
         })
     }
 
@@ -85,21 +85,23 @@ impl Streams {
         result
     }
 
-    pub(super) fn read(&mut self, peer: Rank, from: RemoteSpan, into: Lease, token: u64) -> Result<(), FabricError> {
-        let stream = self.peers.get_mut(peer).ok_or(FabricError::NotConnected(peer))?;
-        if from.len != into.range().len() as u64 {
-            self.abandoned.push_back((peer, token, into, FabricError::NoSuchMemory(peer, from)));
-            return Ok(());
+    pub(super) fn read(&mut self, peer: Rank, from: RemoteSpan, into: Lease, token: u64) {
+        match self.peers.get_mut(peer) {
+            None => self.abandoned.push_back((peer, token, into, FabricError::NotConnected(peer))),
+            Some(_) if from.len != into.range().len() as u64 => {
+                self.abandoned.push_back((peer, token, into, FabricError::NoSuchMemory(peer, from)));
+            }
+            Some(stream) => {
+                stream.read(from, into, token);
+                self.note(peer);
+            }
         }
-        let result = stream.read(from, into, token);
-        self.note(peer);
-        result
     }
 
     /// A turn by direct calls on the sockets.
     pub(super) fn poll_sockets(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
         self.flush();
-        if self.active.is_empty() || self.turn.is_multiple_of(ASK_EVERY) || self.some_blocked() {
+        if self.is_time_to_ask() || self.some_blocked() {
             self.ask();
         }
         let events = self.receive_active(sink);
@@ -128,15 +130,19 @@ impl Streams {
     /// Receives from the sockets that are active, directly.
     pub(super) fn receive_active(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
         let mut events = 0;
-        let crowded = self.active.len() > ACTIVE_MAX;
+        let crowded = self.active.len() > self.active_max;
         let mut i = 0;
         while let Some(&rank) = self.active.get(i) {
             let Some(stream) = self.peers.get_mut(rank) else {
                 self.active.swap_remove(i);
                 continue;
             };
-            stream.heat = if crowded { 0 } else { stream.heat.saturating_sub(1) };
-            events += stream.receive(&mut self.scratch, &self.regions, sink);
+            // A read's bytes had better not take a detour, however many talk.
+            let cools = crowded && !stream.expects_bulk();
+            stream.heat = if cools { 0 } else { stream.heat.saturating_sub(1) };
+            if stream.readable || stream.heat > 0 {
+                events += stream.receive(&mut self.scratch, &self.regions, sink);
+            }
             if stream.ended.is_some() || (!stream.readable && stream.heat == 0) {
                 stream.is_active = false;
                 self.active.swap_remove(i);
@@ -148,22 +154,16 @@ impl Streams {
         events
     }
 
-    /// Lets no socket be tried without need: for a backend that is told.
-    pub(super) fn cool_down(&mut self) {
-        for rank in &self.active {
-            if let Some(stream) = self.peers.get_mut(*rank) {
-                stream.heat = 0;
-            }
-        }
+    /// Whether it is time to look for bytes from peers that are not active.
+    pub(super) fn is_time_to_ask(&self) -> bool {
+        self.active.is_empty() || self.turn.is_multiple_of(ASK_EVERY)
     }
 
     /// Takes bytes that a backend received by itself.
     pub(super) fn accept(&mut self, peer: Rank, bytes: &[u8], sink: &mut dyn FnMut(Event<'_>)) -> usize {
         let Some(stream) = self.peers.get_mut(peer) else { return 0 };
         let events = stream.accept(bytes, &self.regions, sink);
-        if stream.expects_bulk() {
-            stream.readable = true;
-        }
+        stream.heat = HEAT;
         self.note(peer);
         events
     }
@@ -287,7 +287,7 @@ impl Streams {
         if stream.has_output() && !std::mem::replace(&mut stream.is_pending, true) {
             self.pending.push(rank);
         }
-        if stream.readable && !std::mem::replace(&mut stream.is_active, true) {
+        if (stream.readable || stream.heat > 0) && !std::mem::replace(&mut stream.is_active, true) {
             self.active.push(rank);
         }
     }

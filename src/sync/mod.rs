@@ -12,5 +12,6 @@ mod task;
 pub use completion::{Wait, Wake};
 pub use deque::{Owner, Steal, Stealer, deque};
 pub use idle::{Fences, Idle};
+pub use ring::{CONTROL_LINES, Consumer, Line, Producer, RingError};
 pub use slab::flush_thread as flush_frames;
 pub use task::{Call, Handle, Lineage, Share, Stored, Task, done, frame};

@@ -1,0 +1,301 @@
+//! io_uring for receiving: one multishot receive per socket, into buffers that
+//! the kernel picks from a ring of provided ones.
+//!
+//! The ring is set up with `SINGLE_ISSUER | DEFER_TASKRUN` (Linux 6.1): one
+//! thread, the owner, submits, and *only within its calls to*
+//! [`ReceiveRing::progress`] *and* [`ReceiveRing::receive`] does the kernel move
+//! bytes from a socket to a buffer or post a completion. That is more than a
+//! matter of speed: it is what lets other threads read the completions that are
+//! there, and then the sockets themselves, without breaking the order of a
+//! stream. The older modes (`COOP_TASKRUN`, none) complete whenever the owner
+//! enters the kernel for any reason, so they are not offered; multishot receive
+//! itself came only one release earlier.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::thread::ThreadId;
+
+use io_uring::types::{BufRingEntry, Fd};
+use io_uring::{IoUring, cqueue, opcode};
+
+const GROUP: u16 = 0;
+const SUBMISSIONS: u32 = 64;
+/// Completions that fit; the kernel keeps more aside until there is room.
+const COMPLETIONS: u32 = 1024;
+
+/// See the module.
+pub struct ReceiveRing {
+    // Dropped before the buffers: see `Drop` of `Buffers`.
+    ring: IoUring,
+    buffers: Buffers,
+    owner: ThreadId,
+}
+
+/// What a multishot receive reports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Received<'a> {
+    /// The next bytes of the stream.
+    Bytes(&'a [u8]),
+    /// The other side has closed.
+    End,
+    /// All provided buffers were in use; nothing is lost, receive again.
+    NoBuffers,
+    /// The socket failed with this error number.
+    Failed(i32),
+}
+
+impl ReceiveRing {
+    /// A ring owned by the calling thread, with `count` (a power of two)
+    /// buffers of `bytes` each.
+    pub fn new(count: u16, bytes: u32) -> io::Result<ReceiveRing> {
+        let ring = IoUring::builder()
+            .dontfork()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_cqsize(COMPLETIONS)
+            .build(SUBMISSIONS)?;
+        let mut buffers = Buffers::new(count, bytes)?;
+        // SAFETY: the entries are page-aligned, `count` of them, zeroed, and
+        // live until after the ring is gone (field order).
+        unsafe { ring.submitter().register_buf_ring_with_flags(buffers.entries.as_ptr() as u64, count, GROUP, 0)? };
+        (0..count).for_each(|buffer| buffers.provide(buffer));
+        Ok(ReceiveRing { ring, buffers, owner: std::thread::current().id() })
+    }
+
+    /// Whether the calling thread is the one that may receive and progress.
+    #[inline]
+    pub fn is_owner(&self) -> bool {
+        std::thread::current().id() == self.owner
+    }
+
+    /// Starts to receive from a socket, until it ends or buffers run out. The
+    /// request keeps the socket open: it is ended by shutting the socket down.
+    pub fn receive(&mut self, socket: impl AsFd, token: u64) -> io::Result<()> {
+        let entry = opcode::RecvMulti::new(Fd(socket.as_fd().as_raw_fd()), GROUP).build().user_data(token);
+        // SAFETY: the request has no memory but the provided buffers, and the
+        // descriptor is open until the submission below has looked it up.
+        unsafe { self.ring.submission().push(&entry).map_err(io::Error::other)? };
+        loop {
+            match self.ring.submit() {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Lets the kernel complete what has become ready; a look at a flag in
+    /// memory if nothing has. The owner's only.
+    #[inline]
+    pub fn progress(&mut self) -> io::Result<()> {
+        if !self.is_due() {
+            return Ok(());
+        }
+        // SAFETY: an enter without submissions, waiting or argument.
+        match unsafe { self.ring.submitter().enter::<libc::sigset_t>(0, 0, ENTER_GETEVENTS, None) } {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Whether [`ReceiveRing::drain`] would report something. Any thread.
+    pub fn has_completions(&mut self) -> bool {
+        !self.ring.completion().is_empty()
+    }
+
+    /// Reports the completions that are there: whose, what, and whether the
+    /// receive goes on. Memory only; any thread. Returns how many there were.
+    pub fn drain(&mut self, mut take: impl FnMut(u64, Received<'_>, bool)) -> usize {
+        let mut count = 0;
+        for entry in self.ring.completion() {
+            count += 1;
+            let buffer = cqueue::buffer_select(entry.flags());
+            let received = match (entry.result(), buffer) {
+                (len @ 1.., Some(buffer)) => Received::Bytes(self.buffers.bytes(buffer, len as usize)),
+                (0.., _) => Received::End,
+                (error, _) if -error == libc::ENOBUFS => Received::NoBuffers,
+                (error, _) => Received::Failed(-error),
+            };
+            take(entry.user_data(), received, cqueue::more(entry.flags()));
+            if let Some(buffer) = buffer {
+                self.buffers.provide(buffer);
+            }
+        }
+        count
+    }
+
+    #[inline]
+    fn is_due(&mut self) -> bool {
+        let queue = self.ring.submission();
+        queue.taskrun() || queue.cq_overflow()
+    }
+}
+
+/// `IORING_ENTER_GETEVENTS`, which the crate keeps to itself.
+const ENTER_GETEVENTS: u32 = 1;
+
+/// The provided buffers and the ring that offers them to the kernel.
+struct Buffers {
+    entries: NonNull<BufRingEntry>,
+    memory: NonNull<u8>,
+    count: u16,
+    each: u32,
+    tail: u16,
+}
+
+// SAFETY: the memory is this value's own; other writers are the kernel only,
+// within calls on the ring that the value goes along with.
+unsafe impl Send for Buffers {}
+
+impl Buffers {
+    fn new(count: u16, each: u32) -> io::Result<Buffers> {
+        if !count.is_power_of_two() || each == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let layout = Buffers::entries_layout(count);
+        // SAFETY: the layout has a size, since `count` is not 0.
+        let entries = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
+        let layout = Buffers::memory_layout(count, each);
+        // SAFETY: as above, and `each` is not 0.
+        let memory = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
+        Ok(Buffers { entries: entries.cast(), memory, count, each, tail: 0 })
+    }
+
+    fn entries_layout(count: u16) -> Layout {
+        Layout::from_size_align(usize::from(count) * size_of::<BufRingEntry>(), 4096).expect("a page is a power of two")
+    }
+
+    fn memory_layout(count: u16, each: u32) -> Layout {
+        Layout::from_size_align(usize::from(count) * each as usize, 4096).expect("a page is a power of two")
+    }
+
+    /// What the kernel has put into a buffer.
+    fn bytes(&self, buffer: u16, len: usize) -> &[u8] {
+        assert!(buffer < self.count && len <= self.each as usize, "the kernel names buffer {buffer}, {len} bytes");
+        // SAFETY: within the memory (asserted), zeroed at first; the kernel
+        // writes it only while it is provided, which it is not between its
+        // completion and `provide`.
+        unsafe {
+            let start = self.memory.as_ptr().add(usize::from(buffer) * self.each as usize);
+            std::slice::from_raw_parts(start, len)
+        }
+    }
+
+    /// Offers a buffer to the kernel (again).
+    fn provide(&mut self, buffer: u16) {
+        let slot = usize::from(self.tail & (self.count - 1));
+        self.tail = self.tail.wrapping_add(1);
+        // SAFETY: the slot lies within the entries; the kernel does not read
+        // it before the tail is past it. `set_*` leaves the word alone that is
+        // the tail in the first entry. That word is 16 bits, aligned, lives as
+        // long as the entries, and this is its only writer.
+        unsafe {
+            let entry = &mut *self.entries.as_ptr().add(slot);
+            entry.set_addr(self.memory.as_ptr() as u64 + u64::from(buffer) * u64::from(self.each));
+            entry.set_len(self.each);
+            entry.set_bid(buffer);
+            let tail = BufRingEntry::tail(self.entries.as_ptr()).cast_mut();
+            AtomicU16::from_ptr(tail).store(self.tail, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        // SAFETY: made by `new` with these layouts. The ring was closed before;
+        // what it still had under way could write only within a call of the
+        // owner on the ring (deferred task work), and there can be none now.
+        unsafe {
+            dealloc(self.entries.as_ptr().cast(), Buffers::entries_layout(self.count));
+            dealloc(self.memory.as_ptr(), Buffers::memory_layout(self.count, self.each));
+        }
+    }
+}
+
+/// Whether this process may use io_uring as this module does, found out once by
+/// doing it; if not, why.
+pub fn available() -> Result<(), String> {
+    static PROBE: OnceLock<Result<(), String>> = OnceLock::new();
+    PROBE.get_or_init(|| probe().map_err(|error| explain(&error))).clone()
+}
+
+fn probe() -> io::Result<()> {
+    let (near, far) = std::os::unix::net::UnixStream::pair()?;
+    let mut ring = ReceiveRing::new(2, 4096)?;
+    ring.receive(&near, 7)?;
+    rustix::io::write(&far, b"probe")?;
+    ring.progress()?;
+    let mut received = false;
+    ring.drain(|token, what, more| received = token == 7 && what == Received::Bytes(b"probe") && more);
+    near.shutdown(std::net::Shutdown::Both)?;
+    if received { Ok(()) } else { Err(io::Error::other("multishot receive does not work")) }
+}
+
+fn explain(error: &io::Error) -> String {
+    let setting = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) => "this kernel has no io_uring, or a sandbox hides it".into(),
+        Some(libc::EPERM | libc::EACCES) if !matches!(setting.trim(), "" | "0") => {
+            format!("io_uring is forbidden by kernel.io_uring_disabled={}", setting.trim())
+        }
+        Some(libc::EPERM | libc::EACCES) => "io_uring is forbidden, as container runtimes do (seccomp)".into(),
+        Some(libc::EINVAL) => "io_uring lacks deferred task work or multishot receive; Linux 6.1 has both".into(),
+        Some(libc::ENOMEM) => "no memory for io_uring: raise the limit of locked memory (ulimit -l)".into(),
+        _ => format!("io_uring does not work: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_refusal_says_what_refuses() {
+        assert!(explain(&io::Error::from_raw_os_error(libc::ENOSYS)).contains("no io_uring"));
+        assert!(explain(&io::Error::from_raw_os_error(libc::EPERM)).contains("forbidden"));
+        assert!(explain(&io::Error::from_raw_os_error(libc::EINVAL)).contains("6.1"));
+        assert!(explain(&io::Error::from_raw_os_error(libc::EIO)).contains("does not work"));
+    }
+
+    #[test]
+    fn buffers_run_out_and_come_back() {
+        if available().is_err() {
+            return;
+        }
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut ring = ReceiveRing::new(2, 8).unwrap();
+        ring.receive(&near, 1).unwrap();
+        far.write_all(b"0123456789abcdef and more").unwrap();
+        let (mut all, mut ran_out) = (Vec::new(), 0);
+        while all.len() < 25 {
+            ring.progress().unwrap();
+            let mut stopped = false;
+            ring.drain(|_, what, more| {
+                match what {
+                    Received::Bytes(bytes) => all.extend_from_slice(bytes),
+                    Received::NoBuffers => ran_out += 1,
+                    other => panic!("{other:?}"),
+                }
+                stopped |= !more;
+            });
+            if stopped {
+                ring.receive(&near, 1).unwrap();
+            }
+        }
+        assert_eq!(all, b"0123456789abcdef and more");
+        assert!(ran_out > 0, "two buffers hold 16 bytes");
+        drop(far);
+        let mut ended = false;
+        while !ended {
+            ring.progress().unwrap();
+            ring.drain(|_, what, more| ended = what == Received::End && !more);
+        }
+    }
+}
