@@ -85,8 +85,7 @@ impl Acceptor {
     ) -> Result<Vec<(Rank, Stream)>, Vec<Rank>> {
         let mut arrivals = self.shared.lock();
         loop {
-            let missing: Vec<Rank> =
-                ranks.clone().map(Rank).filter(|rank| !arrivals.known[rank.index()]).collect();
+            let missing: Vec<Rank> = ranks.clone().map(Rank).filter(|rank| !arrivals.known[rank.index()]).collect();
             if missing.is_empty() {
                 return Ok(std::mem::take(&mut arrivals.links));
             }
@@ -206,7 +205,8 @@ impl Turn {
     fn timeout(&self, now: Instant) -> Option<Timespec> {
         let orphan = self.orphan_since.map(|t| t + ORPHAN_GRACE);
         let unwatched = self.launcher.exists() && self.launcher.watch().is_none() && orphan.is_none();
-        let next = [self.pending.first().map(|p| p.deadline), self.deaf_until, orphan, unwatched.then(|| now + ASK_LAUNCHER)];
+        let next =
+            [self.pending.first().map(|p| p.deadline), self.deaf_until, orphan, unwatched.then(|| now + ASK_LAUNCHER)];
         let next = next.into_iter().flatten().min()?;
         // A deadline must have passed when poll returns for it.
         let wait = next.saturating_duration_since(now) + Duration::from_millis(1);

@@ -87,8 +87,7 @@ pub fn launch(job: &Job, say: &mut dyn FnMut(&str)) -> Result<i32, LaunchError> 
     let (id, key) = draw_secret().map_err(|e| LaunchError::Start(e.to_string()))?;
     let one_host = places.iter().all(|place| place.remote.is_none());
     let welcome = |rank| Welcome { version: VERSION, rank, size: job.size, job: id.0, key: key.0, one_host };
-    let program =
-        Program { command: job.command.clone(), vars: job.vars.clone(), directory: None, capture: false };
+    let program = Program { command: job.command.clone(), vars: job.vars.clone(), directory: None, capture: false };
     let here = places.iter().filter(|place| place.remote.is_none()).flat_map(|place| place.ranks.clone());
     let local = Local::spawn(&program, here.map(welcome)).map_err(LaunchError::Start)?;
     let mut remotes = Vec::new();

@@ -147,11 +147,7 @@ fn single(launcher: Launcher, job: Option<JobId>) -> Result<Mesh, BootError> {
     })
 }
 
-fn join(
-    mut bootstrap: Bootstrap,
-    config: &Config,
-    choose: &dyn Fn(&Card, &Card) -> Via,
-) -> Result<Mesh, BootError> {
+fn join(mut bootstrap: Bootstrap, config: &Config, choose: &dyn Fn(&Card, &Card) -> Via) -> Result<Mesh, BootError> {
     let (me, size) = (bootstrap.rank(), bootstrap.size());
     let deadline = Instant::now() + BOOT_DEADLINE;
 
@@ -250,8 +246,7 @@ fn listen(config: &Config, me: Rank, one_host: bool) -> Result<(Listeners, Card)
     rustix::net::listen(&tcp, BACKLOG).map_err(BootError::os("listen"))?;
     rustix::net::listen(&unix_listener, BACKLOG).map_err(BootError::os("listen"))?;
 
-    let card =
-        Card { rank: me, host: host_id()?, tcp: SocketAddr::new(address, port), unix, pid: std::process::id() };
+    let card = Card { rank: me, host: host_id()?, tcp: SocketAddr::new(address, port), unix, pid: std::process::id() };
     Ok((Listeners { tcp: Some(tcp), unix: Some(unix_listener) }, card))
 }
 

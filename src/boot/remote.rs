@@ -42,12 +42,7 @@ pub(super) struct Remote {
 
 impl Remote {
     /// Starts the ranks `ranks` on `host`; the error is one line for the user.
-    pub(super) fn start(
-        host: &str,
-        ranks: Range<u32>,
-        first: Welcome,
-        program: &Program,
-    ) -> Result<Remote, String> {
+    pub(super) fn start(host: &str, ranks: Range<u32>, first: Welcome, program: &Program) -> Result<Remote, String> {
         let rsh = env::var(RSH).ok().filter(|v| !v.trim().is_empty()).unwrap_or_else(|| SSH.into());
         let mut words = rsh.split_ascii_whitespace();
         let shell = words.next().unwrap_or_default().to_string();

@@ -140,7 +140,8 @@ impl Verdict {
             Phase::Closing(_) => {
                 self.phase = Phase::Terminating(now + TERM_GRACE);
                 let seconds = GOODBYE_DEADLINE.as_secs();
-                let line = format!("{} ranks still run {seconds} s after rank 0 has ended; they are ended", self.running);
+                let line =
+                    format!("{} ranks still run {seconds} s after rank 0 has ended; they are ended", self.running);
                 vec![Action::Say(line), Action::Terminate]
             }
             Phase::Failing(_) => {
