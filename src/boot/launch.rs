@@ -100,17 +100,18 @@ pub fn launch(job: &Job, say: &mut dyn FnMut(&str)) -> Result<i32, LaunchError> 
     let cards = vec![None; job.size as usize];
     let mut running = Running { local, remotes, cards, verdict: Verdict::new(job.size) };
     loop {
-        for frame in running.local.collect() {
-            running.handle(frame, "", say);
-        }
-        for index in 0..running.remotes.len() {
-            running.hear_remote(index, say);
-        }
+        // Signals first: a rank that ends after this was read ends the sleep.
         while let Some(signal) = signals.take() {
             if signal != Signal::CHILD.as_raw() {
                 let actions = running.verdict.interrupted(Instant::now(), signal);
                 running.perform(actions, say);
             }
+        }
+        for frame in running.local.collect() {
+            running.handle(frame, "", say);
+        }
+        for index in 0..running.remotes.len() {
+            running.hear_remote(index, say);
         }
         let actions = running.verdict.tick(Instant::now());
         running.perform(actions, say);

@@ -168,8 +168,9 @@ pub fn serve_remote() -> Result<(), String> {
         Err(why) => return send(&[Frame::Failed(why)]),
     };
     loop {
-        send(&local.collect())?;
+        // Signals first: a rank that ends after this was read ends the wait.
         while signals.take().is_some() {}
+        send(&local.collect())?;
         if local.all_ended() {
             return Ok(());
         }
