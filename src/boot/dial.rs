@@ -30,7 +30,10 @@ pub(super) fn call(identity: &Identity, peer: &Card, via: Via, launcher: &Launch
             Ok(stream) => return Ok(stream),
             Err(CallError::Refused(text)) => return Err(unreachable(text)),
             Err(CallError::Io(e)) if attempt == ATTEMPTS || e.kind() == io::ErrorKind::ConnectionRefused => {
-                return Err(unreachable(format!("{e}; has its process ended, or does a firewall stand between?")));
+                return Err(unreachable(match e.kind() {
+                    io::ErrorKind::ConnectionReset => e.to_string(),
+                    _ => format!("{e}; has its process ended, or does a firewall stand between?"),
+                }));
             }
             Err(CallError::Io(_)) => {}
         }
@@ -73,6 +76,7 @@ fn call_once(identity: &Identity, peer: &Card, via: Via) -> Result<Stream, CallE
     stream.set_timeout(Some(ADMISSION_DEADLINE))?;
     stream.write_all(caller.hello())?;
     let mut buffer = [0; HELLO_BYTES];
+    let mut closed = "it closed the connection; is it overrun by strangers?";
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -80,14 +84,17 @@ fn call_once(identity: &Identity, peer: &Card, via: Via) -> Result<Stream, CallE
         }
         stream.set_timeout(Some(left))?;
         let step = match stream.read(&mut buffer[..caller.wanted()]) {
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::ConnectionReset, "it closed the connection").into()),
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::ConnectionReset, closed).into()),
             Ok(n) => caller.feed(&buffer[..n]),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => return Err(e.into()),
         };
         match step {
             Ok(CallerStep::More) => {}
-            Ok(CallerStep::Send(proof)) => stream.write_all(&proof)?,
+            Ok(CallerStep::Send(proof)) => {
+                stream.write_all(&proof)?;
+                closed = "it refused this rank; are both of one job, and is this rank connected already?";
+            }
             Ok(CallerStep::Admitted) => {
                 stream.hand_over()?;
                 return Ok(stream);

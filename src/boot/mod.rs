@@ -14,7 +14,10 @@ mod launcher;
 mod local;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(not(feature = "mpi"))]
 mod pmi;
+#[cfg(not(feature = "mpi"))]
+mod pmix;
 mod remote;
 mod stream;
 mod verdict;
@@ -96,11 +99,14 @@ pub struct Mesh {
 /// The variable by which `collimate run` names the socket to it.
 const LAUNCH_FD: &str = "COLLIMATE_LAUNCH_FD";
 
+/// What one launch is known by, and what proves that one belongs to it.
+type Secret = (JobId, Key);
+
 /// Joins this process to its job. `choose` says how the pair of this rank (the
 /// first card) and a lower rank connects. A process that nothing launched is a
 /// job of one rank.
 pub fn start(config: &Config, choose: &dyn Fn(&Card, &Card) -> Via) -> Result<Mesh, BootError> {
-    let Some(bootstrap) = Bootstrap::find()? else { return single(Launcher::none(), None) };
+    let Some(bootstrap) = bootstrap::find()? else { return single(Launcher::none(), None) };
     match bootstrap.size() {
         0 | 1 => {
             let job = bootstrap.secret().map(|(job, _)| job);
@@ -147,7 +153,11 @@ fn single(launcher: Launcher, job: Option<JobId>) -> Result<Mesh, BootError> {
     })
 }
 
-fn join(mut bootstrap: Bootstrap, config: &Config, choose: &dyn Fn(&Card, &Card) -> Via) -> Result<Mesh, BootError> {
+fn join(
+    mut bootstrap: Box<dyn Bootstrap>,
+    config: &Config,
+    choose: &dyn Fn(&Card, &Card) -> Via,
+) -> Result<Mesh, BootError> {
     let (me, size) = (bootstrap.rank(), bootstrap.size());
     let deadline = Instant::now() + BOOT_DEADLINE;
 
@@ -190,7 +200,7 @@ fn join(mut bootstrap: Bootstrap, config: &Config, choose: &dyn Fn(&Card, &Card)
     })
 }
 
-fn draw_secret() -> Result<(JobId, Key), BootError> {
+fn draw_secret() -> Result<Secret, BootError> {
     Ok((JobId(u64::from_le_bytes(random()?)), Key(random()?)))
 }
 
@@ -288,7 +298,7 @@ struct Offer {
 const OFFER_VERSION: u32 = 1;
 
 impl Offer {
-    fn new(card: &Card, secret: Option<&(JobId, Key)>) -> Offer {
+    fn new(card: &Card, secret: Option<&Secret>) -> Offer {
         Offer {
             version: OFFER_VERSION,
             rank: card.rank.0,
@@ -306,7 +316,7 @@ impl Offer {
 }
 
 /// All cards by rank, and the secret if it was published.
-fn read_offers(offers: &[Vec<u8>], size: u32) -> Result<(Vec<Card>, Option<(JobId, Key)>), BootError> {
+fn read_offers(offers: &[Vec<u8>], size: u32) -> Result<(Vec<Card>, Option<Secret>), BootError> {
     let mut secret = None;
     let mut cards = Vec::with_capacity(offers.len());
     for (rank, bytes) in (0..size).map(Rank).zip(offers) {

@@ -6,46 +6,64 @@ use mpi::environment::Universe;
 use mpi::topology::{Communicator, SimpleCommunicator};
 use mpi::traits::CommunicatorCollectives;
 
-use super::BootError;
+use rustix::process::{Pid, getppid};
 
-/// MPI for the time of one all-gather. Finalised when dropped, unless the
-/// program had initialised it before: then it is the program's.
+use super::bootstrap::{Bootstrap, counts};
+use super::{BootError, Launcher};
+use crate::base::Rank;
+
+/// MPI for the time of one all-gather. Finalised at its end, unless the program
+/// had initialised it before: then it is the program's.
 pub(super) struct Mpi {
     world: SimpleCommunicator,
-    _ours: Option<Universe>,
+    ours: Option<Universe>,
+    parent: Option<Pid>,
 }
 
 impl Mpi {
     pub(super) fn init() -> Result<Mpi, BootError> {
+        let parent = getppid();
         if mpi::environment::is_finalized() {
             return Err(BootError::Mpi("it was finalised before this rank was started: start it earlier".into()));
         }
         let ours = mpi::initialize();
-        Ok(Mpi { world: SimpleCommunicator::world(), _ours: ours })
+        Ok(Mpi { world: SimpleCommunicator::world(), ours, parent })
+    }
+}
+
+impl Bootstrap for Mpi {
+    fn rank(&self) -> Rank {
+        Rank(self.world.rank() as u32)
     }
 
-    pub(super) fn rank(&self) -> u32 {
-        self.world.rank() as u32
-    }
-
-    pub(super) fn size(&self) -> u32 {
+    fn size(&self) -> u32 {
         self.world.size() as u32
     }
 
-    /// Publishes `bytes` and returns what every rank has published.
-    pub(super) fn exchange(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
+    fn one_host(&self) -> bool {
+        ["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"].iter().any(|name| counts(name, self.size()))
+    }
+
+    fn exchange(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, BootError> {
         let mut counts = vec![0i32; self.size() as usize];
         self.world.all_gather_into(&(bytes.len() as i32), &mut counts[..]);
-        let starts: Vec<i32> = counts
-            .iter()
-            .scan(0, |next, count| {
-                let start = *next;
-                *next += count;
-                Some(start)
-            })
-            .collect();
-        let mut all = vec![0u8; counts.iter().sum::<i32>() as usize];
+        let mut starts = Vec::with_capacity(counts.len());
+        let mut end = 0;
+        for count in &counts {
+            starts.push(end);
+            end += count;
+        }
+        let mut all = vec![0u8; end as usize];
         self.world.all_gather_varcount_into(bytes, &mut PartitionMut::new(&mut all[..], &counts[..], &starts[..]));
-        starts.iter().zip(&counts).map(|(start, count)| all[*start as usize..][..*count as usize].to_vec()).collect()
+        Ok(starts
+            .iter()
+            .zip(&counts)
+            .map(|(start, count)| all[*start as usize..][..*count as usize].to_vec())
+            .collect())
+    }
+
+    fn finish(self: Box<Self>) -> Result<Launcher, BootError> {
+        drop(self.ours);
+        Ok(Launcher::parent(self.parent))
     }
 }
