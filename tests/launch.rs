@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[test]
 fn rank_program() {
     let Ok(role) = std::env::var(ROLE) else { return };
+    if role == "one never joins" && !joins() {
+        return;
+    }
     let config = Config::from_env().unwrap();
     let tcp = role == "meet-by-tcp";
     let mesh = match start(&config, &|me, peer| if me.host == peer.host && !tcp { Via::Unix } else { Via::Tcp }) {
@@ -62,6 +65,20 @@ fn rank_program() {
         }
     };
     std::process::exit(status);
+}
+
+/// Lets the second of two processes leave: whichever finds the other's lock.
+fn joins() -> bool {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+    let name = format!("collimate-test-{}", rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get()));
+    match UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()) {
+        Ok(lock) => {
+            std::mem::forget(lock);
+            true
+        }
+        Err(_) => false,
+    }
 }
 
 /// Sends each peer a byte, checks theirs and describes the mesh in one line.
@@ -190,22 +207,37 @@ fn our_launcher_with_1_2_and_4_ranks() {
 
 #[test]
 fn open_mpi_and_mpich_launch_the_same_binary() {
-    let open_mpi = ["mpirun.openmpi", "--oversubscribe", "--bind-to", "none"];
-    let mpich = ["mpirun.mpich"];
-    for launcher in [&open_mpi[..], &mpich[..]] {
-        let installed = Command::new(launcher[0]).arg("--version").output().is_ok();
-        if !installed {
-            println!("skipped: {} is not installed", launcher[0]);
-            continue;
-        }
+    for mpirun in mpiruns() {
         for size in [1, 2, 4] {
-            let mut command = Command::new(launcher[0]);
-            command.args(&launcher[1..]).args(["-n", &size.to_string()]).args(rank_command());
-            // Open MPI refuses root unless told twice.
-            command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-            command.env(ROLE, "meet").stdin(Stdio::null());
-            assert_met(&command.output().unwrap(), size, "unix");
+            assert_met(&mpirun.command(size, "meet").output().unwrap(), size, "unix");
         }
+    }
+}
+
+/// An MPI launcher and the options that it needs here.
+struct Mpirun(&'static [&'static str]);
+
+/// Those that are installed.
+fn mpiruns() -> Vec<Mpirun> {
+    let all = [&["mpirun.openmpi", "--oversubscribe", "--bind-to", "none"][..], &["mpirun.mpich"]];
+    let installed = |words: &&[&str]| {
+        let found = Command::new(words[0]).arg("--version").output().is_ok();
+        if !found {
+            println!("skipped: {} is not installed", words[0]);
+        }
+        found
+    };
+    all.into_iter().filter(installed).map(Mpirun).collect()
+}
+
+impl Mpirun {
+    fn command(&self, size: u32, role: &str) -> Command {
+        let mut command = Command::new(self.0[0]);
+        command.args(&self.0[1..]).args(["-n", &size.to_string()]).args(rank_command());
+        // Open MPI refuses root unless told twice.
+        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        command.env(ROLE, role).stdin(Stdio::null());
+        command
     }
 }
 
@@ -220,16 +252,31 @@ fn killed_launchers_leave_no_rank_and_the_next_job_starts() {
 
 #[test]
 fn the_ranks_of_a_killed_mpirun_end_too() {
-    if Command::new("mpirun.mpich").arg("--version").output().is_err() {
-        println!("skipped: mpirun.mpich is not installed");
-        return;
+    for mpirun in mpiruns() {
+        let (mut launcher, pids) = start_lingering(mpirun.command(2, "linger"), 2);
+        launcher.kill().unwrap();
+        launcher.wait().unwrap();
+        wait_until("the ranks end", Duration::from_secs(10), || pids.iter().all(|pid| !runs(*pid)));
     }
-    let mut command = Command::new("mpirun.mpich");
-    command.args(["-n", "2"]).args(rank_command()).env(ROLE, "linger").stdin(Stdio::null());
-    let (mut launcher, pids) = start_lingering(command, 2);
+}
+
+#[test]
+fn a_rank_behind_a_shell_ends_with_the_launcher() {
+    let mut command = collimate();
+    command.args(["run", "-n", "1", "--", "sh", "-c", "\"$@\"; true", "sh"]).args(rank_command()).env(ROLE, "linger");
+    let (mut launcher, pids) = start_lingering(command, 1);
     launcher.kill().unwrap();
     launcher.wait().unwrap();
-    wait_until("the ranks end", Duration::from_secs(10), || pids.iter().all(|pid| !runs(*pid)));
+    wait_until("the rank ends", Duration::from_secs(10), || pids.iter().all(|pid| !runs(*pid)));
+}
+
+#[test]
+fn a_rank_that_leaves_before_joining_strands_nobody() {
+    let start = Instant::now();
+    let output = run(2, "one never joins").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).contains("ended before it had joined"), "{output:?}");
+    assert!(start.elapsed() < Duration::from_secs(30), "ended by the launcher, not by patience");
 }
 
 #[test]

@@ -188,7 +188,7 @@ impl Turn {
         }
         let end_of_listeners = fds.len();
         if self.orphan_since.is_none() {
-            fds.extend(self.launcher.watch().map(readable));
+            fds.extend(self.launcher.watch());
         }
         let timeout = self.timeout(Instant::now());
         // An interrupted poll reports nothing, and the next turn asks again.

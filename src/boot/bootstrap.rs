@@ -7,7 +7,6 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::admission::Key;
 use super::frame::{Decoder, Frame, VERSION, Welcome};
 use super::launcher::Launcher;
 use super::{BootError, LAUNCH_FD, Secret};
@@ -61,11 +60,7 @@ fn by_mpirun(by_pmi: bool) -> Result<Box<dyn Bootstrap>, BootError> {
     Ok(if by_pmi { Box::new(super::pmi::Pmi::from_env()?) } else { Box::new(super::pmix::Pmix::init()?) })
 }
 
-/// The number in a variable that a launcher has set.
-pub(super) fn number(variable: &'static str) -> Result<u32, BootError> {
-    env::var(variable).ok().and_then(|v| v.parse().ok()).ok_or_else(|| not_set_by_launcher(variable))
-}
-
+/// The error for a variable of a launcher that no launcher would set so.
 pub(super) fn not_set_by_launcher(variable: &'static str) -> BootError {
     let value = env::var_os(variable).map(|v| v.to_string_lossy().into_owned()).unwrap_or_default();
     BootError::Environment { variable, value, remedy: "unset it, or start through mpirun or `collimate run`" }
@@ -106,7 +101,7 @@ impl Bootstrap for Own {
     }
 
     fn secret(&self) -> Option<Secret> {
-        Some((JobId(self.welcome.job), Key(self.welcome.key)))
+        Some((JobId(self.welcome.job), self.welcome.key.clone()))
     }
 
     fn one_host(&self) -> bool {

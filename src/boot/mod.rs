@@ -292,7 +292,7 @@ struct Offer {
     tcp: SocketAddr,
     unix: String,
     pid: u32,
-    secret: Option<(u64, [u8; KEY_BYTES])>,
+    secret: Option<(u64, Key)>,
 }
 
 const OFFER_VERSION: u32 = 1;
@@ -306,7 +306,7 @@ impl Offer {
             tcp: card.tcp,
             unix: card.unix.clone(),
             pid: card.pid,
-            secret: secret.map(|(job, key)| (job.0, key.0)),
+            secret: secret.map(|(job, key)| (job.0, key.clone())),
         }
     }
 
@@ -324,7 +324,7 @@ fn read_offers(offers: &[Vec<u8>], size: u32) -> Result<(Vec<Card>, Option<Secre
         if offer.version != OFFER_VERSION || offer.rank != rank.0 {
             return Err(BootError::Card(rank));
         }
-        secret = secret.or(offer.secret.map(|(job, key)| (JobId(job), Key(key))));
+        secret = secret.or(offer.secret.map(|(job, key)| (JobId(job), key)));
         cards.push(Card { rank, host: HostId(offer.host), tcp: offer.tcp, unix: offer.unix, pid: offer.pid });
     }
     if cards.len() == size as usize { Ok((cards, secret)) } else { Err(BootError::Card(Rank(cards.len() as u32))) }

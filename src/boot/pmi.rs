@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::process::{Pid, getppid};
 
-use super::bootstrap::{Bootstrap, counts, not_set_by_launcher, number};
+use super::bootstrap::{Bootstrap, counts, not_set_by_launcher};
 use super::{BootError, Launcher};
 use crate::base::Rank;
 use crate::base::limits::{BOOT_DEADLINE, CARD_BYTES_MAX};
@@ -121,6 +121,11 @@ impl Answer {
         // Never the values: one of them is the job's key.
         BootError::Pmi(format!("the process manager answered `{}`", first_word(&self.0)))
     }
+}
+
+/// The number in a variable that a launcher has set.
+fn number(variable: &'static str) -> Result<u32, BootError> {
+    std::env::var(variable).ok().and_then(|v| v.parse().ok()).ok_or_else(|| not_set_by_launcher(variable))
 }
 
 fn first_word(line: &str) -> &str {
