@@ -93,7 +93,7 @@ impl Verdict {
                 self.status = Some(status);
                 self.phase =
                     if crashed { Phase::Failing(now + LOSS_GRACE) } else { Phase::Closing(now + GOODBYE_DEADLINE) };
-                Vec::new()
+                self.stranded(now)
             }
             (Phase::Running, _) if crashed => {
                 let others = if self.running > 0 { "; the other ranks are ended" } else { "" };
@@ -150,8 +150,11 @@ impl Verdict {
             Phase::Closing(_) => {
                 self.phase = Phase::Terminating(now + TERM_GRACE);
                 let seconds = GOODBYE_DEADLINE.as_secs();
-                let line =
-                    format!("{} ranks still run {seconds} s after rank 0 has ended; they are ended", self.running);
+                let line = format!(
+                    "{} of {} ranks still run {seconds} s after rank 0 has ended; they are ended",
+                    self.running,
+                    self.ranks.len()
+                );
                 vec![Action::Say(line), Action::Terminate]
             }
             Phase::Failing(_) => {
@@ -175,7 +178,7 @@ impl Verdict {
         let waiting = self.ranks.iter().any(|s| s.joined && !s.ended);
         let absent = self.ranks.iter().position(|s| s.ended && !s.joined);
         match (self.phase, absent) {
-            (Phase::Running, Some(rank)) if waiting => {
+            (Phase::Running | Phase::Closing(_), Some(rank)) if waiting => {
                 let rank = Rank(rank as u32);
                 self.fail(now, format!("{rank} ended before it had joined the job: let all ranks run the same program"))
             }
@@ -295,6 +298,9 @@ mod tests {
             assert!(matches!(&actions[..], [Action::Say(line)] if line.starts_with("rank 1 ended")), "{actions:?}");
             assert_eq!(verdict.deadline(), Some(now + LOSS_GRACE));
         }
+        let mut verdict = Verdict::new(2);
+        verdict.ended(now, 0, 10, Fate::Exited(0), "");
+        assert!(matches!(&verdict.joined(now, 1)[..], [Action::Say(line)] if line.starts_with("rank 0 ended")));
     }
 
     #[test]
