@@ -11,7 +11,7 @@ use super::acceptor::Identity;
 use super::admission::{Caller, CallerStep, HELLO_BYTES, NONCE_BYTES};
 use super::stream::Stream;
 use super::{BootError, Card, Launcher, Via};
-use crate::base::limits::ADMISSION_DEADLINE;
+use crate::base::limits::{ADMISSION_DEADLINE, CALLS_MAX};
 
 /// Calls `peer` until it lets this rank in or clearly will not.
 pub(super) fn call(identity: &Identity, peer: &Card, via: Via, launcher: &Launcher) -> Result<Stream, BootError> {
@@ -29,7 +29,7 @@ pub(super) fn call(identity: &Identity, peer: &Card, via: Via, launcher: &Launch
         match call_once(identity, peer, via) {
             Ok(stream) => return Ok(stream),
             Err(CallError::Refused(text)) => return Err(unreachable(text)),
-            Err(CallError::Io(e)) if attempt == ATTEMPTS || e.kind() == io::ErrorKind::ConnectionRefused => {
+            Err(CallError::Io(e)) if attempt == CALLS_MAX || e.kind() == io::ErrorKind::ConnectionRefused => {
                 return Err(unreachable(match e.kind() {
                     io::ErrorKind::ConnectionReset => e.to_string(),
                     _ => format!("{e}; has its process ended, or does a firewall stand between?"),
@@ -43,10 +43,6 @@ pub(super) fn call(identity: &Identity, peer: &Card, via: Via, launcher: &Launch
         attempt += 1;
     }
 }
-
-/// A peer that is swamped by strangers or starved of processor time drops a
-/// call; it is not dropped this often.
-const ATTEMPTS: u32 = 4;
 
 /// How long to wait when the peer's queue of callers is full.
 const QUEUE_FULL: Duration = Duration::from_millis(2);

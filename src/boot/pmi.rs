@@ -10,7 +10,7 @@ use rustix::process::{Pid, getppid};
 use super::bootstrap::{Bootstrap, counts, not_set_by_launcher};
 use super::{BootError, Launcher};
 use crate::base::Rank;
-use crate::base::limits::{BOOT_DEADLINE, CARD_BYTES_MAX};
+use crate::base::limits::{BOOT_DEADLINE, PMI_LINE_BYTES_MAX, PMI_VALUE_BYTES_MIN};
 use crate::sys::duplicate_inherited_socket;
 
 /// A connection to the process manager.
@@ -21,12 +21,6 @@ pub(super) struct Pmi {
     size: u32,
     parent: Option<Pid>,
 }
-
-/// What a key-value space must hold; PMI-1 promises it.
-const VALUE_BYTES_MIN: usize = 2 * CARD_BYTES_MAX + 1;
-
-/// The longest line: `cmd=get_result rc=0 msg=success value=` and a value.
-const LINE_BYTES_MAX: usize = 8192;
 
 impl Pmi {
     /// The process manager that the environment names.
@@ -43,9 +37,9 @@ impl Pmi {
         pmi.call("cmd=init pmi_version=1 pmi_subversion=1", "response_to_init")?;
         let maxes = pmi.call("cmd=get_maxes", "maxes")?;
         let value_max = maxes.get("vallen_max").and_then(|v| v.parse().ok()).unwrap_or(0usize);
-        if value_max < VALUE_BYTES_MIN {
+        if value_max < PMI_VALUE_BYTES_MIN {
             return Err(BootError::Pmi(format!(
-                "the process manager stores values of {value_max} bytes only, {VALUE_BYTES_MIN} are needed"
+                "the process manager stores values of {value_max} bytes only, {PMI_VALUE_BYTES_MIN} are needed"
             )));
         }
         let answer = pmi.call("cmd=get_my_kvsname", "my_kvsname")?;
@@ -68,7 +62,7 @@ impl Pmi {
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(io(e)),
             }
-            if text.len() > LINE_BYTES_MAX {
+            if text.len() > PMI_LINE_BYTES_MAX {
                 return Err(BootError::Pmi("an endless line from the process manager".into()));
             }
         }
