@@ -77,6 +77,22 @@ pub const LAUNCH_FRAME_BYTES_MAX: usize = RANKS_MAX as usize * CARD_BYTES_MAX;
 /// smallest value, 1024 bytes.
 pub const CARD_BYTES_MAX: usize = 500;
 
+/// What a PMI-1 key-value space must hold in one value: a card and its end.
+pub const PMI_VALUE_BYTES_MIN: usize = 2 * CARD_BYTES_MAX + 1;
+
+/// The longest line of PMI-1: the words of an answer and a value, with room.
+pub const PMI_LINE_BYTES_MAX: usize = 8 * PMI_VALUE_BYTES_MIN;
+
+/// How often a rank calls a peer that drops the call, as one does that is
+/// swamped by strangers or starved of processor time.
+pub const CALLS_MAX: u32 = 4;
+
+/// How long a rank that reads nothing may hold up its launcher.
+pub const STUCK_RANK_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a remote shell may take to exit once its connection is closed.
+pub const SHELL_EXIT_DEADLINE: Duration = Duration::from_millis(500);
+
 /// How long a rank waits for its peers to say goodbye at the end.
 pub const GOODBYE_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -111,6 +127,7 @@ const _: () = assert!(RING_LINES.is_power_of_two());
 const _: () = assert!(RING_LINES * LINE_BYTES >= 4 * MESSAGE_BYTES_MAX);
 const _: () = assert!(INLINE_BYTES_MAX * 2 <= MESSAGE_BYTES_MAX);
 const _: () = assert!(DEQUE_SLOTS.is_power_of_two());
+const _: () = assert!(PMI_VALUE_BYTES_MIN <= 1024);
 const _: () = assert!(OBJECT_ALIGN.is_power_of_two());
 const _: () = assert!(INLINE_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(MESSAGE_BYTES_MAX <= 1 << 16);

@@ -85,8 +85,7 @@ impl Acceptor {
     ) -> Result<Vec<(Rank, Stream)>, Vec<Rank>> {
         let mut arrivals = self.shared.lock();
         loop {
-            let missing: Vec<Rank> =
-                ranks.clone().map(Rank).filter(|rank| !arrivals.known[rank.index()]).collect();
+            let missing: Vec<Rank> = ranks.clone().map(Rank).filter(|rank| !arrivals.known[rank.index()]).collect();
             if missing.is_empty() {
                 return Ok(std::mem::take(&mut arrivals.links));
             }
@@ -189,7 +188,7 @@ impl Turn {
         }
         let end_of_listeners = fds.len();
         if self.orphan_since.is_none() {
-            fds.extend(self.launcher.watch().map(readable));
+            fds.extend(self.launcher.watch());
         }
         let timeout = self.timeout(Instant::now());
         // An interrupted poll reports nothing, and the next turn asks again.
@@ -206,7 +205,8 @@ impl Turn {
     fn timeout(&self, now: Instant) -> Option<Timespec> {
         let orphan = self.orphan_since.map(|t| t + ORPHAN_GRACE);
         let unwatched = self.launcher.exists() && self.launcher.watch().is_none() && orphan.is_none();
-        let next = [self.pending.first().map(|p| p.deadline), self.deaf_until, orphan, unwatched.then(|| now + ASK_LAUNCHER)];
+        let next =
+            [self.pending.first().map(|p| p.deadline), self.deaf_until, orphan, unwatched.then(|| now + ASK_LAUNCHER)];
         let next = next.into_iter().flatten().min()?;
         // A deadline must have passed when poll returns for it.
         let wait = next.saturating_duration_since(now) + Duration::from_millis(1);
@@ -357,5 +357,221 @@ fn accepted(accept: impl Fn() -> io::Result<Stream>) -> io::Result<Option<Stream
             Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
             Err(e) => return Err(e),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::admission::{Caller, CallerStep, HELLO_BYTES, REPLY_BYTES};
+    use super::super::{BootError, Card, Via, dial};
+    use super::*;
+    use crate::base::HostId;
+    use std::net::{SocketAddr, TcpStream};
+    use std::os::linux::net::SocketAddrExt;
+
+    /// Rank 1 of 4 listening, and what its peers know of it.
+    struct Door {
+        acceptor: Acceptor,
+        card: Card,
+        counters: Arc<Counters>,
+    }
+
+    fn identity(rank: u32, key: u8) -> Identity {
+        Identity { key: Key([key; 32]), job: JobId(5), me: Rank(rank), size: 4 }
+    }
+
+    fn open() -> Door {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let name = format!("collimate-test-{:032x}", u128::from_le_bytes(super::super::random().unwrap()));
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
+        let unix = UnixListener::bind_addr(&address).unwrap();
+        rustix::net::listen(&tcp, crate::base::limits::BACKLOG).unwrap();
+        let card = Card { rank: Rank(1), host: HostId(0), tcp: tcp.local_addr().unwrap(), unix: name, pid: 0 };
+        let counters = Arc::new(Counters::new());
+        let listeners = Listeners { tcp: Some(tcp), unix: Some(unix) };
+        let acceptor = Acceptor::start(identity(1, 1), listeners, Launcher::none(), counters.clone()).unwrap();
+        Door { acceptor, card, counters }
+    }
+
+    impl Door {
+        fn connect(&self) -> TcpStream {
+            let stream = TcpStream::connect(self.card.tcp).unwrap();
+            stream.set_read_timeout(Some(2 * ADMISSION_DEADLINE)).unwrap();
+            stream
+        }
+
+        fn call(&self, rank: u32, key: u8, via: Via) -> Result<Stream, BootError> {
+            dial::call(&identity(rank, key), &self.card, via, &Launcher::none())
+        }
+
+        /// Waits until `event` has been counted `times`.
+        fn expect(&self, event: Event, times: u64) {
+            let start = Instant::now();
+            while self.counters.get(event) < times && start.elapsed() < 2 * ADMISSION_DEADLINE {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            assert_eq!(self.counters.get(event), times, "{}", event.name());
+        }
+
+        fn wait_for(&self, ranks: std::ops::Range<u32>) -> Vec<(Rank, Stream)> {
+            self.acceptor.wait_for(ranks, Instant::now() + ADMISSION_DEADLINE, || false).unwrap()
+        }
+    }
+
+    /// Whether the other side has closed the connection without another byte.
+    fn is_closed(mut stream: &TcpStream) -> bool {
+        match stream.read(&mut [0; 64]) {
+            Ok(n) => n == 0,
+            Err(e) => e.kind() == io::ErrorKind::ConnectionReset,
+        }
+    }
+
+    #[test]
+    fn peers_are_let_in_by_either_door_and_bytes_flow() {
+        let door = open();
+        let mut unix = door.call(2, 1, Via::Unix).unwrap();
+        let mut tcp = door.call(3, 1, Via::Tcp).unwrap();
+        unix.write_all(&[2]).unwrap();
+        tcp.write_all(&[3]).unwrap();
+        for (rank, mut link) in door.wait_for(2..4) {
+            let mut byte = [0];
+            link.read_exact(&mut byte).unwrap();
+            assert_eq!(u32::from(byte[0]), rank.0);
+        }
+        door.expect(Event::Admitted, 2);
+    }
+
+    #[test]
+    fn silence_and_drip_are_closed_in_time_and_delay_nobody() {
+        let door = open();
+        let start = Instant::now();
+        let silent = door.connect();
+        let drip = door.connect();
+        let dripping = {
+            let mut drip = drip.try_clone().unwrap();
+            let hello = *Caller::new(Key([1; 32]), JobId(5), Rank(2), Rank(1), [0; 32]).hello();
+            std::thread::spawn(move || {
+                for byte in hello.iter().cycle() {
+                    if drip.write_all(&[*byte]).is_err() {
+                        return;
+                    }
+                    std::thread::sleep(ADMISSION_DEADLINE / 20);
+                }
+            })
+        };
+        door.call(2, 1, Via::Tcp).unwrap();
+        door.wait_for(2..3);
+        assert!(start.elapsed() < ADMISSION_DEADLINE, "the honest peer did not wait for the others");
+        assert!(is_closed(&silent) && is_closed(&drip));
+        assert!(start.elapsed() < ADMISSION_DEADLINE * 2);
+        door.expect(Event::RefusedSlow, 2);
+        dripping.join().unwrap();
+    }
+
+    #[test]
+    fn a_flood_of_silent_strangers_does_not_keep_a_peer_out() {
+        let door = open();
+        let strangers: Vec<_> = (0..PENDING_MAX + 40).map(|_| door.connect()).collect();
+        door.call(2, 1, Via::Tcp).unwrap();
+        door.wait_for(2..3);
+        assert!(door.counters.get(Event::RefusedSlow) >= 40);
+        drop(strangers);
+    }
+
+    #[test]
+    fn garbage_and_an_early_end_are_counted() {
+        let door = open();
+        let mut garbage = door.connect();
+        garbage.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        assert!(is_closed(&garbage));
+        door.expect(Event::RefusedGarbage, 1);
+        door.connect().write_all(b"COLL").unwrap();
+        door.expect(Event::RefusedClosed, 1);
+        assert!(door.call(2, 1, Via::Tcp).is_ok());
+    }
+
+    #[test]
+    fn a_wrong_key_is_refused_on_both_sides() {
+        let door = open();
+        let mut stranger = door.connect();
+        let mut caller = Caller::new(Key([9; 32]), JobId(5), Rank(2), Rank(1), [3; 32]);
+        stranger.write_all(caller.hello()).unwrap();
+        let mut challenge = [0; REPLY_BYTES];
+        stranger.read_exact(&mut challenge).unwrap();
+        let Ok(CallerStep::Send(proof)) = caller.feed(&challenge) else { panic!("no proof") };
+        stranger.write_all(&proof).unwrap();
+        assert!(is_closed(&stranger));
+        door.expect(Event::RefusedProof, 1);
+
+        // And a listener that cannot prove itself is not talked to.
+        let impostor = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = impostor.local_addr().unwrap();
+        let answering = std::thread::spawn(move || {
+            let (mut stream, _) = impostor.accept().unwrap();
+            stream.read_exact(&mut [0; HELLO_BYTES]).unwrap();
+            stream.write_all(&[7; REPLY_BYTES]).unwrap();
+            stream.read_exact(&mut [0; REPLY_BYTES]).unwrap();
+            stream.write_all(&[8; REPLY_BYTES]).unwrap();
+        });
+        let card = Card { tcp: address, ..door.card.clone() };
+        let error = dial::call(&identity(2, 1), &card, Via::Tcp, &Launcher::none()).unwrap_err();
+        assert!(error.to_string().contains("does not have this job's key"), "{error}");
+        answering.join().unwrap();
+    }
+
+    #[test]
+    fn a_recorded_handshake_cannot_be_replayed() {
+        let door = open();
+        let mut honest = door.connect();
+        let mut caller = Caller::new(Key([1; 32]), JobId(5), Rank(2), Rank(1), [3; 32]);
+        honest.write_all(caller.hello()).unwrap();
+        let mut challenge = [0; REPLY_BYTES];
+        honest.read_exact(&mut challenge).unwrap();
+        let Ok(CallerStep::Send(proof)) = caller.feed(&challenge) else { panic!("no proof") };
+        honest.write_all(&proof).unwrap();
+        let mut admission = [0; REPLY_BYTES];
+        honest.read_exact(&mut admission).unwrap();
+        assert_eq!(caller.feed(&admission), Ok(CallerStep::Admitted));
+
+        let mut replay = door.connect();
+        replay.write_all(&[&caller.hello()[..], &proof].concat()).unwrap();
+        let mut other = [0; REPLY_BYTES];
+        replay.read_exact(&mut other).unwrap();
+        assert_ne!(challenge, other);
+        assert!(is_closed(&replay));
+        door.expect(Event::RefusedProof, 1);
+        assert_eq!(door.counters.get(Event::Admitted), 1);
+    }
+
+    #[test]
+    fn a_rank_comes_once_and_only_from_above() {
+        let door = open();
+        door.call(2, 1, Via::Tcp).unwrap();
+        for (times, rank) in [2, 1, 0, 4].into_iter().enumerate() {
+            // One call by hand: the caller itself would try again.
+            let mut stream = door.connect();
+            let mut caller = Caller::new(Key([1; 32]), JobId(5), Rank(rank), Rank(1), [rank as u8; 32]);
+            stream.write_all(caller.hello()).unwrap();
+            let mut challenge = [0; REPLY_BYTES];
+            stream.read_exact(&mut challenge).unwrap();
+            let Ok(CallerStep::Send(proof)) = caller.feed(&challenge) else { panic!("no proof") };
+            stream.write_all(&proof).unwrap();
+            assert!(is_closed(&stream));
+            door.expect(Event::RefusedRank, times as u64 + 1);
+        }
+        door.expect(Event::Admitted, 1);
+    }
+
+    #[test]
+    fn who_has_not_come_is_known_and_the_door_closes_with_its_owner() {
+        let door = open();
+        door.call(3, 1, Via::Unix).unwrap();
+        let missing = door.acceptor.wait_for(2..4, Instant::now() + Duration::from_millis(50), || false);
+        assert_eq!(missing.unwrap_err(), [Rank(2)]);
+        let (address, card): (SocketAddr, Card) = (door.card.tcp, door.card.clone());
+        drop(door);
+        assert!(TcpStream::connect(address).is_err());
+        let error = dial::call(&identity(2, 1), &card, Via::Unix, &Launcher::none()).unwrap_err();
+        assert!(error.to_string().contains("rank 2 cannot reach rank 1"), "{error}");
     }
 }

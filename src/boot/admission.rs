@@ -18,13 +18,14 @@
 //! are not encrypted: the handshake keeps strangers out, not eavesdroppers.
 
 use hmac::{Hmac, KeyInit, Mac};
+use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use crate::base::event::Event;
 use crate::base::{JobId, Rank};
 
 /// The secret of one launch, shared by its ranks and its launcher.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key(pub(super) [u8; KEY_BYTES]);
 
 /// Bytes of a key: those of the hash under the MAC.

@@ -7,130 +7,68 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use rustix::process::{Pid, getppid};
-
-use super::admission::Key;
 use super::frame::{Decoder, Frame, VERSION, Welcome};
 use super::launcher::Launcher;
-use super::pmi::Pmi;
-use super::{BootError, LAUNCH_FD};
+use super::{BootError, LAUNCH_FD, Secret};
 use crate::base::limits::BOOT_DEADLINE;
 use crate::base::{JobId, Rank};
-use crate::sys::{Pmix, duplicate_inherited_socket};
+use crate::sys::duplicate_inherited_socket;
 
-/// One way to start, found in the environment.
-pub(super) enum Bootstrap {
-    /// `collimate run`.
-    Own(Own),
-    /// Hydra or Slurm.
-    Pmi(Pmi, Option<Pid>),
-    /// Open MPI or Slurm.
-    Pmix(Pmix, u32, Option<Pid>),
-    /// Whatever the linked MPI library was made for.
-    #[cfg(feature = "mpi")]
-    Mpi(super::mpi::Mpi, Option<Pid>),
-}
+/// One way to start.
+pub(super) trait Bootstrap {
+    fn rank(&self) -> Rank;
 
-impl Bootstrap {
-    /// What launched this process; `None` when nothing did.
-    pub(super) fn find() -> Result<Option<Bootstrap>, BootError> {
-        let parent = getppid();
-        let found = if let Some(stream) = own_socket()? {
-            claim()?;
-            Some(Bootstrap::Own(Own::greet(stream)?))
-        } else if env::var_os("PMI_FD").is_some() || env::var_os("PMIX_RANK").is_some() {
-            claim()?;
-            Some(Bootstrap::of_mpirun(parent)?)
-        } else {
-            None
-        };
-        Ok(found)
-    }
-
-    #[cfg(feature = "mpi")]
-    fn of_mpirun(parent: Option<Pid>) -> Result<Bootstrap, BootError> {
-        Ok(Bootstrap::Mpi(super::mpi::Mpi::init()?, parent))
-    }
-
-    #[cfg(not(feature = "mpi"))]
-    fn of_mpirun(parent: Option<Pid>) -> Result<Bootstrap, BootError> {
-        if env::var_os("PMI_FD").is_none() {
-            let pmix = Pmix::init()?;
-            let size = pmix.size()?;
-            return Ok(Bootstrap::Pmix(pmix, size, parent));
-        }
-        let fd = number("PMI_FD")?;
-        let socket = duplicate_inherited_socket(fd as i32).map_err(|_| not_set_by_launcher("PMI_FD"))?;
-        Ok(Bootstrap::Pmi(Pmi::init(socket.into(), number("PMI_RANK")?, number("PMI_SIZE")?)?, parent))
-    }
-
-    pub(super) fn rank(&self) -> Rank {
-        Rank(match self {
-            Bootstrap::Own(own) => own.welcome.rank,
-            Bootstrap::Pmi(pmi, _) => pmi.rank,
-            Bootstrap::Pmix(pmix, ..) => pmix.rank(),
-            #[cfg(feature = "mpi")]
-            Bootstrap::Mpi(mpi, _) => mpi.rank(),
-        })
-    }
-
-    pub(super) fn size(&self) -> u32 {
-        match self {
-            Bootstrap::Own(own) => own.welcome.size,
-            Bootstrap::Pmi(pmi, _) => pmi.size,
-            Bootstrap::Pmix(_, size, _) => *size,
-            #[cfg(feature = "mpi")]
-            Bootstrap::Mpi(mpi, _) => mpi.size(),
-        }
-    }
+    /// Ranks of the job.
+    fn size(&self) -> u32;
 
     /// The job and its key where the launcher has drawn them; else rank 0 does.
-    pub(super) fn secret(&self) -> Option<(JobId, Key)> {
-        match self {
-            Bootstrap::Own(own) => Some((JobId(own.welcome.job), Key(own.welcome.key))),
-            _ => None,
-        }
+    fn secret(&self) -> Option<Secret> {
+        None
     }
 
     /// Whether all ranks are known to run on this host; `false` when unknown.
-    pub(super) fn one_host(&self) -> bool {
-        let equals = |name: &str, size: u32| env::var(name).is_ok_and(|v| v == size.to_string());
-        match self {
-            Bootstrap::Own(own) => own.welcome.one_host,
-            _ => ["MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE"].iter().any(|name| equals(name, self.size())),
-        }
-    }
+    fn one_host(&self) -> bool;
 
     /// Publishes `bytes` and returns what every rank has published.
-    pub(super) fn exchange(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, BootError> {
-        match self {
-            Bootstrap::Own(own) => own.exchange(bytes),
-            Bootstrap::Pmi(pmi, _) => pmi.exchange(bytes),
-            Bootstrap::Pmix(pmix, size, _) => Ok(pmix.exchange(*size, bytes, BOOT_DEADLINE.as_secs() as u32)?),
-            #[cfg(feature = "mpi")]
-            Bootstrap::Mpi(mpi, _) => Ok(mpi.exchange(bytes)),
-        }
-    }
+    fn exchange(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, BootError>;
 
     /// Leaves PMI, PMIx or MPI; what remains is to watch the launcher.
-    pub(super) fn finish(self) -> Result<Launcher, BootError> {
-        Ok(match self {
-            Bootstrap::Own(own) => Launcher::own(Rank(own.welcome.rank), own.stream),
-            Bootstrap::Pmi(pmi, parent) => {
-                pmi.finalize()?;
-                Launcher::parent(parent)
-            }
-            Bootstrap::Pmix(pmix, _, parent) => {
-                drop(pmix);
-                Launcher::parent(parent)
-            }
-            #[cfg(feature = "mpi")]
-            Bootstrap::Mpi(mpi, parent) => {
-                drop(mpi);
-                Launcher::parent(parent)
-            }
-        })
+    fn finish(self: Box<Self>) -> Result<Launcher, BootError>;
+}
+
+/// What launched this process; `None` when nothing did.
+pub(super) fn find() -> Result<Option<Box<dyn Bootstrap>>, BootError> {
+    if let Some(stream) = own_socket()? {
+        claim()?;
+        return Ok(Some(Box::new(Own::greet(stream)?)));
     }
+    let by_pmi = env::var_os("PMI_FD").is_some();
+    if by_pmi || env::var_os("PMIX_RANK").is_some() {
+        claim()?;
+        return by_mpirun(by_pmi).map(Some);
+    }
+    Ok(None)
+}
+
+#[cfg(feature = "mpi")]
+fn by_mpirun(_by_pmi: bool) -> Result<Box<dyn Bootstrap>, BootError> {
+    Ok(Box::new(super::mpi::Mpi::init()?))
+}
+
+#[cfg(not(feature = "mpi"))]
+fn by_mpirun(by_pmi: bool) -> Result<Box<dyn Bootstrap>, BootError> {
+    Ok(if by_pmi { Box::new(super::pmi::Pmi::from_env()?) } else { Box::new(super::pmix::Pmix::init()?) })
+}
+
+/// The error for a variable of a launcher that no launcher would set so.
+pub(super) fn not_set_by_launcher(variable: &'static str) -> BootError {
+    let value = env::var_os(variable).map(|v| v.to_string_lossy().into_owned()).unwrap_or_default();
+    BootError::Environment { variable, value, remedy: "unset it, or start through mpirun or `collimate run`" }
+}
+
+/// Whether the launcher says in `variable` that it runs `size` ranks here.
+pub(super) fn counts(variable: &str, size: u32) -> bool {
+    env::var(variable).is_ok_and(|v| v == size.to_string())
 }
 
 /// The conversation with `collimate run`.
@@ -151,6 +89,24 @@ impl Own {
             _ => Err(out_of_turn()),
         }
     }
+}
+
+impl Bootstrap for Own {
+    fn rank(&self) -> Rank {
+        Rank(self.welcome.rank)
+    }
+
+    fn size(&self) -> u32 {
+        self.welcome.size
+    }
+
+    fn secret(&self) -> Option<Secret> {
+        Some((JobId(self.welcome.job), self.welcome.key.clone()))
+    }
+
+    fn one_host(&self) -> bool {
+        self.welcome.one_host
+    }
 
     fn exchange(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, BootError> {
         let card = Frame::Card { rank: self.welcome.rank, bytes: bytes.to_vec() };
@@ -159,6 +115,10 @@ impl Own {
             Frame::Cards(cards) => Ok(cards),
             _ => Err(out_of_turn()),
         }
+    }
+
+    fn finish(self: Box<Self>) -> Result<Launcher, BootError> {
+        Ok(Launcher::own(self.rank(), self.stream))
     }
 }
 
@@ -201,15 +161,6 @@ fn own_socket() -> Result<Option<UnixStream>, BootError> {
     let Ok(socket) = duplicate_inherited_socket(fd) else { return Ok(None) };
     let found = rustix::fs::fstat(&socket).map_err(BootError::os("fstat of the launcher's socket"))?.st_ino;
     Ok((found == inode).then(|| socket.into()))
-}
-
-fn number(variable: &'static str) -> Result<u32, BootError> {
-    env::var(variable).ok().and_then(|v| v.parse().ok()).ok_or_else(|| not_set_by_launcher(variable))
-}
-
-fn not_set_by_launcher(variable: &'static str) -> BootError {
-    let value = env::var_os(variable).map(|v| v.to_string_lossy().into_owned()).unwrap_or_default();
-    BootError::Environment { variable, value, remedy: "unset it, or start through mpirun or `collimate run`" }
 }
 
 /// A launcher serves a process once: its descriptors are closed afterwards.

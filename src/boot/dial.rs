@@ -11,7 +11,7 @@ use super::acceptor::Identity;
 use super::admission::{Caller, CallerStep, HELLO_BYTES, NONCE_BYTES};
 use super::stream::Stream;
 use super::{BootError, Card, Launcher, Via};
-use crate::base::limits::ADMISSION_DEADLINE;
+use crate::base::limits::{ADMISSION_DEADLINE, CALLS_MAX};
 
 /// Calls `peer` until it lets this rank in or clearly will not.
 pub(super) fn call(identity: &Identity, peer: &Card, via: Via, launcher: &Launcher) -> Result<Stream, BootError> {
@@ -29,8 +29,11 @@ pub(super) fn call(identity: &Identity, peer: &Card, via: Via, launcher: &Launch
         match call_once(identity, peer, via) {
             Ok(stream) => return Ok(stream),
             Err(CallError::Refused(text)) => return Err(unreachable(text)),
-            Err(CallError::Io(e)) if attempt == ATTEMPTS || e.kind() == io::ErrorKind::ConnectionRefused => {
-                return Err(unreachable(format!("{e}; has its process ended, or does a firewall stand between?")));
+            Err(CallError::Io(e)) if attempt == CALLS_MAX || e.kind() == io::ErrorKind::ConnectionRefused => {
+                return Err(unreachable(match e.kind() {
+                    io::ErrorKind::ConnectionReset => e.to_string(),
+                    _ => format!("{e}; has its process ended, or does a firewall stand between?"),
+                }));
             }
             Err(CallError::Io(_)) => {}
         }
@@ -40,10 +43,6 @@ pub(super) fn call(identity: &Identity, peer: &Card, via: Via, launcher: &Launch
         attempt += 1;
     }
 }
-
-/// A peer that is swamped by strangers or starved of processor time drops a
-/// call; it is not dropped this often.
-const ATTEMPTS: u32 = 4;
 
 /// How long to wait when the peer's queue of callers is full.
 const QUEUE_FULL: Duration = Duration::from_millis(2);
@@ -73,6 +72,7 @@ fn call_once(identity: &Identity, peer: &Card, via: Via) -> Result<Stream, CallE
     stream.set_timeout(Some(ADMISSION_DEADLINE))?;
     stream.write_all(caller.hello())?;
     let mut buffer = [0; HELLO_BYTES];
+    let mut closed = "it closed the connection; is it overrun by strangers?";
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -80,14 +80,17 @@ fn call_once(identity: &Identity, peer: &Card, via: Via) -> Result<Stream, CallE
         }
         stream.set_timeout(Some(left))?;
         let step = match stream.read(&mut buffer[..caller.wanted()]) {
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::ConnectionReset, "it closed the connection").into()),
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::ConnectionReset, closed).into()),
             Ok(n) => caller.feed(&buffer[..n]),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) => return Err(e.into()),
         };
         match step {
             Ok(CallerStep::More) => {}
-            Ok(CallerStep::Send(proof)) => stream.write_all(&proof)?,
+            Ok(CallerStep::Send(proof)) => {
+                stream.write_all(&proof)?;
+                closed = "it refused this rank; are both of one job, and is this rank connected already?";
+            }
             Ok(CallerStep::Admitted) => {
                 stream.hand_over()?;
                 return Ok(stream);

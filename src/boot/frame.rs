@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::admission::Key;
 use crate::base::limits::LAUNCH_FRAME_BYTES_MAX;
 
 /// What one rank is told first.
@@ -19,7 +20,7 @@ pub struct Welcome {
     /// The job.
     pub job: u64,
     /// The job's key.
-    pub key: [u8; 32],
+    pub key: Key,
     /// All ranks run on one host.
     pub one_host: bool,
 }

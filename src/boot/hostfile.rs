@@ -42,8 +42,8 @@ impl Host {
     /// Reads a host file.
     pub fn read_file(path: &Path) -> Result<Vec<Host>, HostFileError> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|cause| HostFileError::Unreadable { path: name.clone(), cause })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|cause| HostFileError::Unreadable { path: name.clone(), cause })?;
         Host::parse(&text, &name)
     }
 

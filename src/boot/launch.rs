@@ -71,8 +71,9 @@ pub enum LaunchError {
 /// ended the launcher. `say` gets each line for the user. The ranks write to
 /// the caller's own standard output and error.
 ///
-/// To be called while no other thread runs that should survive SIGINT or
-/// SIGTERM: both are taken as the wish to end the job.
+/// SIGINT, SIGTERM and SIGHUP are taken as the wish to end the job, so no other
+/// thread may run that would be interrupted by them. The ranks are bound to the
+/// calling thread: the kernel kills them should it end early.
 pub fn launch(job: &Job, say: &mut dyn FnMut(&str)) -> Result<i32, LaunchError> {
     if job.size == 0 || job.size > RANKS_MAX {
         return Err(LaunchError::Size(job.size));
@@ -86,9 +87,8 @@ pub fn launch(job: &Job, say: &mut dyn FnMut(&str)) -> Result<i32, LaunchError> 
 
     let (id, key) = draw_secret().map_err(|e| LaunchError::Start(e.to_string()))?;
     let one_host = places.iter().all(|place| place.remote.is_none());
-    let welcome = |rank| Welcome { version: VERSION, rank, size: job.size, job: id.0, key: key.0, one_host };
-    let program =
-        Program { command: job.command.clone(), vars: job.vars.clone(), directory: None, capture: false };
+    let welcome = |rank| Welcome { version: VERSION, rank, size: job.size, job: id.0, key: key.clone(), one_host };
+    let program = Program { command: job.command.clone(), vars: job.vars.clone(), directory: None, capture: false };
     let here = places.iter().filter(|place| place.remote.is_none()).flat_map(|place| place.ranks.clone());
     let local = Local::spawn(&program, here.map(welcome)).map_err(LaunchError::Start)?;
     let mut remotes = Vec::new();
@@ -101,17 +101,18 @@ pub fn launch(job: &Job, say: &mut dyn FnMut(&str)) -> Result<i32, LaunchError> 
     let cards = vec![None; job.size as usize];
     let mut running = Running { local, remotes, cards, verdict: Verdict::new(job.size) };
     loop {
-        for frame in running.local.collect() {
-            running.handle(frame, "", say);
-        }
-        for index in 0..running.remotes.len() {
-            running.hear_remote(index, say);
-        }
+        // Signals first: a rank that ends after this was read ends the sleep.
         while let Some(signal) = signals.take() {
             if signal != Signal::CHILD.as_raw() {
                 let actions = running.verdict.interrupted(Instant::now(), signal);
                 running.perform(actions, say);
             }
+        }
+        for frame in running.local.collect() {
+            running.handle(frame, "", say);
+        }
+        for index in 0..running.remotes.len() {
+            running.hear_remote(index, say);
         }
         let actions = running.verdict.tick(Instant::now());
         running.perform(actions, say);
@@ -157,7 +158,11 @@ struct Running {
 impl Running {
     fn handle(&mut self, frame: Frame, place: &str, say: &mut dyn FnMut(&str)) {
         match frame {
-            Frame::Card { rank, bytes } => self.take_card(rank, bytes),
+            Frame::Card { rank, bytes } => {
+                let actions = self.verdict.joined(Instant::now(), rank);
+                self.perform(actions, say);
+                self.take_card(rank, bytes);
+            }
             Frame::Done { rank, status } => self.verdict.announced(rank, status),
             Frame::Ended { rank, pid, fate } => {
                 let actions = self.verdict.ended(Instant::now(), rank, pid, fate, place);

@@ -1,11 +1,11 @@
 //! A rank's view of what launched it, for as long as the job lives.
 
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use rustix::net::RecvFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, getppid, pidfd_open};
 
 use super::frame::Frame;
@@ -46,11 +46,9 @@ impl Launcher {
         match &*self.0 {
             Kind::None => None,
             Kind::Own { stream, .. } => {
-                let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-                match rustix::net::recv(stream, &mut [0u8; 1][..], flags) {
-                    Ok((_, 0)) | Err(rustix::io::Errno::CONNRESET) => Some("`collimate run` has died".into()),
-                    _ => None,
-                }
+                let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+                let closed = poll(&mut fds, Some(&NOW)).is_ok_and(|ready| ready > 0);
+                closed.then(|| "`collimate run` has died".into())
             }
             Kind::Parent { pid, .. } => (getppid() != *pid)
                 .then(|| format!("the launcher (pid {}) has died", pid.map_or(0, |p| p.as_raw_nonzero().get()))),
@@ -71,15 +69,17 @@ impl Launcher {
         !matches!(*self.0, Kind::None)
     }
 
-    /// Readable when [`Launcher::lost`] may have changed.
-    pub(super) fn watch(&self) -> Option<BorrowedFd<'_>> {
+    /// What to poll for to be woken when [`Launcher::lost`] has changed.
+    pub(super) fn watch(&self) -> Option<PollFd<'_>> {
         match &*self.0 {
             Kind::None => None,
-            Kind::Own { stream, .. } => Some(stream.as_fd()),
-            Kind::Parent { watch, .. } => watch.as_ref().map(AsFd::as_fd),
+            Kind::Own { stream, .. } => Some(PollFd::new(stream, PollFlags::RDHUP)),
+            Kind::Parent { watch, .. } => watch.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)),
         }
     }
 }
+
+const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 #[cfg(test)]
 mod tests {
@@ -89,6 +89,8 @@ mod tests {
     fn the_end_of_the_socket_is_the_end_of_the_launcher() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let launcher = Launcher::own(Rank(0), ours);
+        assert_eq!(launcher.lost(), None);
+        (&theirs).write_all(b"unread").unwrap();
         assert_eq!(launcher.lost(), None);
         drop(theirs);
         assert!(launcher.lost().is_some());

@@ -8,12 +8,12 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use super::LAUNCH_FD;
 use super::frame::{Decoder, Fate, Frame, Welcome};
+use crate::base::limits::STUCK_RANK_DEADLINE;
 use crate::sys::spawn_bound;
 
 /// What to run as a rank.
@@ -44,9 +44,6 @@ struct LocalRank {
     decoder: Decoder,
     ended: bool,
 }
-
-/// How long a rank that reads nothing may hold up its launcher.
-const STUCK_RANK: Duration = Duration::from_secs(5);
 
 impl Local {
     /// Starts one rank per welcome; the error is one line for the user.
@@ -126,7 +123,7 @@ impl LocalRank {
     fn spawn(program: &Program, welcome: &Welcome) -> io::Result<LocalRank> {
         let (ours, theirs) = UnixStream::pair()?;
         (&ours).write_all(&Frame::Welcome(welcome.clone()).encode())?;
-        ours.set_write_timeout(Some(STUCK_RANK))?;
+        ours.set_write_timeout(Some(STUCK_RANK_DEADLINE))?;
         let inode = rustix::fs::fstat(&theirs)?.st_ino;
 
         let (name, arguments) = program.command.split_first().ok_or(io::ErrorKind::InvalidInput)?;

@@ -14,7 +14,10 @@ mod launcher;
 mod local;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(not(feature = "mpi"))]
 mod pmi;
+#[cfg(not(feature = "mpi"))]
+mod pmix;
 mod remote;
 mod stream;
 mod verdict;
@@ -96,11 +99,14 @@ pub struct Mesh {
 /// The variable by which `collimate run` names the socket to it.
 const LAUNCH_FD: &str = "COLLIMATE_LAUNCH_FD";
 
+/// What one launch is known by, and what proves that one belongs to it.
+type Secret = (JobId, Key);
+
 /// Joins this process to its job. `choose` says how the pair of this rank (the
 /// first card) and a lower rank connects. A process that nothing launched is a
 /// job of one rank.
 pub fn start(config: &Config, choose: &dyn Fn(&Card, &Card) -> Via) -> Result<Mesh, BootError> {
-    let Some(bootstrap) = Bootstrap::find()? else { return single(Launcher::none(), None) };
+    let Some(bootstrap) = bootstrap::find()? else { return single(Launcher::none(), None) };
     match bootstrap.size() {
         0 | 1 => {
             let job = bootstrap.secret().map(|(job, _)| job);
@@ -148,7 +154,7 @@ fn single(launcher: Launcher, job: Option<JobId>) -> Result<Mesh, BootError> {
 }
 
 fn join(
-    mut bootstrap: Bootstrap,
+    mut bootstrap: Box<dyn Bootstrap>,
     config: &Config,
     choose: &dyn Fn(&Card, &Card) -> Via,
 ) -> Result<Mesh, BootError> {
@@ -194,7 +200,7 @@ fn join(
     })
 }
 
-fn draw_secret() -> Result<(JobId, Key), BootError> {
+fn draw_secret() -> Result<Secret, BootError> {
     Ok((JobId(u64::from_le_bytes(random()?)), Key(random()?)))
 }
 
@@ -250,8 +256,7 @@ fn listen(config: &Config, me: Rank, one_host: bool) -> Result<(Listeners, Card)
     rustix::net::listen(&tcp, BACKLOG).map_err(BootError::os("listen"))?;
     rustix::net::listen(&unix_listener, BACKLOG).map_err(BootError::os("listen"))?;
 
-    let card =
-        Card { rank: me, host: host_id()?, tcp: SocketAddr::new(address, port), unix, pid: std::process::id() };
+    let card = Card { rank: me, host: host_id()?, tcp: SocketAddr::new(address, port), unix, pid: std::process::id() };
     Ok((Listeners { tcp: Some(tcp), unix: Some(unix_listener) }, card))
 }
 
@@ -287,13 +292,13 @@ struct Offer {
     tcp: SocketAddr,
     unix: String,
     pid: u32,
-    secret: Option<(u64, [u8; KEY_BYTES])>,
+    secret: Option<(u64, Key)>,
 }
 
 const OFFER_VERSION: u32 = 1;
 
 impl Offer {
-    fn new(card: &Card, secret: Option<&(JobId, Key)>) -> Offer {
+    fn new(card: &Card, secret: Option<&Secret>) -> Offer {
         Offer {
             version: OFFER_VERSION,
             rank: card.rank.0,
@@ -301,7 +306,7 @@ impl Offer {
             tcp: card.tcp,
             unix: card.unix.clone(),
             pid: card.pid,
-            secret: secret.map(|(job, key)| (job.0, key.0)),
+            secret: secret.map(|(job, key)| (job.0, key.clone())),
         }
     }
 
@@ -311,7 +316,7 @@ impl Offer {
 }
 
 /// All cards by rank, and the secret if it was published.
-fn read_offers(offers: &[Vec<u8>], size: u32) -> Result<(Vec<Card>, Option<(JobId, Key)>), BootError> {
+fn read_offers(offers: &[Vec<u8>], size: u32) -> Result<(Vec<Card>, Option<Secret>), BootError> {
     let mut secret = None;
     let mut cards = Vec::with_capacity(offers.len());
     for (rank, bytes) in (0..size).map(Rank).zip(offers) {
@@ -319,7 +324,7 @@ fn read_offers(offers: &[Vec<u8>], size: u32) -> Result<(Vec<Card>, Option<(JobI
         if offer.version != OFFER_VERSION || offer.rank != rank.0 {
             return Err(BootError::Card(rank));
         }
-        secret = secret.or(offer.secret.map(|(job, key)| (JobId(job), Key(key))));
+        secret = secret.or(offer.secret.map(|(job, key)| (JobId(job), key)));
         cards.push(Card { rank, host: HostId(offer.host), tcp: offer.tcp, unix: offer.unix, pid: offer.pid });
     }
     if cards.len() == size as usize { Ok((cards, secret)) } else { Err(BootError::Card(Rank(cards.len() as u32))) }

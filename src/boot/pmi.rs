@@ -5,57 +5,46 @@ use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use super::BootError;
-use crate::base::limits::{BOOT_DEADLINE, CARD_BYTES_MAX};
+use rustix::process::{Pid, getppid};
+
+use super::bootstrap::{Bootstrap, counts, not_set_by_launcher};
+use super::{BootError, Launcher};
+use crate::base::Rank;
+use crate::base::limits::{BOOT_DEADLINE, PMI_LINE_BYTES_MAX, PMI_VALUE_BYTES_MIN};
+use crate::sys::duplicate_inherited_socket;
 
 /// A connection to the process manager.
 pub(super) struct Pmi {
     stream: UnixStream,
     kvs: String,
-    pub(super) rank: u32,
-    pub(super) size: u32,
+    rank: u32,
+    size: u32,
+    parent: Option<Pid>,
 }
 
-/// What a key-value space must hold; PMI-1 promises it.
-const VALUE_BYTES_MIN: usize = 2 * CARD_BYTES_MAX + 1;
-
-/// The longest line: `cmd=get_result rc=0 msg=success value=` and a value.
-const LINE_BYTES_MAX: usize = 8192;
-
 impl Pmi {
+    /// The process manager that the environment names.
+    pub(super) fn from_env() -> Result<Pmi, BootError> {
+        let fd = number("PMI_FD")?;
+        let socket = duplicate_inherited_socket(fd as i32).map_err(|_| not_set_by_launcher("PMI_FD"))?;
+        Pmi::init(socket.into(), number("PMI_RANK")?, number("PMI_SIZE")?)
+    }
+
     /// Greets the process manager at the other end of `stream`.
-    pub(super) fn init(stream: UnixStream, rank: u32, size: u32) -> Result<Pmi, BootError> {
+    fn init(stream: UnixStream, rank: u32, size: u32) -> Result<Pmi, BootError> {
         stream.set_read_timeout(Some(BOOT_DEADLINE)).map_err(BootError::os("PMI socket"))?;
-        let mut pmi = Pmi { stream, kvs: String::new(), rank, size };
+        let mut pmi = Pmi { stream, kvs: String::new(), rank, size, parent: getppid() };
         pmi.call("cmd=init pmi_version=1 pmi_subversion=1", "response_to_init")?;
         let maxes = pmi.call("cmd=get_maxes", "maxes")?;
         let value_max = maxes.get("vallen_max").and_then(|v| v.parse().ok()).unwrap_or(0usize);
-        if value_max < VALUE_BYTES_MIN {
+        if value_max < PMI_VALUE_BYTES_MIN {
             return Err(BootError::Pmi(format!(
-                "the process manager stores values of {value_max} bytes only, {VALUE_BYTES_MIN} are needed"
+                "the process manager stores values of {value_max} bytes only, {PMI_VALUE_BYTES_MIN} are needed"
             )));
         }
         let answer = pmi.call("cmd=get_my_kvsname", "my_kvsname")?;
         pmi.kvs = answer.get("kvsname").ok_or_else(|| answer.unexpected())?.to_string();
         Ok(pmi)
-    }
-
-    /// Publishes `bytes`, waits for all ranks and returns what each published.
-    pub(super) fn exchange(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, BootError> {
-        let (kvs, rank) = (self.kvs.clone(), self.rank);
-        self.call(&format!("cmd=put kvsname={kvs} key=collimate-{rank} value={}", to_hex(bytes)), "put_result")?;
-        self.call("cmd=barrier_in", "barrier_out")?;
-        let mut all = Vec::with_capacity(self.size as usize);
-        for rank in 0..self.size {
-            let answer = self.call(&format!("cmd=get kvsname={kvs} key=collimate-{rank}"), "get_result")?;
-            all.push(answer.get("value").and_then(from_hex).ok_or_else(|| answer.unexpected())?);
-        }
-        Ok(all)
-    }
-
-    /// Leaves the process manager.
-    pub(super) fn finalize(mut self) -> Result<(), BootError> {
-        self.call("cmd=finalize", "finalize_ack").map(drop)
     }
 
     fn call(&mut self, line: &str, expected: &str) -> Result<Answer, BootError> {
@@ -73,13 +62,44 @@ impl Pmi {
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(io(e)),
             }
-            if text.len() > LINE_BYTES_MAX {
+            if text.len() > PMI_LINE_BYTES_MAX {
                 return Err(BootError::Pmi("an endless line from the process manager".into()));
             }
         }
         let answer = Answer(String::from_utf8_lossy(&text).into_owned());
         let good = answer.get("cmd") == Some(expected) && answer.get("rc").is_none_or(|rc| rc == "0");
         if good { Ok(answer) } else { Err(answer.unexpected()) }
+    }
+}
+
+impl Bootstrap for Pmi {
+    fn rank(&self) -> Rank {
+        Rank(self.rank)
+    }
+
+    fn size(&self) -> u32 {
+        self.size
+    }
+
+    fn one_host(&self) -> bool {
+        counts("MPI_LOCALNRANKS", self.size)
+    }
+
+    fn exchange(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, BootError> {
+        let (kvs, rank) = (self.kvs.clone(), self.rank);
+        self.call(&format!("cmd=put kvsname={kvs} key=collimate-{rank} value={}", to_hex(bytes)), "put_result")?;
+        self.call("cmd=barrier_in", "barrier_out")?;
+        let mut all = Vec::with_capacity(self.size as usize);
+        for rank in 0..self.size {
+            let answer = self.call(&format!("cmd=get kvsname={kvs} key=collimate-{rank}"), "get_result")?;
+            all.push(answer.get("value").and_then(from_hex).ok_or_else(|| answer.unexpected())?);
+        }
+        Ok(all)
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<Launcher, BootError> {
+        self.call("cmd=finalize", "finalize_ack")?;
+        Ok(Launcher::parent(self.parent))
     }
 }
 
@@ -95,6 +115,11 @@ impl Answer {
         // Never the values: one of them is the job's key.
         BootError::Pmi(format!("the process manager answered `{}`", first_word(&self.0)))
     }
+}
+
+/// The number in a variable that a launcher has set.
+fn number(variable: &'static str) -> Result<u32, BootError> {
+    std::env::var(variable).ok().and_then(|v| v.parse().ok()).ok_or_else(|| not_set_by_launcher(variable))
 }
 
 fn first_word(line: &str) -> &str {
@@ -159,7 +184,7 @@ mod tests {
         ]);
         let mut pmi = Pmi::init(stream, 0, 1).unwrap();
         assert_eq!(pmi.exchange(&[10, 11]).unwrap(), [vec![10, 11]]);
-        pmi.finalize().unwrap();
+        Box::new(pmi).finish().unwrap();
         let heard = manager.join().unwrap();
         assert_eq!(heard[3], "cmd=put kvsname=kvs_7 key=collimate-0 value=0a0b");
     }

@@ -17,7 +17,7 @@ use super::LAUNCH_FD;
 use super::frame::{Decoder, Frame, Start, Welcome};
 use super::launch::wait;
 use super::local::{Local, Program};
-use crate::base::limits::BOOT_DEADLINE;
+use crate::base::limits::{BOOT_DEADLINE, SHELL_EXIT_DEADLINE};
 use crate::sys::{Signals, spawn_bound};
 
 /// The variable that replaces `ssh`: a command to which the host and the remote
@@ -26,9 +26,6 @@ const RSH: &str = "COLLIMATE_RSH";
 
 /// What starts ranks where there is no other way; it must not ask anything.
 const SSH: &str = "ssh -o BatchMode=yes";
-
-/// How long a remote shell may take to exit once it has closed its output.
-const SHELL_EXIT: Duration = Duration::from_millis(500);
 
 /// The launcher's end of the connection to another host.
 pub(super) struct Remote {
@@ -42,12 +39,7 @@ pub(super) struct Remote {
 
 impl Remote {
     /// Starts the ranks `ranks` on `host`; the error is one line for the user.
-    pub(super) fn start(
-        host: &str,
-        ranks: Range<u32>,
-        first: Welcome,
-        program: &Program,
-    ) -> Result<Remote, String> {
+    pub(super) fn start(host: &str, ranks: Range<u32>, first: Welcome, program: &Program) -> Result<Remote, String> {
         let rsh = env::var(RSH).ok().filter(|v| !v.trim().is_empty()).unwrap_or_else(|| SSH.into());
         let mut words = rsh.split_ascii_whitespace();
         let shell = words.next().unwrap_or_default().to_string();
@@ -126,7 +118,7 @@ impl Remote {
     }
 
     fn how_ended(&mut self) -> String {
-        let deadline = Instant::now() + SHELL_EXIT;
+        let deadline = Instant::now() + SHELL_EXIT_DEADLINE;
         loop {
             match self.child.try_wait() {
                 Ok(Some(status)) => return format!("ended ({status})"),
@@ -173,8 +165,9 @@ pub fn serve_remote() -> Result<(), String> {
         Err(why) => return send(&[Frame::Failed(why)]),
     };
     loop {
-        send(&local.collect())?;
+        // Signals first: a rank that ends after this was read ends the wait.
         while signals.take().is_some() {}
+        send(&local.collect())?;
         if local.all_ended() {
             return Ok(());
         }
@@ -231,9 +224,10 @@ fn send(frames: &[Frame]) -> Result<(), String> {
     written.map_err(|e| format!("the launcher is gone: {e}"))
 }
 
-/// The launcher's own settings, which the ranks of other hosts get too.
+/// The launcher's own settings, which the ranks of other hosts get too, save
+/// those that hold for this host or this process only.
 fn own_vars() -> impl Iterator<Item = (String, String)> {
-    let kept = |name: &str| name.starts_with("COLLIMATE_") && name != LAUNCH_FD && name != RSH;
+    let kept = |name: &str| name.starts_with("COLLIMATE_") && ![LAUNCH_FD, RSH, "COLLIMATE_INTERFACE"].contains(&name);
     env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(move |(name, _)| kept(name))

@@ -35,6 +35,7 @@ const SIGNAL_BASE: i32 = 128;
 
 #[derive(Clone, Copy, Default)]
 struct State {
+    joined: bool,
     ended: bool,
     /// The status with which the rank said it would end.
     announced: Option<i32>,
@@ -55,6 +56,14 @@ impl Verdict {
     pub(super) fn new(size: u32) -> Self {
         let ranks = vec![State::default(); size as usize];
         Verdict { running: ranks.len(), ranks, phase: Phase::Running, status: None }
+    }
+
+    /// A rank has told what the others must know of it, and now waits for all.
+    pub(super) fn joined(&mut self, now: Instant, rank: u32) -> Vec<Action> {
+        if let Some(state) = self.ranks.get_mut(rank as usize) {
+            state.joined = true;
+        }
+        self.stranded(now)
     }
 
     /// A rank says that it is about to end with `status`.
@@ -82,8 +91,9 @@ impl Verdict {
         match (self.phase, fate) {
             (Phase::Running, Fate::Exited(status)) if rank == 0 => {
                 self.status = Some(status);
-                self.phase = Phase::Closing(now + GOODBYE_DEADLINE);
-                Vec::new()
+                self.phase =
+                    if crashed { Phase::Failing(now + LOSS_GRACE) } else { Phase::Closing(now + GOODBYE_DEADLINE) };
+                self.stranded(now)
             }
             (Phase::Running, _) if crashed => {
                 let others = if self.running > 0 { "; the other ranks are ended" } else { "" };
@@ -91,7 +101,7 @@ impl Verdict {
                 self.fail(now, format!("{text}{others}"))
             }
             (Phase::Closing(_), _) if crashed => vec![line()],
-            _ => Vec::new(),
+            _ => self.stranded(now),
         }
     }
 
@@ -140,7 +150,11 @@ impl Verdict {
             Phase::Closing(_) => {
                 self.phase = Phase::Terminating(now + TERM_GRACE);
                 let seconds = GOODBYE_DEADLINE.as_secs();
-                let line = format!("{} ranks still run {seconds} s after rank 0 has ended; they are ended", self.running);
+                let line = format!(
+                    "{} of {} ranks still run {seconds} s after rank 0 has ended; they are ended",
+                    self.running,
+                    self.ranks.len()
+                );
                 vec![Action::Say(line), Action::Terminate]
             }
             Phase::Failing(_) => {
@@ -157,6 +171,19 @@ impl Verdict {
     /// The job's exit status, once no rank runs any more.
     pub(super) fn exit_status(&self) -> Option<i32> {
         (self.running == 0).then(|| self.status.unwrap_or(0))
+    }
+
+    /// Fails the job if a rank waits for one that has ended without joining.
+    fn stranded(&mut self, now: Instant) -> Vec<Action> {
+        let waiting = self.ranks.iter().any(|s| s.joined && !s.ended);
+        let absent = self.ranks.iter().position(|s| s.ended && !s.joined);
+        match (self.phase, absent) {
+            (Phase::Running | Phase::Closing(_), Some(rank)) if waiting => {
+                let rank = Rank(rank as u32);
+                self.fail(now, format!("{rank} ended before it had joined the job: let all ranks run the same program"))
+            }
+            _ => Vec::new(),
+        }
     }
 
     fn fail(&mut self, now: Instant, line: String) -> Vec<Action> {
@@ -253,6 +280,27 @@ mod tests {
         assert_eq!(verdict.interrupted(now, 2), [Action::Kill]);
         assert_eq!(verdict.ended(now, 0, 10, Fate::Killed(9), ""), []);
         assert_eq!(verdict.exit_status(), Some(130));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_rank_that_ended_without_joining() {
+        let now = Instant::now();
+        for joined_first in [true, false] {
+            let mut verdict = Verdict::new(2);
+            let mut actions = Vec::new();
+            if joined_first {
+                actions.extend(verdict.joined(now, 0));
+                actions.extend(verdict.ended(now, 1, 11, Fate::Exited(0), ""));
+            } else {
+                actions.extend(verdict.ended(now, 1, 11, Fate::Exited(0), ""));
+                actions.extend(verdict.joined(now, 0));
+            }
+            assert!(matches!(&actions[..], [Action::Say(line)] if line.starts_with("rank 1 ended")), "{actions:?}");
+            assert_eq!(verdict.deadline(), Some(now + LOSS_GRACE));
+        }
+        let mut verdict = Verdict::new(2);
+        verdict.ended(now, 0, 10, Fate::Exited(0), "");
+        assert!(matches!(&verdict.joined(now, 1)[..], [Action::Say(line)] if line.starts_with("rank 0 ended")));
     }
 
     #[test]

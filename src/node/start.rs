@@ -13,7 +13,7 @@ use super::{Resolved, Target};
 use crate::base::config::FabricChoice;
 use crate::base::{Config, Rank, Tag, TaskError, limits};
 use crate::boot::{self, Acceptor, BootError, Card, Launcher, Mesh, Stream, Via};
-use crate::fabric::{EpollFabric, Fabric, FabricError, Link, ShmFabric};
+use crate::fabric::{EpollFabric, Fabric, FabricError, Link, ShmFabric, UringFabric};
 use crate::mem::{Arena, Region};
 use crate::sched::{Choice, Demand, Place, choose};
 use crate::sync::{Call, Fences, Handle, Idle, Lineage, deque, frame};
@@ -227,8 +227,34 @@ fn register(fabric: &mut dyn Fabric, arena: Option<&Arena>) -> Result<(), Fabric
     }
 }
 
-fn tcp_fabric(_config: &Config, rank: Rank) -> Result<Box<dyn Fabric>, FabricError> {
-    Ok(Box::new(EpollFabric::new(rank)?))
+/// The TCP backend that was asked for, or else the best that works here; the
+/// reason is logged.
+fn tcp_fabric(config: &Config, rank: Rank) -> Result<Box<dyn Fabric>, FabricError> {
+    let log = |line: &str| {
+        if config.log {
+            eprintln!("collimate: {rank}: {line}");
+        }
+    };
+    match config.fabric {
+        FabricChoice::Epoll => {
+            log("epoll for TCP: COLLIMATE_FABRIC asks for it");
+            Ok(Box::new(EpollFabric::new(rank)?))
+        }
+        FabricChoice::Uring => {
+            log("uring for TCP: COLLIMATE_FABRIC asks for it");
+            Ok(Box::new(UringFabric::new(rank)?))
+        }
+        FabricChoice::Auto | FabricChoice::Shm => match UringFabric::new(rank) {
+            Ok(fabric) => {
+                log("uring for TCP: the kernel has what it needs");
+                Ok(Box::new(fabric))
+            }
+            Err(why) => {
+                log(&format!("epoll for TCP: {why}"));
+                Ok(Box::new(EpollFabric::new(rank)?))
+            }
+        },
+    }
 }
 
 impl WorkerPort {

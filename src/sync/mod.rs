@@ -4,8 +4,8 @@
 mod completion;
 mod deque;
 mod idle;
-pub mod ring;
-pub mod shim;
+mod ring;
+mod shim;
 mod slab;
 mod task;
 

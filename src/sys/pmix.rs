@@ -53,7 +53,7 @@ impl Pmix {
 
     /// The ranks of the job.
     pub fn size(&self) -> Result<u32, PmixError> {
-        let value = self.get(RANK_WILDCARD, c"pmix.job.size")?;
+        let value = self.get(RANK_WILDCARD, c"pmix.job.size", &[])?;
         // SAFETY: `get` returns a value that the library has filled; the type
         // is checked before the union's member of that type is read.
         let size = unsafe { ((*value.0).kind == UINT32).then(|| (*value.0).data.uint32) };
@@ -78,11 +78,12 @@ impl Pmix {
         // array of as many initialised pmix_info_t as the count says.
         let status = unsafe { (self.calls.fence)(std::ptr::null(), 0, infos.as_ptr(), infos.len()) };
         self.calls.check("PMIx_Fence", status)?;
-        (0..size).map(|rank| self.bytes_of(rank)).collect()
+        let (_, timeout) = infos.split_at(1);
+        (0..size).map(|rank| self.bytes_of(rank, timeout)).collect()
     }
 
-    fn bytes_of(&self, rank: u32) -> Result<Vec<u8>, PmixError> {
-        let value = self.get(rank, KEY)?;
+    fn bytes_of(&self, rank: u32, timeout: &[Info]) -> Result<Vec<u8>, PmixError> {
+        let value = self.get(rank, KEY, timeout)?;
         // SAFETY: as in `size`; a byte object's pointer is to as many bytes as
         // its size says, owned by the value, which outlives the copy.
         unsafe {
@@ -94,12 +95,13 @@ impl Pmix {
         }
     }
 
-    fn get(&self, rank: u32, key: &CStr) -> Result<Fetched, PmixError> {
+    fn get(&self, rank: u32, key: &CStr, infos: &[Info]) -> Result<Fetched, PmixError> {
         let from = Proc { nspace: self.me.nspace, rank };
         let mut value = std::ptr::null_mut();
-        // SAFETY: `from` and `key` live over the call; on success the library
-        // stores a pointer to a value that the caller owns.
-        let status = unsafe { (self.calls.get)(&from, key.as_ptr(), std::ptr::null(), 0, &mut value) };
+        // SAFETY: `from` and `key` live over the call, and so does `infos`, an
+        // array of as many pmix_info_t as the count says; on success the
+        // library stores a pointer to a value that the caller owns.
+        let status = unsafe { (self.calls.get)(&from, key.as_ptr(), infos.as_ptr(), infos.len(), &mut value) };
         self.calls.check("PMIx_Get", status)?;
         if value.is_null() { Err(PmixError::Value(rank)) } else { Ok(Fetched(value)) }
     }

@@ -139,7 +139,8 @@ mod tests {
 
     #[test]
     fn a_bound_child_dies_with_its_thread() {
-        let mut child = std::thread::spawn(|| spawn_bound(Command::new("sleep").arg("60"), None).unwrap()).join().unwrap();
+        let mut child =
+            std::thread::spawn(|| spawn_bound(Command::new("sleep").arg("60"), None).unwrap()).join().unwrap();
         use std::os::unix::process::ExitStatusExt;
         assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
     }
