@@ -97,6 +97,7 @@ pub struct Node {
     pub(super) injector: SegQueue<Task>,
     /// The driver's root task, for worker 0.
     pub(super) root: Mutex<Option<Task>>,
+    pub(super) root_waits: AtomicBool,
     pub(super) idle: Idle,
     pub(super) state: Mutex<State>,
     pub(super) outbox: SegQueue<Command>,
@@ -146,6 +147,7 @@ impl Node {
             workers,
             injector: SegQueue::new(),
             root: Mutex::new(None),
+            root_waits: AtomicBool::new(false),
             idle,
             state: Mutex::new(state),
             outbox: SegQueue::new(),

@@ -306,6 +306,7 @@ impl Running {
         };
         assert!(handle.register(Box::new(ended)).is_ok(), "the task has not been given away yet");
         *super::rank::lock(&node.root) = Some(task);
+        node.root_waits.store(true, std::sync::atomic::Ordering::Release);
         node.unpark(0);
         node.wait_end(None).expect("waits without a limit")
     }

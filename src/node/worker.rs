@@ -269,12 +269,8 @@ impl Worker {
                 suspend();
                 continue;
             }
-            if self.index == 0
-                && let Some(root) = lock(&self.node.root).take()
-            {
-                let before = self.context.replace(Context { seed: Tag::ROOT, index: 0, calls: 0, resolved: true });
-                root.run();
-                self.context.set(before);
+            if self.index == 0 && self.node.root_waits.load(Ordering::Acquire) {
+                self.run_root();
                 continue;
             }
             tasks = tasks.wrapping_add(1);
@@ -289,6 +285,17 @@ impl Worker {
                 return;
             }
             self.idle();
+        }
+    }
+
+    /// Runs the driver.
+    fn run_root(&'static self) {
+        self.node.root_waits.store(false, Ordering::Release);
+        let root = lock(&self.node.root).take();
+        if let Some(root) = root {
+            let before = self.context.replace(Context { seed: Tag::ROOT, index: 0, calls: 0, resolved: true });
+            root.run();
+            self.context.set(before);
         }
     }
 
@@ -334,7 +341,7 @@ impl Worker {
             || !self.deque.is_empty()
             || !node.injector.is_empty()
             || node.workers.iter().enumerate().any(|(i, w)| i != self.index && !w.stealer.is_empty())
-            || (self.index == 0 && lock(&node.root).is_some())
+            || (self.index == 0 && node.root_waits.load(Ordering::Acquire))
             || node.stopping.load(Ordering::Acquire)
     }
 
