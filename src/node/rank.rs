@@ -166,8 +166,17 @@ impl Node {
 
     /// The node of the calling thread: the one whose worker it is, else the
     /// one that the process started.
+    #[inline]
     pub fn current() -> Option<&'static Node> {
-        worker::current().map(|w| w.node).or_else(|| *lock(&DEFAULT))
+        match worker::current() {
+            Some(worker) => Some(worker.node),
+            None => Node::default_node(),
+        }
+    }
+
+    #[cold]
+    fn default_node() -> Option<&'static Node> {
+        *lock(&DEFAULT)
     }
 
     pub(super) fn set_default(node: Option<&'static Node>) {

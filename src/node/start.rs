@@ -296,7 +296,7 @@ impl Running {
     /// the end of the job from outside.
     pub fn drive<C: Call<Output = i32>>(&self, root: C) -> Ended {
         let lineage = Lineage { parent: Tag::ROOT, index: 0 };
-        let (task, handle) = frame(root, lineage, Target::rank(self.node.rank).to_flags());
+        let (task, handle) = frame(|| root, lineage, Target::rank(self.node.rank).to_flags());
         let node = self.node;
         let watch = handle.clone();
         let ended = move || {
@@ -359,17 +359,20 @@ impl Node {
         }
     }
 
-    /// Waits for a result.
+    /// Waits for a result, on whatever thread this is. `None` where no node
+    /// runs.
     #[inline]
-    pub fn resolve<T: Send + Sync>(&'static self, handle: Handle<T>) -> Result<Resolved<T>, Box<TaskError>> {
-        if let Some(worker) = self.my_worker() {
-            return worker.resolve(handle);
+    pub fn resolve<T: Send + Sync>(handle: Handle<T>) -> Option<Result<Resolved<T>, Box<TaskError>>> {
+        match super::worker::current() {
+            Some(worker) => Some(worker.resolve(handle)),
+            None => Node::current().map(|_| {
+                wait_on_thread(&[&handle], 1, None);
+                Ok(match handle.take() {
+                    Ok(result) => Resolved::Owned(result),
+                    Err(handle) => Resolved::Shared(handle),
+                })
+            }),
         }
-        wait_on_thread(&[&handle], 1, None);
-        Ok(match handle.take() {
-            Ok(result) => Resolved::Owned(result),
-            Err(handle) => Resolved::Shared(handle),
-        })
     }
 
     /// Waits until `count` of `handles` are done, or for `patience`.
