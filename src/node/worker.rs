@@ -163,7 +163,15 @@ impl Worker {
         if handle.is_done() || !self.may_nest() {
             return self.resolve_slowly(handle, None);
         }
-        match self.deque.pop() {
+        // A child that is waited for is most often the newest task or, when two
+        // were made and the first is asked for first, the second newest.
+        let (newest, second) = self.deque.newest();
+        let token = handle.token();
+        let task = match second == token && newest != token {
+            true => self.deque.pop_second(),
+            false => self.deque.pop(),
+        };
+        match task {
             Some(task) if task.is(&handle) => Ok(self.run_inline(handle, task)),
             other => self.resolve_slowly(handle, other),
         }

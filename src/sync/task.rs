@@ -423,10 +423,10 @@ impl<T: Send + Sync + 'static> Handle<T> {
         Ok(out)
     }
 
-    /// Whether the call was made by the task with the tag `parent`.
+    /// The raw form that the task of this frame has as a [`Token`].
     #[inline]
-    pub fn is_child_of(&self, parent: Tag) -> bool {
-        self.header().parent == parent
+    pub fn token(&self) -> *mut () {
+        self.frame.as_ptr().cast()
     }
 
     /// The tag of the task that makes this result.
@@ -703,7 +703,7 @@ mod tests {
         #[test]
         fn done_frames_are_done() {
             let handle = done(Stored::Value(4u64), HERE);
-            assert!(handle.is_done() && handle.is_child_of(Tag::ROOT));
+            assert!(handle.is_done());
             assert_eq!(handle.tag(), Tag::ROOT.child(3));
             assert!(matches!(handle.peek(), Some(Stored::Value(4))));
         }
