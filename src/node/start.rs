@@ -1,5 +1,6 @@
 //! From a mesh of connections to a running rank, and its end.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -138,7 +139,14 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     let workers = owners.into_iter().enumerate().map(|(index, owner)| {
         let body = move || {
             let worker: &'static Worker = Box::leak(Box::new(Worker::new(node, index, owner)));
-            worker.run();
+            // Tasks do not unwind: what does is a defect of the runtime, and
+            // the job must not go on, or wait for ever, with a worker less.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| worker.run())) {
+                let text = payload.downcast_ref::<&str>().copied().map(str::to_string);
+                let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+                let reason = format!("internal error in worker {index}, please report it: {text}");
+                node.end(Ended { status: 1, reason: Some(reason) });
+            }
         };
         (format!("clm-worker-{index}"), Box::new(body) as Box<dyn FnOnce() + Send>)
     });
@@ -398,7 +406,10 @@ impl Node {
             Place::Spread => self.spread.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
             _ => 0,
         };
+        if demand.is_empty() {
+            return choose(place, demand, self.rank, turn, self.size, |rank| !self.is_lost(rank));
+        }
         let state = super::rank::lock(&self.state);
-        choose(place, demand, self.rank, turn, &state.capacities())
+        choose(place, demand, self.rank, turn, self.size, |rank| state.capacity(rank).is_some_and(|c| demand.fits(c)))
     }
 }
