@@ -127,6 +127,9 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     // ends, so it is never freed.
     let node: &'static Node = Box::leak(Box::new(node));
 
+    // Before any thread can send: a connection begins with the greeting, and a
+    // worker asks whoever has greeted us for work.
+    super::rank::lock(&node.state).greet(node);
     let lost = {
         let launcher = launcher.clone();
         move || launcher.lost()
@@ -143,7 +146,7 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
         thread::Builder::new().name(name).spawn(body).map_err(os("cannot start a thread"))?;
     }
     let running = Running { node, launcher, _acceptor: acceptor };
-    running.greet()?;
+    running.wait_for_greetings()?;
     Ok(running)
 }
 
@@ -264,13 +267,12 @@ impl WorkerPort {
 }
 
 impl Running {
-    /// Greets all peers and waits for their greetings.
-    fn greet(&self) -> Result<(), StartError> {
+    /// Waits for the greetings of all peers.
+    fn wait_for_greetings(&self) -> Result<(), StartError> {
         let node = self.node;
         if node.size == 1 {
             return Ok(());
         }
-        super::rank::lock(&node.state).greet(node);
         let deadline = Instant::now() + limits::BOOT_DEADLINE;
         loop {
             node.turn();
