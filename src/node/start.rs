@@ -128,9 +128,9 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     // ends, so it is never freed.
     let node: &'static Node = Box::leak(Box::new(node));
 
-    // Before any worker can send: a greeting is the first message.
+    // Before any thread can send: a connection begins with the greeting, and a
+    // worker asks whoever has greeted us for work.
     super::rank::lock(&node.state).greet(node);
-
     let lost = {
         let launcher = launcher.clone();
         move || launcher.lost()
@@ -154,7 +154,7 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
         thread::Builder::new().name(name).spawn(body).map_err(os("cannot start a thread"))?;
     }
     let running = Running { node, launcher, _acceptor: acceptor };
-    running.meet()?;
+    running.wait_for_greetings()?;
     Ok(running)
 }
 
@@ -276,7 +276,7 @@ impl WorkerPort {
 
 impl Running {
     /// Waits for the greetings of all peers.
-    fn meet(&self) -> Result<(), StartError> {
+    fn wait_for_greetings(&self) -> Result<(), StartError> {
         let node = self.node;
         if node.size == 1 {
             return Ok(());

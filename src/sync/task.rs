@@ -353,7 +353,8 @@ impl Share {
         // SAFETY: the shares together hold the task's count.
         let header = unsafe { self.0.as_ref() };
         // AcqRel: the last share sees what the others did before.
-        (header.missing.fetch_sub(1, Ordering::AcqRel) == 1).then_some(Task(self.0))
+        // Only then is there a task: one that is made is failed when it is dropped.
+        (header.missing.fetch_sub(1, Ordering::AcqRel) == 1).then(|| Task(self.0))
     }
 }
 
@@ -698,6 +699,18 @@ mod tests {
             let (task, handle) = add(&sum, 1);
             task.store(&mut |_| ());
             assert!(matches!(handle.take(), Ok(Stored::Failed(e)) if e.kind == ErrorKind::BadArgument));
+        }
+
+        #[test]
+        fn the_last_share_becomes_the_task_and_the_others_do_nothing() {
+            let sum = Arc::new(AtomicUsize::new(0));
+            let (task, handle) = add(&sum, 1);
+            let mut shares = task.split(3);
+            assert!(shares.next().unwrap().ready().is_none());
+            assert!(shares.next().unwrap().ready().is_none());
+            assert!(!handle.is_done());
+            shares.next().unwrap().ready().expect("all are ready").run();
+            assert!(matches!(handle.take(), Ok(Stored::Value(Counted(_, 1)))));
         }
 
         #[test]
