@@ -87,11 +87,16 @@ pub fn start(config: Config) -> Result<Running, StartError> {
 
 fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, StartError> {
     let Mesh { rank, size, local_size, links, launcher, acceptor, .. } = mesh;
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let workers = config.workers.unwrap_or_else(|| (cores / local_size as usize).max(1));
-    // One worker a rank and a driver or service thread besides is the tightest
-    // that still runs without taking turns.
-    let oversubscribed = workers * local_size as usize > cores;
+    let share = Share::of_this_rank(local_size);
+    let workers = config.workers.unwrap_or(share.cores.max(1));
+    let oversubscribed = match share.own {
+        true => workers > share.cores,
+        false => workers * local_size as usize > share.of,
+    };
+    if config.log {
+        let whose = if share.own { "bound to this rank" } else { "shared by the ranks of this host" };
+        eprintln!("collimate: {rank}: {workers} workers; {} cores, {whose}", share.of);
+    }
 
     let (arena, own_view) = if size > 1 {
         let (arena, view) = make_arena(&config, rank, local_size)?;
@@ -156,6 +161,27 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     let running = Running { node, launcher, _acceptor: acceptor };
     running.wait_for_greetings()?;
     Ok(running)
+}
+
+/// The cores that a rank may count on.
+struct Share {
+    /// How many.
+    cores: usize,
+    /// Out of how many that it may run on.
+    of: usize,
+    /// The launcher bound this rank to them, so that they are its own.
+    own: bool,
+}
+
+impl Share {
+    /// A mask narrower than the host means that the launcher bound the rank
+    /// (Open MPI does so for two ranks and fewer); it is respected. Otherwise
+    /// the ranks of the host share its cores evenly.
+    fn of_this_rank(local_size: u32) -> Share {
+        let of = thread::available_parallelism().map_or(1, usize::from);
+        let own = of < sys::online_cores();
+        Share { cores: if own { of } else { of / local_size as usize }, of, own }
+    }
 }
 
 /// A memfd for this rank's objects, and how others see it.

@@ -1,5 +1,6 @@
 //! All operating-system and foreign `unsafe`, behind safe functions.
 
+mod cores;
 pub mod fdpass;
 mod fence;
 mod fiber;
@@ -12,6 +13,7 @@ mod socket;
 pub mod uring;
 mod wait;
 
+pub use cores::online_cores;
 pub use fence::fence_everywhere;
 pub use fiber::{Fiber, FiberEnded, stack_left, suspend};
 pub use memory::SharedLines;
