@@ -95,7 +95,7 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     };
     if config.log {
         let whose = if share.own { "bound to this rank" } else { "shared by the ranks of this host" };
-        eprintln!("collimate: {rank}: {workers} workers; {} cores, {whose}", share.of);
+        sys::say(format_args!("collimate: {rank}: {workers} workers; {} cores, {whose}", share.of));
     }
 
     let (arena, own_view) = if size > 1 {
@@ -251,7 +251,7 @@ fn connect(
     if config.log {
         for (fabric, peers) in &connected {
             let ranks: Vec<String> = peers.iter().map(|p| p.0.to_string()).collect();
-            eprintln!("collimate: {rank}: {} to ranks {}", fabric.kind(), ranks.join(", "));
+            sys::say(format_args!("collimate: {rank}: {} to ranks {}", fabric.kind(), ranks.join(", ")));
         }
     }
     Ok(connected)
@@ -269,7 +269,7 @@ fn register(fabric: &mut dyn Fabric, arena: Option<&Arena>) -> Result<(), Fabric
 fn tcp_fabric(config: &Config, rank: Rank) -> Result<Box<dyn Fabric>, FabricError> {
     let log = |line: &str| {
         if config.log {
-            eprintln!("collimate: {rank}: {line}");
+            sys::say(format_args!("collimate: {rank}: {line}"));
         }
     };
     match config.fabric {
