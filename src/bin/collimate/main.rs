@@ -1,5 +1,6 @@
 //! The `collimate` command.
 
+mod bench;
 mod run;
 
 use std::process::ExitCode;
@@ -18,6 +19,8 @@ struct Cli {
 enum Command {
     /// Start the ranks of a job and wait for them
     Run(run::Run),
+    /// Measure what tasks and objects cost, beside references
+    Bench(bench::Bench),
     /// Start ranks here for a launcher on another host
     #[command(name = "_remote", hide = true)]
     Remote,
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(run) => run.execute(),
+        Command::Bench(bench) => bench.execute(),
         Command::Remote => collimate::boot::serve_remote().map(|()| ExitCode::SUCCESS).map_err(Failure::Other),
     };
     result.unwrap_or_else(fail)
