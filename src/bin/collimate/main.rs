@@ -1,8 +1,10 @@
 //! The `collimate` command.
 
 mod bench;
+mod info;
 mod run;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -21,6 +23,8 @@ enum Command {
     Run(run::Run),
     /// Measure what tasks and objects cost, beside references
     Bench(bench::Bench),
+    /// Say what this machine offers and which settings are in force
+    Info(info::Info),
     /// Start ranks here for a launcher on another host
     #[command(name = "_remote", hide = true)]
     Remote,
@@ -49,9 +53,16 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(run) => run.execute(),
         Command::Bench(bench) => bench.execute(),
+        Command::Info(info) => info.execute(),
         Command::Remote => collimate::boot::serve_remote().map(|()| ExitCode::SUCCESS).map_err(Failure::Other),
     };
     result.unwrap_or_else(fail)
+}
+
+/// Writes to standard output. Whoever no longer reads has what it wanted.
+fn print(text: &str) {
+    let mut out = std::io::stdout();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 fn fail(failure: Failure) -> ExitCode {

@@ -150,7 +150,7 @@ pub fn fib_rayon(n: u64) -> u64 {
     left + right
 }
 
-/// Time per fork of a tree.
+/// Time per fork of a tree, the better of two.
 pub fn time_tree(n: u64, tree: impl Fn() -> Result<u64, collimate::Error>) -> Result<Round, Failed> {
     let mut samples = Samples::new();
     for _ in 0..2 {
@@ -158,8 +158,7 @@ pub fn time_tree(n: u64, tree: impl Fn() -> Result<u64, collimate::Error>) -> Re
         black_box(tree()?);
         samples.add(start.elapsed(), forks(n));
     }
-    let best = samples.round();
-    Ok(best)
+    Ok(samples.round())
 }
 
 #[collimate::task]

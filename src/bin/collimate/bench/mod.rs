@@ -14,7 +14,7 @@ mod start;
 mod store;
 mod throughput;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use clap::{Args, ValueEnum};
 use collimate::sys::spawn_bound;
 use indicatif::ProgressBar;
 
-use super::Failure;
+use super::{Failure, print};
 use measure::Effort;
 use record::{Record, table};
 use stage::Stage;
@@ -126,7 +126,7 @@ struct Gathered {
 
 impl Gathered {
     fn add(&mut self, record: Record) {
-        let Some(record) = throughput::beside_fewer(record, &self.records) else { return };
+        let record = throughput::beside_fewer(record, &self.records);
         if self.json {
             print(&format!("{}\n", record.to_json()));
         }
@@ -191,10 +191,4 @@ impl Drop for Job {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn print(text: &str) {
-    let mut out = std::io::stdout();
-    // Whoever no longer reads has what it wanted.
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

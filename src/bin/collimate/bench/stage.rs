@@ -1,7 +1,6 @@
 //! The parts of a benchmark, each of which wants a job of its own shape, and
 //! what the ranks of such a job do.
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
@@ -11,7 +10,7 @@ use collimate::base::config::FabricChoice;
 
 use super::measure::{Effort, Failed, cores};
 use super::record::{Record, table};
-use super::{Metric, latency, store, throughput};
+use super::{Metric, latency, print, store, throughput};
 
 /// One part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -158,11 +157,9 @@ pub fn take_part(metric: Metric, stage: Option<Stage>, json: bool, effort: Effor
 fn rank() -> Result<(), Failed> {
     let plan = PLAN.get().ok_or("a rank without a plan")?;
     let mut records = Vec::new();
-    let mut out = std::io::stdout();
     let mut emit = |record: Record| {
         if plan.json || plan.stage.is_some() {
-            // Whoever no longer reads has what it wanted.
-            let _ = writeln!(out, "{}", record.to_json()).and_then(|()| out.flush());
+            print(&format!("{}\n", record.to_json()));
         }
         records.push(record);
     };
@@ -177,7 +174,7 @@ fn rank() -> Result<(), Failed> {
         }
     }
     if !plan.json {
-        let _ = write!(out, "{}", table(&records));
+        print(&table(&records));
     }
     Ok(())
 }

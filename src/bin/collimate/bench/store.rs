@@ -8,7 +8,7 @@ use collimate::mem::{Arena, Block};
 use collimate::{Array, Ref};
 
 use super::bare::on_rank_1;
-use super::measure::{Effort, Failed, Round, Samples, compare, sample};
+use super::measure::{Compared, Effort, Failed, Round, Samples, compare, sample};
 use super::record::{Figure, Record, Reference, Target};
 
 const SIZES: [usize; 9] = [8, 64, 1 << 10, 4 << 10, 64 << 10, 1 << 20, 16 << 20, 64 << 20, 256 << 20];
@@ -16,6 +16,8 @@ const SIZES: [usize; 9] = [8, 64, 1 << 10, 4 << 10, 64 << 10, 1 << 20, 16 << 20,
 const FRESH_SIZES: [usize; 3] = [1 << 20, 16 << 20, 256 << 20];
 /// Objects of each such size: all are kept, or their memory would be recycled.
 const FRESH_ROUNDS: usize = 3;
+/// What most sizes are compared with.
+const USED: &str = "memcpy into a used memfd";
 /// The least share of memcpy's bandwidth that a large put should have.
 const PUT_SHARE: f64 = 0.9;
 
@@ -53,22 +55,18 @@ fn put_fresh(source: &[u8]) -> Result<Record, Failed> {
         pairs.push((ours.round(), reference.round()));
     }
     let compared = compare(&pairs);
-    let name = "memcpy into a fresh memfd";
-    Ok(record("put", "fresh", source.len(), (compared.ours, compared.reference), compared.ratio, name))
+    Ok(record("put", "fresh", source.len(), &compared, "memcpy into a fresh memfd"))
 }
 
 fn put_recycled(source: &[u8], effort: Effort) -> Result<Record, Failed> {
-    let mut block = block(source.len())?;
     let (count, batch) = repetitions(source.len(), effort);
+    let ours = || sample(count, batch, || collimate::put(black_box(source)).map(drop));
+    let mut block = block(source.len())?;
     let mut pairs = Vec::new();
     for _ in 0..effort.rounds().min(5) {
-        let ours = sample(count, batch, || collimate::put(black_box(source)).map(drop))?;
-        let reference = copy(source, &mut block, count, batch)?;
-        pairs.push((ours, reference));
+        pairs.push((ours()?, copy(source, &mut block, count, batch)?));
     }
-    let compared = compare(&pairs);
-    let name = "memcpy into a used memfd";
-    Ok(record("put", "recycled", source.len(), (compared.ours, compared.reference), compared.ratio, name))
+    Ok(record("put", "recycled", source.len(), &compare(&pairs), USED))
 }
 
 /// How an object gets to another process.
@@ -80,12 +78,11 @@ enum Way {
     Result,
 }
 
-/// The time that an object adds to the round trip of a task that has 8 bytes
-/// otherwise: everything from having the ref to having read its ends.
+/// Everything from having a ref to having read the ends of the object in the
+/// other process, as the time that the object adds to the round trip of a task
+/// that has 8 bytes otherwise. The two kinds of round trips take turns.
 fn get(source: &[u8], way: Way, effort: Effort) -> Result<Record, Failed> {
-    let mut block = block(source.len())?;
     let count = effort.count(2000);
-    let (copies, batch) = repetitions(source.len(), effort);
     let object = match way {
         Way::Argument => Some(collimate::put(source)?),
         Way::Result => {
@@ -94,41 +91,47 @@ fn get(source: &[u8], way: Way, effort: Effort) -> Result<Record, Failed> {
         }
     };
     let expected = u64::from(source[0]) + u64::from(source[source.len() - 1]);
-    let check =
-        |sum: u64| if sum == expected { Ok(()) } else { Err(Failed::from("an object arrived with other bytes")) };
-    let (mut pairs, mut differences) = (Vec::new(), Vec::new());
-    for _ in 0..effort.rounds().min(7) {
-        let with = match &object {
-            Some(object) => sample(count, 1, || check(ends::spawn_with(on_rank_1(), object).get()?))?,
-            None => sample(count, 1, || {
-                let array = hand_over::spawn_with(on_rank_1()).get()?;
-                check(sum_of_ends(&array))
-            })?,
-        };
-        let without = sample(count, 1, || check(echo::spawn_with(on_rank_1(), expected).get()?))?;
-        differences.push((with, without));
-        pairs.push(copy(source, &mut block, copies, batch)?);
-    }
-    // On a noisy machine the difference of small figures may come out below
-    // nothing; a get of no time at all is reported as one of 1 ns.
-    let difference = |of: fn(&Round) -> f64| {
-        super::measure::median(differences.iter().map(|(with, without)| of(with) - of(without)).collect()).max(1.0)
+    let with_object = || match &object {
+        Some(object) => ends::spawn_with(on_rank_1(), object).get(),
+        None => hand_over::spawn_with(on_rank_1()).get().map(|array| sum_of_ends(&array)),
     };
-    let ours = Round { p50_ns: difference(|r| r.p50_ns), p99_ns: difference(|r| r.p99_ns) };
-    let reference = compare(&pairs.iter().map(|r| (*r, *r)).collect::<Vec<_>>()).reference;
+    let without = || echo::spawn_with(on_rank_1(), expected).get();
+    let mut rounds = Vec::new();
+    for _ in 0..effort.rounds().min(7) {
+        let mut differences = Vec::new();
+        for _ in 0..count + count / 10 {
+            let (with_object, without) = (timed(expected, &with_object)?, timed(expected, &without)?);
+            differences.push(with_object - without);
+        }
+        differences.drain(..(count / 10) as usize);
+        differences.sort_by(f64::total_cmp);
+        // Where it costs less than the noise, the middle may be below nothing.
+        let at = |percent: usize| differences[differences.len() * percent / 100].max(1.0);
+        rounds.push(Round { p50_ns: at(50), p99_ns: at(99) });
+    }
+    let in_place = match &object {
+        Some(object) => mapped_there::spawn_with(on_rank_1(), object).get()?,
+        None => is_read_only_mapping(&hand_over::spawn_with(on_rank_1()).get()?),
+    };
+    if matches!(way, Way::Result) {
+        forget::spawn_with(on_rank_1()).get()?;
+    }
     let variant = match way {
         Way::Argument => "argument",
         Way::Result => "result",
     };
-    let name = "memcpy into a used memfd";
-    let ratio = ours.p50_ns / reference.p50_ns;
-    let mut record = record("get", variant, source.len(), (ours, reference), ratio, name);
-    record.in_place = Some(match &object {
-        Some(object) => mapped_there::spawn_with(on_rank_1(), object).get()?,
-        None => is_read_only_mapping(&hand_over::spawn_with(on_rank_1()).get()?),
-    });
-    forget::spawn_with(on_rank_1()).get()?;
+    let mut record = beside_memcpy("get", variant, source, &rounds, effort)?;
+    record.figure.gib_s = None;
+    record.in_place = Some(in_place);
     Ok(record)
+}
+
+/// The time of one round trip, whose result must be right.
+fn timed(expected: u64, trip: impl Fn() -> Result<u64, collimate::Error>) -> Result<f64, Failed> {
+    let start = Instant::now();
+    let sum = trip()?;
+    let elapsed = start.elapsed();
+    if sum == expected { Ok(elapsed.as_nanos() as f64) } else { Err("an object arrived with other bytes".into()) }
 }
 
 #[collimate::task]
@@ -210,14 +213,25 @@ fn repetitions(len: usize, effort: Effort) -> (u64, u64) {
     (effort.count(count).min(count), batch)
 }
 
-fn record(
+/// Rounds of ours beside copies of the same bytes.
+fn beside_memcpy(
     metric: &str,
     variant: &str,
-    len: usize,
-    (ours, reference): (Round, Round),
-    ratio: f64,
-    name: &str,
-) -> Record {
+    source: &[u8],
+    rounds: &[Round],
+    effort: Effort,
+) -> Result<Record, Failed> {
+    let mut block = block(source.len())?;
+    let (count, batch) = repetitions(source.len(), effort);
+    let mut pairs = Vec::new();
+    for ours in rounds {
+        pairs.push((*ours, copy(source, &mut block, count, batch)?));
+    }
+    Ok(record(metric, variant, source.len(), &compare(&pairs), USED))
+}
+
+fn record(metric: &str, variant: &str, len: usize, compared: &Compared, name: &str) -> Record {
+    let Compared { ours, reference, ratio } = *compared;
     let bytes = len as u64;
     let target = match (metric, variant, len) {
         ("put", "fresh", 0x1000_0000) => Some(Target { ratio: Some(1.0 / PUT_SHARE), ..Target::default() }),

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::latency::{fib_one, fib_rayon, forks, time_tree};
+use super::latency::{fib_one, fib_rayon, time_tree};
 use super::measure::{Compared, Effort, Failed, Round, interleave};
 use super::record::{Figure, Record, Reference, Target};
 
@@ -14,7 +14,6 @@ const SPREAD_TASK: Duration = Duration::from_micros(20);
 const SPREAD_WINDOW: usize = 512;
 /// What the rate of several ranks is called.
 const SPREAD: &str = "spread 20 us";
-const OVERSUBSCRIBED: &str = "oversubscribed";
 
 /// Empty tasks per second and worker: a flat batch and a tree.
 pub fn tasks(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Failed> {
@@ -46,7 +45,6 @@ pub fn tasks(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Failed>
         || time_tree(n, || Ok(pool.install(|| fib_rayon(n)))),
     )?;
     emit(rate("tree", &tree, &format!("rayon::join, same tree, {workers} threads")));
-    debug_assert!(forks(n) > 0);
     Ok(())
 }
 
@@ -109,25 +107,21 @@ pub fn idle(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Failed> 
     Ok(())
 }
 
-/// Compares the rate of more ranks than cores with that of the job before it;
-/// `None` for a record that is only there to be compared with... which none is.
-pub fn beside_fewer(record: Record, before: &[Record]) -> Option<Record> {
+/// Compares the rate of more ranks with that of the job of fewer before it;
+/// other records stay as they are.
+pub fn beside_fewer(mut record: Record, before: &[Record]) -> Record {
     let is_spread = |r: &Record| r.variant.as_deref() == Some(SPREAD);
     let fewer = before.iter().find(|r| is_spread(r) && r.ranks < record.ranks);
-    match fewer {
-        Some(fewer) if is_spread(&record) => {
-            let name = format!("{} ranks x {} worker, same tasks", fewer.ranks, fewer.workers);
-            let ratio = fewer.figure.per_s? / record.figure.per_s?;
-            Some(Record {
-                variant: Some(OVERSUBSCRIBED.into()),
-                reference: Reference { name, figure: fewer.figure },
-                ratio,
-                target: Some(Target { ratio: Some(2.0), ..Target::default() }),
-                ..record
-            })
-        }
-        _ => Some(record),
+    if let Some(fewer) = fewer.filter(|_| is_spread(&record))
+        && let (Some(rate), Some(rate_of_fewer)) = (record.figure.per_s, fewer.figure.per_s)
+    {
+        record.variant = Some("oversubscribed".into());
+        record.ratio = rate_of_fewer / rate;
+        record.target = Some(Target { ratio: Some(2.0), ..Target::default() });
+        let name = format!("{} ranks x {} worker, same tasks", fewer.ranks, fewer.workers);
+        record.reference = Reference { name, figure: fewer.figure };
     }
+    record
 }
 
 #[collimate::task]
@@ -180,7 +174,8 @@ fn run_spread(count: u64) -> Result<(), Failed> {
         if under_way.len() == SPREAD_WINDOW
             && let Some(oldest) = under_way.pop_front()
         {
-            collimate::Ref::get(oldest)?;
+            let oldest: collimate::Ref<()> = oldest;
+            oldest.get()?;
         }
         under_way.push_back(compute::spawn_with(collimate::Options::new().spread(), ns));
     }
