@@ -97,7 +97,8 @@ impl Report {
         let cores: Vec<String> = self.cores.iter().map(usize::to_string).collect();
         text += &format!("\ncores    {} ({})\n", self.cores.len(), cores.join(", "));
         text += &format!("memory   {}\n", mebibytes(self.memory_bytes));
-        text += &format!("store    {} for a rank alone on this host\n\nlaunchers\n", mebibytes(self.store_default_bytes));
+        text +=
+            &format!("store    {} for a rank alone on this host\n\nlaunchers\n", mebibytes(self.store_default_bytes));
         for Found { name, path } in &self.launchers {
             text += &format!("  {name:<14} {path}\n");
         }

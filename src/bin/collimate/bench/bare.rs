@@ -11,7 +11,7 @@ use std::time::Instant;
 use collimate::sys::SharedLines;
 use rustix::event::{Timespec, epoll};
 
-use super::measure::{Failed, PATIENCE, Round, cores, pin, sample, spin_until};
+use super::measure::{Failed, PATIENCE, Round, cores, pin, runs, sample, spin_until};
 
 /// Bytes of a bare TCP message.
 const TCP_BYTES: usize = 64;
@@ -20,14 +20,14 @@ const LINES: usize = 2;
 
 /// Two threads of this process, each on its own core, hand a cache line back
 /// and forth.
-pub fn between_threads(count: u64) -> Result<Round, Failed> {
+pub fn between_threads(count: u64, batch: u64) -> Result<Round, Failed> {
     #[repr(align(128))]
     #[derive(Default)]
     struct Padded(AtomicU64);
     let (there, back) = (Padded::default(), Padded::default());
     let mine = cores();
     let (&first, &second) = mine.first().zip(mine.get(1)).ok_or("two cores are needed")?;
-    let rounds = count + count / 10 + 1;
+    let rounds = runs(count, batch);
     std::thread::scope(|scope| {
         let pong = scope.spawn(|| {
             pin(second).map_err(|e| e.to_string())?;
@@ -35,7 +35,7 @@ pub fn between_threads(count: u64) -> Result<Round, Failed> {
         });
         let ping = scope.spawn(|| {
             pin(first).map_err(|e| e.to_string())?;
-            call(&there.0, &back.0, count).map_err(|e| e.to_string())
+            call(&there.0, &back.0, count, batch).map_err(|e| e.to_string())
         });
         let round = ping.join().map_err(|_| "the pinging thread panicked")?;
         pong.join().map_err(|_| "the answering thread panicked")??;
@@ -44,13 +44,13 @@ pub fn between_threads(count: u64) -> Result<Round, Failed> {
 }
 
 /// This process and rank 1 hand a cache line of shared memory back and forth.
-pub fn between_processes(count: u64) -> Result<Round, Failed> {
+pub fn between_processes(count: u64, batch: u64) -> Result<Round, Failed> {
     let lines = SharedLines::create(LINES)?;
     let fd = lines.fd().as_raw_fd();
-    let rounds = count + count / 10 + 1;
+    let rounds = runs(count, batch);
     let pong = answer_lines::spawn_with(on_rank_1(), std::process::id(), fd, rounds);
     let [there, back] = lines.as_ref() else { unreachable!("as many as asked for") };
-    let round = call(there.first_word(), back.first_word(), count);
+    let round = call(there.first_word(), back.first_word(), count, batch);
     pong.get()?;
     round
 }
@@ -74,9 +74,9 @@ fn answer_lines(pid: u32, fd: i32, rounds: u64) -> Result<u64, String> {
     Ok(rounds)
 }
 
-fn call(there: &AtomicU64, back: &AtomicU64, count: u64) -> Result<Round, Failed> {
+fn call(there: &AtomicU64, back: &AtomicU64, count: u64, batch: u64) -> Result<Round, Failed> {
     let mut number = 0;
-    sample(count, 1, || {
+    sample(count, batch, || {
         number += 1;
         there.store(number, Ordering::Release);
         spin_until("an answer", || back.load(Ordering::Acquire) == number)
@@ -104,8 +104,7 @@ pub enum Poll {
 pub fn over_tcp(count: u64, poll: Poll) -> Result<Round, Failed> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let port = listener.local_addr()?.port();
-    let rounds = count + count / 10 + 1;
-    let pong = answer_tcp::spawn_with(on_rank_1(), port, poll == Poll::Epoll, rounds);
+    let pong = answer_tcp::spawn_with(on_rank_1(), port, poll == Poll::Epoll, runs(count, 1));
     listener.set_nonblocking(true)?;
     let mut stream = None;
     spin_until("a connection from rank 1", || {

@@ -12,6 +12,9 @@ use super::record::{Figure, Record, Reference, Target};
 
 /// Round trips in a sample of what takes nanoseconds.
 const BATCH: u64 = 1000;
+/// The same of what takes a fraction of a microsecond, for ours and the
+/// reference alike.
+const SMALL_BATCH: u64 = 8;
 
 /// Spawn and get on one worker; fib(30) on one worker.
 pub fn in_worker(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Failed> {
@@ -39,16 +42,16 @@ pub fn in_worker(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Fai
 
 /// To another worker of this rank and back, both awake.
 pub fn cross_worker(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Failed> {
-    let count = effort.count(20_000);
+    let count = effort.count(4000);
     let mut rounds = Vec::new();
     for _ in 0..effort.rounds() {
-        let seen = sample(count, 1, || {
+        let seen = sample(count, SMALL_BATCH, || {
             let result = nothing::spawn();
             spin_until("that another worker takes a task", || result.is_ready())?;
             result.get().map_err(Failed::from)
         })?;
         let resumed = get_from_another(effort.count(2000))?;
-        rounds.push((seen, resumed, bare::between_threads(count)?));
+        rounds.push((seen, resumed, bare::between_threads(count, SMALL_BATCH)?));
     }
     let name = "bare two-thread ping-pong";
     let seen = compare(&rounds.iter().map(|(seen, _, bare)| (*seen, *bare)).collect::<Vec<_>>());
@@ -63,8 +66,9 @@ pub fn cross_worker(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), 
 
 /// To the other rank of this host and back.
 pub fn cross_process(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Failed> {
-    let count = effort.count(20_000);
-    let compared = interleave(effort.rounds(), || remote(count), || bare::between_processes(count))?;
+    let count = effort.count(4000);
+    let reference = || bare::between_processes(count, SMALL_BATCH);
+    let compared = interleave(effort.rounds(), || remote(count, SMALL_BATCH), reference)?;
     let target = Target { ratio: Some(5.0), p50_ns: Some(2000.0), ..Target::default() };
     let name = "bare shared-memory ping-pong between two processes";
     emit(record("task_round_trip", "cross_process", &compared, name, Some(target)));
@@ -77,7 +81,7 @@ pub fn tcp(fabric: &str, effort: Effort, emit: &mut dyn FnMut(Record)) -> Result
     let count = effort.count(3000);
     let mut rounds = Vec::new();
     for _ in 0..effort.rounds() {
-        rounds.push((remote(count)?, bare::over_tcp(count, Poll::Epoll)?, bare::over_tcp(count, Poll::Read)?));
+        rounds.push((remote(count, 1)?, bare::over_tcp(count, Poll::Epoll)?, bare::over_tcp(count, Poll::Read)?));
     }
     let with_epoll = compare(&rounds.iter().map(|(ours, epoll, _)| (*ours, *epoll)).collect::<Vec<_>>());
     let with_read = compare(&rounds.iter().map(|(ours, _, read)| (*ours, *read)).collect::<Vec<_>>());
@@ -176,9 +180,9 @@ fn boxed_call() -> Result<(), Failed> {
 }
 
 /// A task with 8 bytes in and 8 out on rank 1.
-fn remote(count: u64) -> Result<Round, Failed> {
+fn remote(count: u64, batch: u64) -> Result<Round, Failed> {
     let mut number = 0;
-    sample(count, 1, || {
+    sample(count, batch, || {
         let next = increment::spawn_with(on_rank_1(), number).get()?;
         if next != number + 1 {
             return Err(format!("rank 1 says that {number} + 1 is {next}").into());

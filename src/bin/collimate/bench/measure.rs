@@ -1,7 +1,6 @@
 //! How `collimate bench` takes its samples: warm-up, percentiles of a round,
 //! ours and the reference in turn, medians over rounds.
 
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -65,8 +64,7 @@ impl Samples {
 
     /// Adds one that took `elapsed` in all for `operations`.
     pub fn add(&mut self, elapsed: Duration, operations: u64) {
-        let net = elapsed.saturating_sub(clock_cost());
-        let each = net.as_nanos() * 1000 / u128::from(operations.max(1));
+        let each = elapsed.as_nanos() * 1000 / u128::from(operations.max(1));
         self.0.saturating_record(each.clamp(1, u128::from(u64::MAX)) as u64);
     }
 
@@ -77,8 +75,14 @@ impl Samples {
     }
 }
 
-/// Times `operation` `count` times, each time `batch` runs of it, after a
-/// warm-up of a tenth.
+/// How often [`sample`] runs its operation.
+pub fn runs(count: u64, batch: u64) -> u64 {
+    (count + count / 10 + 1) * batch
+}
+
+/// Takes `count` samples after a warm-up of a tenth as many, each the mean of
+/// `batch` runs, so that reading the clock does not count where an operation
+/// takes less than a microsecond.
 pub fn sample<E>(count: u64, batch: u64, mut operation: impl FnMut() -> Result<(), E>) -> Result<Round, E> {
     let mut samples = Samples::new();
     for number in 0..count + count / 10 + 1 {
@@ -148,16 +152,6 @@ pub fn pin(core: usize) -> Result<(), Failed> {
     let mut set = CpuSet::new();
     set.set(core);
     sched_setaffinity(None, &set).map_err(|e| format!("cannot bind a thread to core {core}: {e}").into())
-}
-
-/// What reading the clock twice takes.
-fn clock_cost() -> Duration {
-    static COST: OnceLock<Duration> = OnceLock::new();
-    *COST.get_or_init(|| {
-        let mut costs: Vec<Duration> = (0..10_001).map(|_| Instant::now().elapsed()).collect();
-        costs.sort();
-        costs[costs.len() / 2]
-    })
 }
 
 #[cfg(test)]

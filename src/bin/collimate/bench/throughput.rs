@@ -2,18 +2,20 @@
 //! threads than cores, and what idle ranks use.
 
 use std::collections::VecDeque;
+use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use super::latency::{fib_one, fib_rayon, time_tree};
-use super::measure::{Compared, Effort, Failed, Round, interleave};
+use super::measure::{Compared, Effort, Failed, Round, interleave, sample};
 use super::record::{Figure, Record, Reference, Target};
 
-/// What a spread task computes for.
-const SPREAD_TASK: Duration = Duration::from_micros(20);
+/// What a spread task computes: some 20 µs. A number of steps and no time, for
+/// time also passes for a task whose core another one has.
+const SPREAD_STEPS: u64 = 15_000;
 /// Spread tasks that are under way at once.
 const SPREAD_WINDOW: usize = 512;
 /// What the rate of several ranks is called.
-const SPREAD: &str = "spread 20 us";
+const SPREAD: &str = "spread";
 
 /// Empty tasks per second and worker: a flat batch and a tree.
 pub fn tasks(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Failed> {
@@ -62,7 +64,11 @@ pub fn spread(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Failed
     // What the cores of this host could do if nothing but the tasks ran.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = collimate::size() as usize * collimate::workers();
-    let ideal = cores.min(workers) as f64 / SPREAD_TASK.as_secs_f64();
+    let bare = sample(effort.count(2000), 1, || {
+        black_box(compute(black_box(SPREAD_STEPS)));
+        Ok::<(), Failed>(())
+    })?;
+    let ideal = cores.min(workers) as f64 * 1e9 / bare.p50_ns;
     emit(Record {
         metric: "tasks".into(),
         path: "cross_process".into(),
@@ -128,11 +134,8 @@ pub fn beside_fewer(mut record: Record, before: &[Record]) -> Record {
 fn nothing() {}
 
 #[collimate::task]
-fn compute(ns: u64) {
-    let until = Instant::now() + Duration::from_nanos(ns);
-    while Instant::now() < until {
-        std::hint::spin_loop();
-    }
+fn compute(steps: u64) -> u64 {
+    (0..steps).fold(steps, |x, _| black_box(x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407)))
 }
 
 #[collimate::task]
@@ -169,17 +172,16 @@ fn parse_ticks(stat: &str) -> Option<u64> {
 
 fn run_spread(count: u64) -> Result<(), Failed> {
     let mut under_way = VecDeque::with_capacity(SPREAD_WINDOW);
-    let ns = SPREAD_TASK.as_nanos() as u64;
     for _ in 0..count {
         if under_way.len() == SPREAD_WINDOW
             && let Some(oldest) = under_way.pop_front()
         {
-            let oldest: collimate::Ref<()> = oldest;
+            let oldest: collimate::Ref<u64> = oldest;
             oldest.get()?;
         }
-        under_way.push_back(compute::spawn_with(collimate::Options::new().spread(), ns));
+        under_way.push_back(compute::spawn_with(collimate::Options::new().spread(), SPREAD_STEPS));
     }
-    under_way.into_iter().try_for_each(|r| r.get())?;
+    under_way.into_iter().try_for_each(|r| r.get().map(drop))?;
     Ok(())
 }
 
