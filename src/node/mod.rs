@@ -22,7 +22,7 @@ mod worker;
 pub use linkme;
 pub use rank::{Ended, Node, Target};
 pub use registry::{Registry, TASKS, TaskType, declare};
-pub use start::{Running, StartError, start};
+pub use start::{Running, StartError, default_store_bytes, start};
 pub use transfer::{Incoming, Outgoing, Pack, Received, Reply};
 pub use worker::{Resolved, Waitable};
 

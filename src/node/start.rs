@@ -200,7 +200,7 @@ fn make_arena(config: &Config, rank: Rank, local_size: u32) -> Result<(Arena, Ar
 }
 
 /// 30% of the host's memory, shared by its ranks; pages are taken on first use.
-fn default_store_bytes(local_size: u32) -> usize {
+pub fn default_store_bytes(local_size: u32) -> usize {
     let info = rustix::system::sysinfo();
     let total = info.totalram as usize * (info.mem_unit as usize).max(1);
     let share = total / 10 * 3 / local_size.max(1) as usize;
