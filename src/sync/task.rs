@@ -34,7 +34,7 @@
 use std::alloc::Layout;
 use std::any::Any;
 use std::marker::PhantomData;
-use std::mem::{ManuallyDrop, MaybeUninit};
+use std::mem::{ManuallyDrop, MaybeUninit, offset_of};
 use std::ptr::NonNull;
 
 use super::completion::{Completion, Wake};
@@ -144,10 +144,13 @@ impl<C: Call> VTableOf<C> {
         kind: kind::<C>,
         drop_result: drop_result::<C>,
     };
-    const CHECK: () = assert!(
-        std::mem::align_of::<Body<C, C::Output>>() == 16,
-        "a task's arguments and result must not be aligned to more than 16 bytes"
-    );
+    const CHECK: () = {
+        assert!(
+            align_of::<Body<C, C::Output>>() == 16,
+            "a task's arguments and result must not be aligned to more than 16 bytes"
+        );
+        assert!(offset_of!(Frame<C>, body) == BODY_OFFSET);
+    };
 }
 
 /// The right to run a frame's call. Dropped unrun, it leaves the error
@@ -331,7 +334,8 @@ impl Share {
         // SAFETY: the shares together hold the task's count.
         let header = unsafe { self.0.as_ref() };
         // AcqRel: the last share sees what the others did before.
-        (header.missing.fetch_sub(1, Ordering::AcqRel) == 1).then_some(Task(self.0))
+        // Not `then_some`: a task that is made for nothing would fail when dropped.
+        (header.missing.fetch_sub(1, Ordering::AcqRel) == 1).then(|| Task(self.0))
     }
 }
 
@@ -474,14 +478,13 @@ unsafe fn free_memory(frame: NonNull<Header>) {
 /// The frame's output is `T` and the frame is alive.
 #[inline]
 unsafe fn result_of<T>(frame: NonNull<Header>) -> *mut ManuallyDrop<Stored<T>> {
-    const BODY: usize = std::mem::size_of::<Header>();
-    // SAFETY: every frame is `repr(C)`, a header of `BODY` bytes followed by a
-    // body aligned to 16, and `BODY` is a multiple of 16, so the body starts
-    // there; the union's fields all start at its own start.
-    unsafe { frame.as_ptr().cast::<u8>().add(BODY).cast() }
+    // SAFETY: every frame is `repr(C)`, and `VTableOf::CHECK` has its body at
+    // this offset; the union's fields all start at its own start.
+    unsafe { frame.as_ptr().cast::<u8>().add(BODY_OFFSET).cast() }
 }
 
-const _: () = assert!(std::mem::size_of::<Header>().is_multiple_of(16));
+/// Where the body stands in every frame.
+const BODY_OFFSET: usize = size_of::<Header>();
 
 /// # Safety
 /// This and the functions below: the frame is a `Frame<C>`, and the caller has
@@ -676,6 +679,17 @@ mod tests {
             let (task, handle) = add(&sum, 1);
             task.store(&mut |_| ());
             assert!(matches!(handle.take(), Ok(Stored::Failed(e)) if e.kind == ErrorKind::BadArgument));
+        }
+
+        #[test]
+        fn only_the_last_share_is_the_task() {
+            let sum = Arc::new(AtomicUsize::new(0));
+            let (task, handle) = add(&sum, 1);
+            let mut shares = task.split(2);
+            assert!(shares.next().unwrap().ready().is_none());
+            assert!(!handle.is_done(), "one result is still missing");
+            shares.next().unwrap().ready().expect("the last one").run();
+            assert!(matches!(handle.take(), Ok(Stored::Value(Counted(_, 1)))));
         }
 
         #[test]
