@@ -221,13 +221,13 @@ pub(super) fn failed<T: Send + Sync>(error: Error) -> Ref<T> {
 pub fn run<T>(name: &'static str, extras: &Extras, body: impl FnOnce() -> Result<T, Box<TaskError>>) -> Stored<T> {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(value)) => Stored::Value(value),
-        Ok(Err(error)) => Stored::Failed(blame(name, extras, error)),
-        Err(payload) => Stored::Failed(blame(name, extras, last_panic(&*payload))),
+        Ok(Err(error)) => Stored::Failed(blame(name, extras, *error)),
+        Err(payload) => Stored::Failed(blame(name, extras, *last_panic(&*payload))),
     }
 }
 
 #[cold]
-fn blame(name: &'static str, extras: &Extras, error: Box<TaskError>) -> Box<TaskError> {
+fn blame(name: &'static str, extras: &Extras, error: TaskError) -> Box<TaskError> {
     let rank = Node::current().map_or(Rank(0), Node::rank);
     Box::new(error.through(extras.name().unwrap_or(name), rank))
 }

@@ -205,11 +205,7 @@ mod tests {
 
     impl Rank {
         fn new() -> Rank {
-            Rank {
-                idle: Idle::new(Fences { everywhere: None }),
-                work: AtomicU32::new(0),
-                parkers: Default::default(),
-            }
+            Rank { idle: Idle::new(Fences { everywhere: None }), work: AtomicU32::new(0), parkers: Default::default() }
         }
 
         fn unpark(&self, worker: Option<usize>) {

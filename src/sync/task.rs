@@ -114,6 +114,9 @@ union Body<C, T> {
     result: ManuallyDrop<Stored<T>>,
 }
 
+/// Sets an `Option<Stored<Output>>` whose type only the frame knows.
+type Fill<'a> = dyn FnMut(&mut dyn Any) + 'a;
+
 struct VTable {
     layout: Layout,
     /// Runs the call and leaves the result in the body.
@@ -124,7 +127,7 @@ struct VTable {
     fail: unsafe fn(NonNull<Header>, Box<TaskError>),
     /// Drops the call and leaves in the body what `fill` puts into an
     /// `Option<Stored<Output>>`.
-    store: unsafe fn(NonNull<Header>, fill: &mut dyn FnMut(&mut dyn Any)),
+    store: unsafe fn(NonNull<Header>, fill: &mut Fill<'_>),
     /// The call.
     call: unsafe fn(NonNull<Header>) -> *mut dyn Any,
     kind: unsafe fn(NonNull<Header>) -> &'static (dyn Any + Send + Sync),
@@ -241,7 +244,7 @@ impl Task {
 
     /// Stores a result from elsewhere: `fill` gets an `Option<Stored<Output>>`
     /// that is `None` and sets it; left so, or of another type, it is an error.
-    pub fn store(self, fill: &mut dyn FnMut(&mut dyn Any)) {
+    pub fn store(self, fill: &mut Fill<'_>) {
         // SAFETY: as in `run`.
         unsafe { (self.header().vtable.store)(self.0, fill) };
         self.publish();
@@ -518,7 +521,7 @@ unsafe fn fail<C: Call>(frame: NonNull<Header>, error: Box<TaskError>) {
     }
 }
 
-unsafe fn store<C: Call>(frame: NonNull<Header>, fill: &mut dyn FnMut(&mut dyn Any)) {
+unsafe fn store<C: Call>(frame: NonNull<Header>, fill: &mut Fill<'_>) {
     let mut slot: Option<Stored<C::Output>> = None;
     fill(&mut slot);
     let result = slot.unwrap_or_else(|| {
