@@ -337,7 +337,7 @@ impl Share {
         // SAFETY: the shares together hold the task's count.
         let header = unsafe { self.0.as_ref() };
         // AcqRel: the last share sees what the others did before.
-        // Not `then_some`: a task that is made for nothing would fail when dropped.
+        // Only then is there a task: one that is made is failed when it is dropped.
         (header.missing.fetch_sub(1, Ordering::AcqRel) == 1).then(|| Task(self.0))
     }
 }
@@ -685,13 +685,14 @@ mod tests {
         }
 
         #[test]
-        fn only_the_last_share_is_the_task() {
+        fn the_last_share_becomes_the_task_and_the_others_do_nothing() {
             let sum = Arc::new(AtomicUsize::new(0));
             let (task, handle) = add(&sum, 1);
-            let mut shares = task.split(2);
+            let mut shares = task.split(3);
             assert!(shares.next().unwrap().ready().is_none());
-            assert!(!handle.is_done(), "one result is still missing");
-            shares.next().unwrap().ready().expect("the last one").run();
+            assert!(shares.next().unwrap().ready().is_none());
+            assert!(!handle.is_done());
+            shares.next().unwrap().ready().expect("all are ready").run();
             assert!(matches!(handle.take(), Ok(Stored::Value(Counted(_, 1)))));
         }
 
