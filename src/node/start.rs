@@ -17,7 +17,7 @@ use crate::boot::{self, Acceptor, BootError, Card, Launcher, Mesh, Stream, Via};
 use crate::fabric::{EpollFabric, Fabric, FabricError, Link, ShmFabric, UringFabric};
 use crate::mem::{Arena, Region};
 use crate::sched::{Choice, Demand, Place, choose};
-use crate::sync::{Call, Fences, Handle, Idle, Lineage, deque, frame};
+use crate::sync::{Call, Fences, Handle, Idle, Lineage, Owner, frame};
 use crate::sys;
 
 /// Why a rank did not start.
@@ -119,12 +119,8 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     for fabric in &state.fabrics {
         service.network.add(fabric.wait_fd()).map_err(os("cannot watch a fabric"))?;
     }
-    let (owners, ports): (Vec<_>, Vec<_>) = (0..workers)
-        .map(|_| {
-            let (owner, stealer) = deque(limits::DEQUE_SLOTS);
-            (owner, WorkerPort::new(stealer))
-        })
-        .unzip();
+    let owners: Vec<_> = (0..workers).map(|_| Owner::new(limits::DEQUE_SLOTS)).collect();
+    let ports = owners.iter().map(|owner| WorkerPort::new(owner.stealer())).collect();
     let idle = Idle::new(Fences { everywhere: sys::fence_everywhere() });
     let node = Node::new(
         rank, size, config, registry, arena, own_view, ports, idle, state, service, oversubscribed,
@@ -192,9 +188,9 @@ fn make_arena(config: &Config, rank: Rank, local_size: u32) -> Result<(Arena, Ar
         what: format!("cannot make an object store of {bytes} bytes; set COLLIMATE_STORE lower"),
         cause,
     };
-    let region = sys::memory::create_region(bytes).map_err(failed)?;
-    let fd = sys::memory::region_fd(&region).expect("made above").try_clone_to_owned().map_err(failed)?;
-    let view = sys::memory::open_region(fd, bytes).map_err(failed)?;
+    let region = sys::create_region(bytes).map_err(failed)?;
+    let fd = sys::region_fd(&region).expect("made above").try_clone_to_owned().map_err(failed)?;
+    let view = sys::open_region(fd, bytes).map_err(failed)?;
     let arena = Arena::with_populate(Arc::new(region), sys::populate_fresh);
     Ok((arena, Arc::new(view)))
 }
