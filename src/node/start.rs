@@ -95,7 +95,7 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     };
     if config.log {
         let whose = if share.own { "bound to this rank" } else { "shared by the ranks of this host" };
-        sys::say(format_args!("collimate: {rank}: {workers} workers; {} cores, {whose}", share.of));
+        sys::say_line(format_args!("collimate: {rank}: {workers} workers; {} cores, {whose}", share.of));
     }
 
     let (arena, own_view) = if size > 1 {
@@ -247,7 +247,7 @@ fn connect(
     if config.log {
         for (fabric, peers) in &connected {
             let ranks: Vec<String> = peers.iter().map(|p| p.0.to_string()).collect();
-            sys::say(format_args!("collimate: {rank}: {} to ranks {}", fabric.kind(), ranks.join(", ")));
+            sys::say_line(format_args!("collimate: {rank}: {} to ranks {}", fabric.kind(), ranks.join(", ")));
         }
     }
     Ok(connected)
@@ -265,7 +265,7 @@ fn register(fabric: &mut dyn Fabric, arena: Option<&Arena>) -> Result<(), Fabric
 fn tcp_fabric(config: &Config, rank: Rank) -> Result<Box<dyn Fabric>, FabricError> {
     let log = |line: &str| {
         if config.log {
-            sys::say(format_args!("collimate: {rank}: {line}"));
+            sys::say_line(format_args!("collimate: {rank}: {line}"));
         }
     };
     match config.fabric {
@@ -307,11 +307,12 @@ impl Running {
         loop {
             node.turn();
             let strangers = super::rank::lock(&node.state).strangers();
-            if let Some(ended) = node.ended() {
-                return Err(StartError::Ended(ended.reason.unwrap_or_else(|| "the job ended while it started".into())));
-            }
-            if strangers.is_empty() {
-                return Ok(());
+            match node.ended() {
+                Some(Ended { reason: Some(why), .. }) => return Err(StartError::Ended(why)),
+                // A driver that needed nobody else is done already.
+                Some(_) => return Ok(()),
+                None if strangers.is_empty() => return Ok(()),
+                None => (),
             }
             if Instant::now() > deadline {
                 let missing = strangers.iter().map(Rank::to_string).collect::<Vec<_>>().join(", ");

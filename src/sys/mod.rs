@@ -23,7 +23,7 @@ pub use pmix::{Pmix, PmixError};
 pub use poller::Poller;
 pub use populate::populate_fresh;
 pub use process::{Signals, duplicate_inherited_socket, spawn_bound};
-pub use say::say;
+pub use say::say_line;
 pub use socket::send_from_region;
 pub use uring::{ReceiveRing, Received, available as uring_available};
 pub use wait::WaitSet;
