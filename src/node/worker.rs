@@ -166,6 +166,10 @@ impl Worker {
                 continue;
             }
             match self.deque.pop() {
+                // It gives back what it was granted.
+                Some(task) if task.is(&handle) && Target::from_flags(task.flags()).is_demanding() => {
+                    self.run_task(task);
+                }
                 Some(task) if task.is(&handle) => {
                     let before = self.enter(task.lineage());
                     let result = handle.run_inline(task);
