@@ -18,7 +18,7 @@ pub use memory::SharedLines;
 pub use pmix::{Pmix, PmixError};
 pub use poller::Poller;
 pub use populate::populate_fresh;
-pub use process::{Signals, duplicate_inherited_socket, spawn_bound};
+pub use process::{Signals, duplicate_inherited_socket, on_exit, spawn_bound};
 pub use socket::send_from_region;
 pub use uring::{ReceiveRing, Received};
 pub use wait::WaitSet;
