@@ -1,6 +1,6 @@
 //! Very deep nesting of `get`: it ends, with a result or a clear error.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use collimate::{Error, ErrorKind, Options};
 
@@ -11,7 +11,8 @@ pub const SCENARIOS: &[Scenario] = &[("deep", deep), ("deep across", deep_across
 
 const LEVELS: u32 = 100_000;
 
-/// Each costs two messages and two stacks.
+/// Each costs two messages and a stack. `LEVELS=100000` runs out of stacks, for
+/// a person with patience.
 const LEVELS_ACROSS: u32 = 3_000;
 
 pub fn tests() -> Vec<Test> {
@@ -69,10 +70,9 @@ fn deep() -> Result<(), Error> {
 
 #[collimate::main]
 fn deep_across() -> Result<(), Error> {
-    for _ in 0..3 {
-        let begun = Instant::now();
-        assert_eq!(bounce::spawn(LEVELS_ACROSS).get()?, LEVELS_ACROSS);
-        println!("took_ms={}", begun.elapsed().as_millis());
+    let levels = std::env::var("LEVELS").map_or(LEVELS_ACROSS, |n| n.parse().unwrap());
+    for _ in 0..2 {
+        check(bounce::spawn(levels).get(), levels);
     }
     Ok(())
 }
