@@ -1,7 +1,8 @@
 //! From a mesh of connections to a running rank, and its end.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -338,8 +339,10 @@ impl Running {
             node.end(Ended { status, reason: None });
         };
         assert!(handle.register(Box::new(ended)).is_ok(), "the task has not been given away yet");
+        *super::rank::lock(&DRIVING) = Some(node);
+        sys::on_exit(leave);
         *super::rank::lock(&node.root) = Some(task);
-        node.root_waits.store(true, std::sync::atomic::Ordering::Release);
+        node.root_waits.store(true, Ordering::Release);
         node.unpark(0);
         node.wait_end(None).expect("waits without a limit")
     }
@@ -370,7 +373,23 @@ impl Running {
         node.stop();
         self.launcher.finish(ended.status);
         Node::set_default(None);
+        node.left.store(true, Ordering::Release);
         ended.status
+    }
+}
+
+/// The node whose driver runs.
+static DRIVING: Mutex<Option<&'static Node>> = Mutex::new(None);
+
+/// The process of the driver is about to exit, for the driver or a library has
+/// called `exit`: that ends the job. The thread that waits in
+/// [`Running::drive`] tells the others.
+fn leave(status: i32) {
+    let Some(node) = *super::rank::lock(&DRIVING) else { return };
+    node.end(Ended { status: status & 0xff, reason: None });
+    let deadline = Instant::now() + 2 * limits::GOODBYE_DEADLINE;
+    while !node.left.load(Ordering::Acquire) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -383,7 +402,7 @@ impl Node {
 
     /// Stops the threads that are not inside a task.
     fn stop(&self) {
-        self.stopping.store(true, std::sync::atomic::Ordering::Release);
+        self.stopping.store(true, Ordering::Release);
         self.service.ring();
         for worker in 0..self.workers.len() {
             self.unpark(worker);
@@ -426,7 +445,7 @@ impl Node {
     /// Where a call goes that asks for a place or for resources.
     pub fn choose(&self, place: Place, demand: &Demand) -> Choice {
         let turn = match place {
-            Place::Spread => self.spread.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+            Place::Spread => self.spread.fetch_add(1, Ordering::Relaxed),
             _ => 0,
         };
         if demand.is_empty() {

@@ -22,7 +22,7 @@ pub use memory::{SharedLines, create_region, open_region, region_fd};
 pub use pmix::{Pmix, PmixError};
 pub use poller::Poller;
 pub use populate::populate_fresh;
-pub use process::{Signals, duplicate_inherited_socket, spawn_bound};
+pub use process::{Signals, duplicate_inherited_socket, on_exit, spawn_bound};
 pub use say::say_line;
 pub use socket::send_from_region;
 pub use uring::{ReceiveRing, Received, available as uring_available};
