@@ -109,6 +109,20 @@ impl Extras {
         Ok(Extras(Some(Box::new((name, demand)))))
     }
 
+    /// Takes them from the end of the arguments, where they always are.
+    pub(super) fn decode_last(incoming: &mut Incoming<'_>) -> Result<Extras, Box<TaskError>> {
+        let count = incoming.arguments.len().saturating_sub(1);
+        Extras::decode(incoming, count)
+    }
+
+    /// Adds them behind the arguments, even if there are none.
+    pub(super) fn encode_always(&self, out: &mut Outgoing<'_>) -> Result<(), Box<TaskError>> {
+        match &self.0 {
+            Some(_) => self.encode(out),
+            None => encode_serde(&(None::<String>, Demand::default().to_string()), out),
+        }
+    }
+
     fn name(&self) -> Option<&str> {
         self.0.as_ref().and_then(|e| e.0.as_deref())
     }
@@ -156,22 +170,30 @@ impl Options {
     #[doc(hidden)]
     pub fn spawn<F: Function>(self, mut call: F) -> Ref<F::Output> {
         let Some(node) = Node::current() else { return failed(Error::not_running()) };
+        match self.settle(node, &mut call) {
+            Ok(target) => launch(node, call, target),
+            Err(error) => failed(error),
+        }
+    }
+
+    /// Leaves with `call` what stays with it; where it is to run.
+    pub(super) fn settle<F: Function>(self, node: &Node, call: &mut F) -> Result<Target, Error> {
         let demanding = !self.demand.is_empty();
         let choice = node.choose(self.place, &self.demand);
         if self.name.is_some() || demanding {
             *call.extras() = Extras(Some(Box::new((self.name, self.demand))));
         }
         match choice {
-            Choice::Anywhere => launch(node, call, Target::ANYWHERE),
-            Choice::On(rank) if demanding => launch(node, call, Target::rank(rank).demanding()),
-            Choice::On(rank) => launch(node, call, Target::rank(rank)),
-            Choice::Nowhere(why) => failed(Error::new(ErrorKind::BadCall, why)),
+            Choice::Anywhere => Ok(Target::ANYWHERE),
+            Choice::On(rank) if demanding => Ok(Target::rank(rank).demanding()),
+            Choice::On(rank) => Ok(Target::rank(rank)),
+            Choice::Nowhere(why) => Err(Error::new(ErrorKind::BadCall, why)),
         }
     }
 }
 
 #[inline]
-fn launch<F: Function>(node: &'static Node, call: F, target: Target) -> Ref<F::Output> {
+pub(super) fn launch<F: Function>(node: &'static Node, call: F, target: Target) -> Ref<F::Output> {
     let mut waits = false;
     call.each_ref(&mut |r| waits |= !r.is_done());
     if waits {
@@ -235,7 +257,7 @@ fn blame(name: &'static str, extras: &Extras, error: Box<TaskError>) -> Box<Task
 /// Makes a frame of a call from a peer; the result goes back when it is there.
 pub fn receive<F>(
     mut incoming: Incoming<'_>,
-    decode: fn(&mut Incoming<'_>) -> Result<F, Box<TaskError>>,
+    decode: impl FnOnce(&mut Incoming<'_>) -> Result<F, Box<TaskError>>,
 ) -> Result<Task, Box<TaskError>>
 where
     F: Function,
