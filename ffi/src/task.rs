@@ -110,7 +110,7 @@ pub unsafe extern "C" fn clm_task_return(task: *mut clm_task, data: *const c_voi
 /// Makes the task fail: whoever gets its result gets CLM_FAILED and `message`,
 /// which is copied. With a null `message` the task passes on the thread's last
 /// error, clm_last_error(), with its status and its chain of tasks. Returns
-/// CLM_FAILED, so that a body can end with `return clm_task_fail(task, "…")`.
+/// CLM_FAILED, so that a body can end with `return clm_task_fail(task, "why")`.
 ///
 /// # Safety
 /// `task` is what the running body was given; `message` is null or a string
