@@ -128,7 +128,10 @@ fn is_running() -> bool {
 }
 
 fn not_running() -> Fault {
-    Fault::new(CLM_NOT_RUNNING, "the runtime is not running in this process: call clm_init first, and clm_finalize last")
+    Fault::new(
+        CLM_NOT_RUNNING,
+        "the runtime is not running in this process: call clm_init first, and clm_finalize last",
+    )
 }
 
 fn not_in_a_task() -> Result<(), Fault> {

@@ -29,11 +29,7 @@ pub type clm_task_fn = Option<unsafe extern "C" fn(task: *mut clm_task, user_dat
 /// `name` is null or a string that ends with a null byte. `body` and
 /// `user_data` may be used by several threads at once until the process ends.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn clm_register(
-    name: *const c_char,
-    body: clm_task_fn,
-    user_data: *mut c_void,
-) -> clm_status {
+pub unsafe extern "C" fn clm_register(name: *const c_char, body: clm_task_fn, user_data: *mut c_void) -> clm_status {
     guard(|| {
         // SAFETY: by contract.
         let name = unsafe { text_of(name, "name") }?;

@@ -142,7 +142,7 @@ struct Driver<R>(fn() -> R);
 
 impl<R: Outcome + 'static> Call for Driver<R> {
     type Output = i32;
-    fn run(self) -> Stored<i32> {
+    fn run(self, out: &mut Stored<i32>) {
         let status = match catch_unwind(AssertUnwindSafe(|| (self.0)().report())) {
             Ok(status) => status,
             Err(payload) => {
@@ -150,7 +150,7 @@ impl<R: Outcome + 'static> Call for Driver<R> {
                 101
             }
         };
-        Stored::Value(status)
+        *out = Stored::Value(status);
     }
     fn kind(&self) -> &'static (dyn Any + Send + Sync) {
         unreachable!("the root task stays on rank 0")

@@ -138,11 +138,10 @@ where
 pub fn spawn(name: &str, args: Vec<Arg>, options: Options) -> Ref<Bytes> {
     let Some(node) = Node::current() else { return failed(Error::not_running()) };
     let spawned = called(node, name, args.len()).and_then(|(kind, body)| {
-        let mut call = RawCall { kind, body, args, extras: Extras::NONE };
-        let target = options.settle(node, &mut call)?;
+        let (target, extras) = options.settle(node)?;
         // A function with types of its own is called as from another rank.
         let target = if body.is_none() { target.encoded() } else { target };
-        Ok(launch(node, call, target))
+        Ok(launch(node, || RawCall { kind, body, args, extras }, target))
     });
     spawned.unwrap_or_else(failed)
 }
@@ -228,17 +227,19 @@ fn called(node: &Node, name: &str, count: usize) -> Result<(&'static TaskType, O
 impl Call for RawCall {
     type Output = Bytes;
 
-    fn run(self) -> Stored<Bytes> {
+    fn run(self, out: &mut Stored<Bytes>) {
         let RawCall { kind, body, args, extras } = self;
-        run(kind.name, &extras, || {
+        run(kind.name, extras, out, |out| {
             let body = body.expect("a call without a body is encoded, not run");
             let take = |arg: Arg| match arg {
                 Arg::Bytes(bytes) => Ok(bytes),
                 Arg::Ref(r) => r.get().map_err(|e| e.0),
             };
             let args = args.into_iter().map(take).collect::<Result<Vec<_>, _>>()?;
-            body(&args).map_err(|failure| (&&Wrap::new(failure)).into_failure())
-        })
+            let value = body(&args).map_err(|failure| (&&Wrap::new(failure)).into_failure())?;
+            out.fill(value);
+            Ok(())
+        });
     }
 
     fn kind(&self) -> &'static (dyn Any + Send + Sync) {
@@ -247,6 +248,10 @@ impl Call for RawCall {
 }
 
 impl Function for RawCall {
+    fn waits(&self) -> bool {
+        self.args.iter().any(|arg| matches!(arg, Arg::Ref(r) if !r.is_ready()))
+    }
+
     fn each_ref(&self, each: &mut dyn FnMut(&dyn Waitable)) {
         for arg in &self.args {
             if let Arg::Ref(r) = arg {

@@ -1,5 +1,6 @@
 //! From a mesh of connections to a running rank, and its end.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -130,6 +131,9 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     // ends, so it is never freed.
     let node: &'static Node = Box::leak(Box::new(node));
 
+    // Before any thread can send: a connection begins with the greeting, and a
+    // worker asks whoever has greeted us for work.
+    super::rank::lock(&node.state).greet(node);
     let lost = {
         let launcher = launcher.clone();
         move || launcher.lost()
@@ -138,7 +142,14 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     let workers = owners.into_iter().enumerate().map(|(index, owner)| {
         let body = move || {
             let worker: &'static Worker = Box::leak(Box::new(Worker::new(node, index, owner)));
-            worker.run();
+            // Tasks do not unwind: what does is a defect of the runtime, and
+            // the job must not go on, or wait for ever, with a worker less.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| worker.run())) {
+                let text = payload.downcast_ref::<&str>().copied().map(str::to_string);
+                let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+                let reason = format!("internal error in worker {index}, please report it: {text}");
+                node.end(Ended { status: 1, reason: Some(reason) });
+            }
         };
         (format!("clm-worker-{index}"), Box::new(body) as Box<dyn FnOnce() + Send>)
     });
@@ -146,7 +157,7 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
         thread::Builder::new().name(name).spawn(body).map_err(os("cannot start a thread"))?;
     }
     let running = Running { node, launcher, _acceptor: acceptor };
-    running.greet()?;
+    running.wait_for_greetings()?;
     Ok(running)
 }
 
@@ -267,13 +278,12 @@ impl WorkerPort {
 }
 
 impl Running {
-    /// Greets all peers and waits for their greetings.
-    fn greet(&self) -> Result<(), StartError> {
+    /// Waits for the greetings of all peers.
+    fn wait_for_greetings(&self) -> Result<(), StartError> {
         let node = self.node;
         if node.size == 1 {
             return Ok(());
         }
-        super::rank::lock(&node.state).greet(node);
         let deadline = Instant::now() + limits::BOOT_DEADLINE;
         loop {
             node.turn();
@@ -297,7 +307,7 @@ impl Running {
     /// the end of the job from outside.
     pub fn drive<C: Call<Output = i32>>(&self, root: C) -> Ended {
         let lineage = Lineage { parent: Tag::ROOT, index: 0 };
-        let (task, handle) = frame(root, lineage, Target::rank(self.node.rank).to_flags());
+        let (task, handle) = frame(|| root, lineage, Target::rank(self.node.rank).to_flags());
         let node = self.node;
         let watch = handle.clone();
         let ended = move || {
@@ -360,17 +370,20 @@ impl Node {
         }
     }
 
-    /// Waits for a result.
+    /// Waits for a result, on whatever thread this is. `None` where no node
+    /// runs.
     #[inline]
-    pub fn resolve<T: Send + Sync>(&'static self, handle: Handle<T>) -> Result<Resolved<T>, Box<TaskError>> {
-        if let Some(worker) = self.my_worker() {
-            return worker.resolve(handle);
+    pub fn resolve<T: Send + Sync>(handle: Handle<T>) -> Option<Result<Resolved<T>, Box<TaskError>>> {
+        match super::worker::current() {
+            Some(worker) => Some(worker.resolve(handle)),
+            None => Node::current().map(|node| {
+                node.wait_outside(&[&handle], 1, None)?;
+                Ok(match handle.take() {
+                    Ok(result) => Resolved::Owned(result),
+                    Err(handle) => Resolved::Shared(handle),
+                })
+            }),
         }
-        self.wait(&[&handle], 1, None)?;
-        Ok(match handle.take() {
-            Ok(result) => Resolved::Owned(result),
-            Err(handle) => Resolved::Shared(handle),
-        })
     }
 
     /// Waits until `count` of `handles` are done, or for `patience`.
@@ -417,7 +430,10 @@ impl Node {
             Place::Spread => self.spread.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
             _ => 0,
         };
+        if demand.is_empty() {
+            return choose(place, demand, self.rank, turn, self.size, |rank| !self.is_lost(rank));
+        }
         let state = super::rank::lock(&self.state);
-        choose(place, demand, self.rank, turn, &state.capacities())
+        choose(place, demand, self.rank, turn, self.size, |rank| state.capacity(rank).is_some_and(|c| demand.fits(c)))
     }
 }
