@@ -2,12 +2,14 @@
 //! arguments, wrong ones, and C's results as arguments. This test binary starts
 //! itself as the program.
 
+mod common;
+
 use std::ffi::{CStr, CString, c_void};
-use std::process::{Command, Stdio};
 use std::ptr::{null, null_mut};
 
 use collimate_ffi::clm_status::{self, *};
 use collimate_ffi::*;
+use common::{launched, run};
 
 /// Set in the process that is to be the program.
 const ROLE: &str = "COLLIMATE_TEST_ROLE";
@@ -38,15 +40,11 @@ const PREFIX: &str = module_path!();
 #[test]
 fn rust_tasks_are_called_by_name() {
     let me = std::env::current_exe().unwrap();
-    let mut command = Command::new(me);
-    command.args(["program", "--exact", "--nocapture", "--test-threads=1"]).env(ROLE, "program").stdin(Stdio::null());
-    for name in ["PMI_FD", "PMI_RANK", "PMI_SIZE", "PMIX_RANK", "COLLIMATE_LAUNCH_FD", "COLLIMATE_PORT"] {
-        command.env_remove(name);
+    let program = [me.as_os_str(), "program".as_ref(), "--exact".as_ref(), "--nocapture".as_ref()];
+    for ranks in [1, 2] {
+        let (status, out, err) = run(launched(&program, ranks).env(ROLE, "program"));
+        assert_eq!((status, out.matches("all is well").count()), (0, 1), "{ranks} ranks: {out}{err}");
     }
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    let out = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(out.contains("all is well"), "{out}");
 }
 
 /// Not a test but the program that the test runs.
@@ -56,13 +54,20 @@ fn program() {
         return;
     }
     assert_eq!(clm_init(), CLM_OK, "{}", last_error());
+    if clm_rank() != 0 {
+        let mut status = -1;
+        // SAFETY: it is there for the time of the call.
+        assert_eq!(unsafe { clm_serve(&raw mut status) }, CLM_OK, "{}", last_error());
+        assert_eq!(status, 0);
+        return;
+    }
     let ones = vec![1.0f64; 10_000];
     let anywhere = clm_options { size: size_of::<clm_options>(), rank: -1, spread: 0, name: null() };
-    let here = clm_options { rank: 0, name: c"Friday".as_ptr(), ..anywhere };
-    for options in [null(), &raw const anywhere, &raw const here] {
+    let last = clm_options { rank: clm_size() - 1, name: c"Friday".as_ptr(), ..anywhere };
+    for options in [null(), &raw const anywhere, &raw const last] {
         right(&ones, options);
     }
-    wrong(&here);
+    wrong(&last);
     assert_eq!(clm_finalize(0), CLM_OK, "{}", last_error());
     println!("all is well");
 }
@@ -83,14 +88,16 @@ fn wrong(named: &clm_options) {
         assert_eq!((got, text.contains(part)), (status, true), "{name}: {text}");
     };
     let two = bytes(&[2u32]);
-    let task = format!("(in task `{PREFIX}::divide` on rank 0)");
+    let unsent = format!("(in task `{PREFIX}::divide` on rank 0)");
+    let refused_there = format!("(in task `{PREFIX}::divide` on rank {})", named.rank);
+    let failed_there = format!("(in task `Friday` on rank {})", named.rank);
     refused("divide", &[], null(), CLM_BAD_ARGUMENT, "takes 2 arguments and was given 0");
     refused("divide", &[two], null(), CLM_BAD_ARGUMENT, "takes 2 arguments and was given 1");
-    refused("divide", &[two, two, two], null(), CLM_BAD_ARGUMENT, &task);
+    refused("divide", &[two, two, two], named, CLM_BAD_ARGUMENT, &unsent);
     refused("divide", &[two, bytes(&[2u8])], null(), CLM_BAD_ARGUMENT, "1 bytes are no u32, which has 4");
-    refused("divide", &[two, bytes(&[2u8])], named, CLM_BAD_ARGUMENT, &task);
+    refused("divide", &[two, bytes(&[2u8])], named, CLM_BAD_ARGUMENT, &refused_there);
     refused("divide", &[two, bytes(&[0u32])], null(), CLM_PANICKED, "divide by zero");
-    refused("divide", &[two, bytes(&[0u32])], named, CLM_PANICKED, "(in task `Friday` on rank 0)");
+    refused("divide", &[two, bytes(&[0u32])], named, CLM_PANICKED, &failed_there);
     refused("dot", &[two, two], null(), CLM_BAD_ARGUMENT, "4 bytes are no array of f64");
     refused("dot", &[bytes(&[1.0]), bytes(&vec![2u8; 10_001])], null(), CLM_BAD_ARGUMENT, "f64");
     refused("shout", &[bytes(b"\xff")], null(), CLM_BAD_ARGUMENT, "no UTF-8");

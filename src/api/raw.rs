@@ -178,11 +178,13 @@ const NAMES_LISTED_MAX: usize = 12;
 
 type Body = &'static (dyn Fn(&[Bytes]) -> Result<Bytes, Failure> + Send + Sync);
 
+type ByName<T> = Mutex<BTreeMap<&'static str, T>>;
+
 /// The raw tasks of this binary.
-static BODIES: Mutex<BTreeMap<&'static str, (&'static TaskType, Body)>> = Mutex::new(BTreeMap::new());
+static BODIES: ByName<(&'static TaskType, Body)> = Mutex::new(BTreeMap::new());
 
 /// For tasks that the attribute declared, what raw calls of them need.
-static TYPED: Mutex<BTreeMap<&'static str, &'static TaskType>> = Mutex::new(BTreeMap::new());
+static TYPED: ByName<&'static TaskType> = Mutex::new(BTreeMap::new());
 
 /// A call of which only the name is known.
 struct RawCall {
