@@ -215,7 +215,7 @@ fn expand_task(function: &ItemFn, results: Option<usize>) -> Result<Tokens> {
         quote! {
             match __private::Fallible::into_result(#called) {
                 Ok(value) => value,
-                Err(error) => return Err((&&&__private::Wrap::new(error)).into_failure()),
+                Err(error) => return Err((&&&__private::Wrap::new(error)).failure()),
             }
         }
     } else {

@@ -238,7 +238,7 @@ impl Call for RawCall {
                 Arg::Ref(r) => r.get().map_err(|e| e.0),
             };
             let args = args.into_iter().map(take).collect::<Result<Vec<_>, _>>()?;
-            let value = body(&args).map_err(|failure| (&&Wrap::new(failure)).into_failure())?;
+            let value = body(&args).map_err(|failure| (&&Wrap::new(failure)).failure())?;
             out.fill(value);
             Ok(())
         });
