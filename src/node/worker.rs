@@ -535,18 +535,16 @@ impl Wait for OneOf {
     }
 }
 
-/// Waits on a thread that is no worker.
-pub(super) fn wait_on_thread(handles: &[&dyn Waitable], count: usize, deadline: Option<Instant>) {
+/// Waits on a thread that is no worker; whether so many were done in time.
+pub(super) fn wait_on_thread(handles: &[&dyn Waitable], count: usize, deadline: Instant) -> bool {
     let who = Who::Thread(std::thread::current());
-    let Some(waiter) = Waiter::register(who, handles, count, deadline.is_some()) else { return };
+    let Some(waiter) = Waiter::register(who, handles, count, true) else { return true };
     while !waiter.fired.load(Ordering::Acquire) {
-        match deadline.map(|d| d.saturating_duration_since(Instant::now())) {
-            Some(left) if left.is_zero() => {
-                waiter.fired.store(true, Ordering::Release);
-                return;
-            }
-            Some(left) => std::thread::park_timeout(left),
-            None => std::thread::park(),
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return waiter.fired.swap(true, Ordering::AcqRel);
         }
+        std::thread::park_timeout(left);
     }
+    true
 }
