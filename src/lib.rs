@@ -22,5 +22,10 @@ layers! { api boot fabric mem node sched store sys wire }
 #[doc(hidden)]
 pub mod sync;
 
+/// The examples of the README, compiled and run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
+
 #[cfg(not(loom))]
 pub use api::*;

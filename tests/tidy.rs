@@ -19,8 +19,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sched", CORE),
     ("gcs", CORE),
     ("graph", CORE),
-    ("sys", &["base", "mem"]),
-    ("fabric", &["base", "mem", "sys"]),
+    ("sys", &["base", "sync", "mem"]),
+    ("fabric", &["base", "sync", "mem", "sys"]),
     ("boot", &["base", "sys"]),
     ("node", &["base", "sync", "mem", "wire", "store", "sched", "gcs", "graph", "sys", "fabric", "boot"]),
     ("api", &["base", "node"]),
@@ -41,6 +41,9 @@ const ROOTS: &[&str] = &["src", "tests", "examples", "bench", "benches", "ffi", 
 
 /// Where each dependency has its reason.
 const DEPENDENCIES_ADR: &str = "docs/adr/0001-dependencies.md";
+
+/// The walk through the source, whose symbols must exist.
+const TOUR: &str = "docs/TOUR.md";
 
 const FILE_LINES_MAX: usize = 1000;
 
@@ -67,6 +70,66 @@ fn the_layers_have_no_cycle() {
             let of_import = LAYERS.iter().position(|(name, _)| name == import);
             assert!(of_import.is_some_and(|p| p < position), "{folder} imports {import}, which is not below it");
         }
+    }
+}
+
+#[test]
+fn every_symbol_of_the_tour_exists() {
+    let mut files = Vec::new();
+    for root in ["src", "macros"] {
+        collect(&tree().join(root), &mut files);
+    }
+    let places: Vec<Place> = files.iter().map(|file| Place::of(file)).collect();
+    let tour = fs::read_to_string(tree().join(TOUR)).expect("the tour");
+    let symbols = symbols_in(&tour);
+    assert!(symbols.len() > 30, "the tour names {} symbols", symbols.len());
+    let missing: Vec<&String> = symbols.iter().filter(|s| !places.iter().any(|place| place.declares(s))).collect();
+    assert!(missing.is_empty(), "{TOUR} names what does not exist: {missing:?}");
+}
+
+/// What stands between backquotes and is a path of at least two names.
+fn symbols_in(text: &str) -> Vec<String> {
+    let spans = text.split('`').skip(1).step_by(2);
+    let is_path = |span: &&str| span.contains("::") && span.chars().all(|c| is_word(c) || c == ':');
+    spans.filter(is_path).map(String::from).collect()
+}
+
+/// A file as a place in which symbols are declared.
+struct Place {
+    /// What the file and its folder are called.
+    names: Vec<String>,
+    text: Text,
+}
+
+impl Place {
+    fn of(file: &Path) -> Place {
+        let source = fs::read_to_string(file).unwrap_or_else(|e| panic!("cannot read {}: {e}", file.display()));
+        let inner = file.strip_prefix(tree()).unwrap().to_str().expect("paths are UTF-8");
+        let names = inner.trim_end_matches(".rs").split('/').map(String::from).collect();
+        Place { names, text: Text::of(&source) }
+    }
+
+    /// Whether the last two names of `path` are declared here, one within the
+    /// other as far as a look at the tokens can tell.
+    fn declares(&self, path: &str) -> bool {
+        let mut names = path.rsplit("::");
+        let (Some(name), Some(within)) = (names.next(), names.next()) else { return false };
+        let of_place = self.names.iter().any(|n| n == within);
+        let of_type = self.introduces(&["struct", "enum", "trait", "type"], within)
+            || self.text.tokens.iter().any(|t| t.text == "impl") && self.mentions(within);
+        let items = ["fn", "struct", "enum", "trait", "type", "const", "static"];
+        let is_variant = self.introduces(&["enum"], within) && self.mentions(name);
+        let is_field = self.introduces(&["struct"], within)
+            && self.text.tokens.windows(2).any(|pair| pair[0].text == name && pair[1].text == ":");
+        (of_place || of_type) && (self.introduces(&items, name) || is_variant || is_field)
+    }
+
+    fn introduces(&self, keywords: &[&str], name: &str) -> bool {
+        self.text.tokens.windows(2).any(|pair| keywords.contains(&pair[0].text.as_str()) && pair[1].text == name)
+    }
+
+    fn mentions(&self, name: &str) -> bool {
+        self.text.tokens.iter().any(|token| token.text == name)
     }
 }
 
@@ -555,6 +618,19 @@ mod tests {
             check_dependencies(&manifests, "| Crate | Why |\n| `serde` | not `json` |\n| `mio` | why |"),
             ["`loom` is used and has no reason", "`mio` is explained and not used"]
         );
+    }
+
+    #[test]
+    fn symbols_are_found_where_they_are_declared() {
+        assert_eq!(symbols_in("`a::b` and `c` call `d::e::f` or `g::h(1)`"), ["a::b", "d::e::f"]);
+        let source = "enum Command { Feed { peer: u8 } }\nstruct Node;\nimpl Node { fn push() { gone(); } }";
+        let place = Place { names: vec!["src".into(), "node".into(), "rank".into()], text: Text::of(source) };
+        for there in ["Node::push", "rank::Node", "node::Command", "Command::Feed", "node::rank::Node::push"] {
+            assert!(place.declares(there), "{there}");
+        }
+        for absent in ["Node::gone", "Node::pop", "worker::Node", "Other::push", "rank::gone"] {
+            assert!(!place.declares(absent), "{absent}");
+        }
     }
 
     #[test]

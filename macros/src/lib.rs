@@ -192,10 +192,16 @@ fn expand_task(function: &ItemFn, results: Option<usize>) -> Result<Tokens> {
     let fallible = matches!(returned, Type::Path(p) if p.path.segments.last().is_some_and(|s| {
         s.ident == "Result" && matches!(s.arguments, PathArguments::AngleBracketed(_))
     }));
-    let output: Tokens =
-        if fallible { quote! { <#returned as __private::Fallible>::Ok } } else { quote! { #returned } };
-    let outer_output: Tokens =
-        if fallible { quote! { <#returned as ::collimate::__private::Fallible>::Ok } } else { quote! { #returned } };
+    let output: Tokens = if fallible {
+        quote! { <#returned as __private::Fallible>::Ok }
+    } else {
+        quote! { #returned }
+    };
+    let outer_output: Tokens = if fallible {
+        quote! { <#returned as ::collimate::__private::Fallible>::Ok }
+    } else {
+        quote! { #returned }
+    };
 
     let names: Vec<_> = parameters.iter().map(|p| &p.name).collect();
     let fields = parameters.iter().map(Parameter::field_type);
@@ -209,7 +215,7 @@ fn expand_task(function: &ItemFn, results: Option<usize>) -> Result<Tokens> {
         quote! {
             match __private::Fallible::into_result(#called) {
                 Ok(value) => value,
-                Err(error) => return Err((&&&__private::Wrap::new(error)).into_failure()),
+                Err(error) => return Err((&&&__private::Wrap::new(error)).failure()),
             }
         }
     } else {

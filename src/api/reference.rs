@@ -186,7 +186,7 @@ pub mod failure {
     use super::Error;
     use crate::base::{ErrorKind, TaskError};
 
-    /// An error to be converted: `(&&&Wrap::new(e)).into_failure()`.
+    /// An error to be converted: `(&&&Wrap::new(e)).failure()`.
     pub struct Wrap<E>(std::cell::Cell<Option<E>>);
 
     impl<E> Wrap<E> {
@@ -203,7 +203,7 @@ pub mod failure {
     /// The conversion, once per kind of error; `L` keeps them apart.
     pub trait IntoFailure<L> {
         /// The error value.
-        fn into_failure(&self) -> Box<TaskError>;
+        fn failure(&self) -> Box<TaskError>;
     }
 
     pub struct Ours;
@@ -211,13 +211,13 @@ pub mod failure {
     pub struct Shown;
 
     impl IntoFailure<Ours> for &&Wrap<Error> {
-        fn into_failure(&self) -> Box<TaskError> {
+        fn failure(&self) -> Box<TaskError> {
             self.take().0
         }
     }
 
     impl IntoFailure<Boxed> for &&Wrap<Box<dyn std::error::Error>> {
-        fn into_failure(&self) -> Box<TaskError> {
+        fn failure(&self) -> Box<TaskError> {
             match self.take().downcast::<Error>() {
                 Ok(ours) => ours.0,
                 Err(other) => shown(&other),
@@ -226,7 +226,7 @@ pub mod failure {
     }
 
     impl IntoFailure<Boxed> for &&Wrap<Box<dyn std::error::Error + Send + Sync>> {
-        fn into_failure(&self) -> Box<TaskError> {
+        fn failure(&self) -> Box<TaskError> {
             match self.take().downcast::<Error>() {
                 Ok(ours) => ours.0,
                 Err(other) => shown(&other),
@@ -235,7 +235,7 @@ pub mod failure {
     }
 
     impl<E: Display> IntoFailure<Shown> for Wrap<E> {
-        fn into_failure(&self) -> Box<TaskError> {
+        fn failure(&self) -> Box<TaskError> {
             shown(&self.take())
         }
     }

@@ -246,14 +246,14 @@ pub fn run<T>(
 ) {
     match catch_unwind(AssertUnwindSafe(|| body(out))) {
         Ok(Ok(())) => (),
-        Ok(Err(error)) => *out = Stored::Failed(blame(name, &extras, error)),
-        Err(payload) => *out = Stored::Failed(blame(name, &extras, last_panic(&*payload))),
+        Ok(Err(error)) => *out = Stored::Failed(blame(name, &extras, *error)),
+        Err(payload) => *out = Stored::Failed(blame(name, &extras, *last_panic(&*payload))),
     }
     extras.drop_inline();
 }
 
 #[cold]
-fn blame(name: &'static str, extras: &Extras, error: Box<TaskError>) -> Box<TaskError> {
+fn blame(name: &'static str, extras: &Extras, error: TaskError) -> Box<TaskError> {
     let rank = Node::current().map_or(Rank(0), Node::rank);
     Box::new(error.through(extras.name().unwrap_or(name), rank))
 }

@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::{EpollFabric, Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan, ShmFabric, UringFabric};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region, test_lease};
-use crate::sys::{memory, uring as probe};
+use crate::sys::{create_region, uring_available};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const KEY: RegionKey = RegionKey(5);
@@ -162,7 +162,7 @@ fn pair_with_region(kind: Backend, len: usize) -> (Node, Node) {
 }
 
 fn patterned(len: usize) -> Arc<Region> {
-    let region = Arc::new(memory::create_region(len).unwrap());
+    let region = Arc::new(create_region(len).unwrap());
     let mut lease = test_lease(&region, 0..len);
     lease.bytes_mut().iter_mut().enumerate().for_each(|(i, byte)| *byte = pattern(i));
     region
@@ -691,7 +691,7 @@ macro_rules! conformance {
                 fn $test() {
                     // Where io_uring is refused, the node uses epoll.
                     let is_ring = matches!($kind, Backend::Uring | Backend::RingOnly);
-                    if is_ring && probe::available().is_err() {
+                    if is_ring && uring_available().is_err() {
                         return;
                     }
                     super::$test($kind);

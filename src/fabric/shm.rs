@@ -19,7 +19,7 @@ use super::{Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region};
 use crate::sync::{CONTROL_LINES, Consumer, Producer};
-use crate::sys::{Poller, SharedLines, fdpass, memory};
+use crate::sys::{FDS_MAX, Poller, SharedLines, open_region, receive_fds, region_fd, send_fds};
 
 const SEGMENT_LINES: usize = CONTROL_LINES + limits::RING_LINES;
 
@@ -105,10 +105,10 @@ impl Fabric for ShmFabric {
     }
 
     fn register(&mut self, key: RegionKey, region: Arc<Region>) -> Result<(), FabricError> {
-        if memory::region_fd(&region).is_none() {
+        if region_fd(&region).is_none() {
             return Err(FabricError::os(self.rank, "register", "the region is not shared memory"));
         }
-        if self.regions.len() + 1 >= fdpass::FDS_MAX {
+        if self.regions.len() + 1 >= FDS_MAX {
             return Err(FabricError::os(self.rank, "register", "too many regions"));
         }
         self.regions.push((key, region));
@@ -139,7 +139,7 @@ impl Fabric for ShmFabric {
         };
         let mut maps = Vec::new();
         for (key, len, fd) in hello.regions {
-            maps.push((key, Arc::new(memory::open_region(fd, len).map_err(os("mmap of a region"))?)));
+            maps.push((key, Arc::new(open_region(fd, len).map_err(os("mmap of a region"))?)));
         }
         stream.set_nonblocking(true).map_err(os("connect"))?;
         self.poller.add(&stream, peer.index()).map_err(os("epoll_ctl"))?;
@@ -324,9 +324,9 @@ fn send_hello(
     for (key, region) in regions {
         bytes.extend_from_slice(&key.0.to_le_bytes());
         bytes.extend_from_slice(&(region.len() as u64).to_le_bytes());
-        fds.extend(memory::region_fd(region));
+        fds.extend(region_fd(region));
     }
-    fdpass::send(stream, &bytes, &fds)
+    send_fds(stream, &bytes, &fds)
 }
 
 fn receive_hello(stream: &UnixStream, peer: Rank, with_segment: bool, deadline: Instant) -> Result<Hello, FabricError> {
@@ -338,7 +338,7 @@ fn receive_hello(stream: &UnixStream, peer: Rank, with_segment: bool, deadline: 
         return Err(bad("another program, version or rank"));
     }
     let count = head.u32() as usize;
-    if count >= fdpass::FDS_MAX {
+    if count >= FDS_MAX {
         return Err(bad("too many regions"));
     }
     let body = receive_exactly(stream, peer, count * HELLO_REGION, &mut fds, deadline)?;
@@ -367,7 +367,7 @@ fn receive_exactly(
             return Err(FabricError::os(peer, "connect", "no set-up message within the deadline"));
         }
         stream.set_read_timeout(Some(left)).map_err(|error| FabricError::os(peer, "connect", error))?;
-        match fdpass::receive(stream, &mut bytes[have..], fds) {
+        match receive_fds(stream, &mut bytes[have..], fds) {
             Ok(0) => return Err(FabricError::Closed(peer)),
             Ok(n) => have += n,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}

@@ -44,7 +44,7 @@ use super::streams::Streams;
 use super::{Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan};
 use crate::base::Rank;
 use crate::mem::{Lease, Region};
-use crate::sys::{ReceiveRing, Received, uring};
+use crate::sys::{ReceiveRing, Received, uring_available};
 
 /// 4 MiB of buffers in all: a large message needs a few, a small one wastes
 /// little.
@@ -82,7 +82,7 @@ impl UringFabric {
     }
 
     pub(super) fn with_active_max(rank: Rank, active_max: usize) -> Result<UringFabric, FabricError> {
-        uring::available().map_err(|reason| FabricError::os(rank, "io_uring", reason))?;
+        uring_available().map_err(|reason| FabricError::os(rank, "io_uring", reason))?;
         Ok(UringFabric {
             streams: Streams::new(rank, active_max)?,
             ring: Ring::Unmade,

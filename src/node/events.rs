@@ -56,7 +56,6 @@ impl Core {
                 self.wishes.push(peer);
                 Ok(())
             }
-            Message::StealNone => Ok(()),
             Message::Control(control) => self.on_control(node, peer, control),
         }
     }
@@ -336,7 +335,7 @@ impl Core {
 
     fn report(&mut self, peer: Rank, request: u64, error: &TaskError) {
         let mut buffer = Vec::new();
-        match write_error(&mut buffer, request, 0, error) {
+        match write_error(&mut buffer, request, error) {
             Ok(()) => self.out.push_back((peer, buffer)),
             Err(e) => self.closing.push((peer, format!("an error that cannot be told: {e}"))),
         }

@@ -486,7 +486,7 @@ impl Node {
     /// for it.
     pub(super) fn log(&self, line: impl FnOnce() -> String) {
         if self.config.log {
-            eprintln!("collimate: {}: {}", self.rank, line());
+            crate::sys::say(format_args!("collimate: {}: {}", self.rank, line()));
         }
     }
 

@@ -17,7 +17,7 @@ use crate::boot::{self, Acceptor, BootError, Card, Launcher, Mesh, Stream, Via};
 use crate::fabric::{EpollFabric, Fabric, FabricError, Link, ShmFabric, UringFabric};
 use crate::mem::{Arena, Region};
 use crate::sched::{Choice, Demand, Place, choose};
-use crate::sync::{Call, Fences, Handle, Idle, Lineage, deque, frame};
+use crate::sync::{Call, Fences, Handle, Idle, Lineage, Owner, frame};
 use crate::sys;
 
 /// Why a rank did not start.
@@ -87,11 +87,16 @@ pub fn start(config: Config) -> Result<Running, StartError> {
 
 fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, StartError> {
     let Mesh { rank, size, local_size, links, launcher, acceptor, .. } = mesh;
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let workers = config.workers.unwrap_or_else(|| (cores / local_size as usize).max(1));
-    // One worker a rank and a driver or service thread besides is the tightest
-    // that still runs without taking turns.
-    let oversubscribed = workers * local_size as usize > cores;
+    let share = Share::of_this_rank(local_size);
+    let workers = config.workers.unwrap_or(share.cores.max(1));
+    let oversubscribed = match share.own {
+        true => workers > share.cores,
+        false => workers * local_size as usize > share.of,
+    };
+    if config.log {
+        let whose = if share.own { "bound to this rank" } else { "shared by the ranks of this host" };
+        sys::say(format_args!("collimate: {rank}: {workers} workers; {} cores, {whose}", share.of));
+    }
 
     let (arena, own_view) = if size > 1 {
         let (arena, view) = make_arena(&config, rank, local_size)?;
@@ -114,12 +119,8 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     for fabric in &state.fabrics {
         service.network.add(fabric.wait_fd()).map_err(os("cannot watch a fabric"))?;
     }
-    let (owners, ports): (Vec<_>, Vec<_>) = (0..workers)
-        .map(|_| {
-            let (owner, stealer) = deque(limits::DEQUE_SLOTS);
-            (owner, WorkerPort::new(stealer))
-        })
-        .unzip();
+    let owners: Vec<_> = (0..workers).map(|_| Owner::new(limits::DEQUE_SLOTS)).collect();
+    let ports = owners.iter().map(|owner| WorkerPort::new(owner.stealer())).collect();
     let idle = Idle::new(Fences { everywhere: sys::fence_everywhere() });
     let node = Node::new(
         rank, size, config, registry, arena, own_view, ports, idle, state, service, oversubscribed,
@@ -158,6 +159,27 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     Ok(running)
 }
 
+/// The cores that a rank may count on.
+struct Share {
+    /// How many.
+    cores: usize,
+    /// Out of how many that it may run on.
+    of: usize,
+    /// The launcher bound this rank to them, so that they are its own.
+    own: bool,
+}
+
+impl Share {
+    /// A mask narrower than the host means that the launcher bound the rank
+    /// (Open MPI does so for two ranks and fewer); it is respected. Otherwise
+    /// the ranks of the host share its cores evenly.
+    fn of_this_rank(local_size: u32) -> Share {
+        let of = thread::available_parallelism().map_or(1, usize::from);
+        let own = of < sys::online_cores();
+        Share { cores: if own { of } else { of / local_size as usize }, of, own }
+    }
+}
+
 /// A memfd for this rank's objects, and how others see it.
 fn make_arena(config: &Config, rank: Rank, local_size: u32) -> Result<(Arena, Arc<Region>), StartError> {
     let bytes = config.store_bytes.unwrap_or_else(|| default_store_bytes(local_size));
@@ -166,9 +188,9 @@ fn make_arena(config: &Config, rank: Rank, local_size: u32) -> Result<(Arena, Ar
         what: format!("cannot make an object store of {bytes} bytes; set COLLIMATE_STORE lower"),
         cause,
     };
-    let region = sys::memory::create_region(bytes).map_err(failed)?;
-    let fd = sys::memory::region_fd(&region).expect("made above").try_clone_to_owned().map_err(failed)?;
-    let view = sys::memory::open_region(fd, bytes).map_err(failed)?;
+    let region = sys::create_region(bytes).map_err(failed)?;
+    let fd = sys::region_fd(&region).expect("made above").try_clone_to_owned().map_err(failed)?;
+    let view = sys::open_region(fd, bytes).map_err(failed)?;
     let arena = Arena::with_populate(Arc::new(region), sys::populate_fresh);
     Ok((arena, Arc::new(view)))
 }
@@ -225,7 +247,7 @@ fn connect(
     if config.log {
         for (fabric, peers) in &connected {
             let ranks: Vec<String> = peers.iter().map(|p| p.0.to_string()).collect();
-            eprintln!("collimate: {rank}: {} to ranks {}", fabric.kind(), ranks.join(", "));
+            sys::say(format_args!("collimate: {rank}: {} to ranks {}", fabric.kind(), ranks.join(", ")));
         }
     }
     Ok(connected)
@@ -243,7 +265,7 @@ fn register(fabric: &mut dyn Fabric, arena: Option<&Arena>) -> Result<(), Fabric
 fn tcp_fabric(config: &Config, rank: Rank) -> Result<Box<dyn Fabric>, FabricError> {
     let log = |line: &str| {
         if config.log {
-            eprintln!("collimate: {rank}: {line}");
+            sys::say(format_args!("collimate: {rank}: {line}"));
         }
     };
     match config.fabric {

@@ -337,20 +337,20 @@ impl State {
         let written = match &result {
             Ok(pack) => match pack.pieces.first() {
                 Some(Piece::Inline { start, len, align }) => {
-                    write_inline_result(&mut buffer, request, 0, &pack.bytes[*start..start + len], *align)
+                    write_inline_result(&mut buffer, request, &pack.bytes[*start..start + len], *align)
                 }
                 Some(Piece::Object(object)) => {
                     let record = self.core.lend(object, peer);
-                    write_object_result(&mut buffer, request, 0, record);
+                    write_object_result(&mut buffer, request, record);
                     Ok(())
                 }
-                None => write_inline_result(&mut buffer, request, 0, &[], 1),
+                None => write_inline_result(&mut buffer, request, &[], 1),
             },
-            Err(error) => write_error(&mut buffer, request, 0, error),
+            Err(error) => write_error(&mut buffer, request, error),
         };
         if let Err(e) = written {
             let error = TaskError::new(ErrorKind::BadCall, format!("a result that cannot be sent: {e}"));
-            write_error(&mut buffer, request, 0, &error).expect("a short error can be written");
+            write_error(&mut buffer, request, &error).expect("a short error can be written");
         }
         self.send(peer, &buffer);
         self.core.scratch = buffer;

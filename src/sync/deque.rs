@@ -30,13 +30,38 @@
 //!   is rewritten only after `top` has passed it.
 //!
 //! Indices are `usize` counters that wrap; differences are taken as `isize`.
+//!
+//! # What the models check
+//! The protocol uses the single order of `SeqCst` accesses for one thing only.
+//! Let a pop lower `bottom` to `b` and then read `top`, and a steal read `top`
+//! as `t` and then `bottom`. Then
+//!
+//! > **(D)** the steal reads `b` or what was stored after it, or the pop reads
+//! > `t` or what was stored after it.
+//!
+//! *With `SeqCst` accesses*: if the pop does not see `t`, its load precedes, in
+//! the single order, the exchange that stored `t`, which precedes the steal's
+//! load of `t`, which precedes the steal's load of `bottom`; and the pop's
+//! store precedes the pop's load. So the steal's load comes after the store.
+//!
+//! *With a `SeqCst` fence between the two accesses on each side*, as in the
+//! paper: of the two fences one is first, and what precedes it is seen by what
+//! follows the other.
+//!
+//! Loom treats a `SeqCst` access as `AcqRel`, under which (D) does not hold, so
+//! under loom [`claim_fence`] is that fence. Elsewhere it is nothing: on x86-64
+//! the store is then one `xchg`, where a store and a fence are two instructions
+//! and a load gains nothing. Everything else is the same in both forms, and no
+//! other step leans on the fence: a slot's content travels by the `Release`
+//! stores of `bottom` and the acquiring loads of it, and `top` by its exchanges.
+//!
 //! What is deliberately absent: growth. A full deque hands the item back and
 //! the worker puts it on the rank's shared queue.
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-use super::shim::{Arc, AtomicPtr, AtomicUsize, Ordering};
+use super::shim::{Arc, AtomicPtr, AtomicUsize, Ordering, fence};
 
 /// An owned value that travels as one pointer.
 ///
@@ -86,18 +111,6 @@ pub enum Steal<T> {
     Lost,
 }
 
-/// An empty deque with room for `slots` items, a power of two.
-pub fn deque<T: Token>(slots: usize) -> (Owner<T>, Stealer<T>) {
-    assert!(slots.is_power_of_two());
-    let inner = Arc::new(Inner {
-        top: Padded(AtomicUsize::new(0)),
-        bottom: Padded(AtomicUsize::new(0)),
-        slots: (0..slots).map(|_| AtomicPtr::new(std::ptr::null_mut())).collect(),
-    });
-    let stealer = Stealer { inner: inner.clone(), _items: PhantomData };
-    (Owner { inner, top_seen: std::cell::Cell::new(0), _items: PhantomData }, stealer)
-}
-
 impl Inner {
     fn slot(&self, index: usize) -> &AtomicPtr<()> {
         &self.slots[index & (self.slots.len() - 1)]
@@ -105,6 +118,22 @@ impl Inner {
 }
 
 impl<T: Token> Owner<T> {
+    /// An empty deque with room for `slots` items, a power of two.
+    pub fn new(slots: usize) -> Owner<T> {
+        assert!(slots.is_power_of_two());
+        let inner = Arc::new(Inner {
+            top: Padded(AtomicUsize::new(0)),
+            bottom: Padded(AtomicUsize::new(0)),
+            slots: (0..slots).map(|_| AtomicPtr::new(std::ptr::null_mut())).collect(),
+        });
+        Owner { inner, top_seen: std::cell::Cell::new(0), _items: PhantomData }
+    }
+
+    /// A thief's end of this deque.
+    pub fn stealer(&self) -> Stealer<T> {
+        Stealer { inner: self.inner.clone(), _items: PhantomData }
+    }
+
     /// Adds an item at the owner's end, or hands it back if the deque is full.
     #[inline]
     pub fn push(&self, item: T) -> Result<(), T> {
@@ -132,6 +161,7 @@ impl<T: Token> Owner<T> {
         }
         let bottom = old.wrapping_sub(1);
         inner.bottom.0.store(bottom, Ordering::SeqCst);
+        claim_fence();
         let top = inner.top.0.load(Ordering::SeqCst);
         let left = bottom.wrapping_sub(top) as isize;
         if left > 0 {
@@ -205,6 +235,7 @@ impl<T: Token> Stealer<T> {
     pub fn steal(&self) -> Steal<T> {
         let inner = &*self.inner;
         let top = inner.top.0.load(Ordering::SeqCst);
+        claim_fence();
         let bottom = inner.bottom.0.load(Ordering::SeqCst);
         if bottom.wrapping_sub(top) as isize <= 0 {
             return Steal::Empty;
@@ -237,6 +268,15 @@ impl<T: Token> Clone for Stealer<T> {
     }
 }
 
+/// Between the two accesses of a claim: what loom needs in place of the order
+/// of `SeqCst` accesses.
+#[inline(always)]
+fn claim_fence() {
+    if cfg!(loom) {
+        fence(Ordering::SeqCst);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,10 +302,10 @@ mod tests {
 
     /// Every item is taken exactly once, whoever takes it.
     fn race(items: usize, thieves: usize, attempts: usize) {
-        let (owner, stealer) = deque(4);
+        let owner = Owner::new(4);
         let handles: Vec<_> = (0..thieves)
             .map(|_| {
-                let stealer = stealer.clone();
+                let stealer = owner.stealer();
                 thread::spawn(move || (0..attempts).filter_map(|_| steal_one(&stealer)).collect::<Vec<_>>())
             })
             .collect();
@@ -313,7 +353,8 @@ mod tests {
     #[cfg(not(loom))]
     #[test]
     fn owner_takes_the_newest_and_thieves_the_oldest() {
-        let (owner, stealer) = deque(4);
+        let owner = Owner::new(4);
+        let stealer = owner.stealer();
         for item in 0..4 {
             owner.push(Box::new(item)).unwrap();
         }

@@ -176,26 +176,41 @@ impl Idle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sync::shim::{Arc, AtomicBool, thread};
+    use crate::sync::shim::{Arc, Condvar, thread};
 
     struct Rank {
         idle: Idle,
         work: AtomicU32,
-        unparked: [AtomicBool; 2],
+        parkers: [Parker; 2],
+    }
+
+    /// What a worker sleeps on. A wake that never comes is a deadlock, which
+    /// loom reports.
+    #[derive(Default)]
+    struct Parker(Mutex<bool>, Condvar);
+
+    impl Parker {
+        fn park(&self) {
+            let mut unparked = self.0.lock().unwrap();
+            while !std::mem::take(&mut *unparked) {
+                unparked = self.1.wait(unparked).unwrap();
+            }
+        }
+
+        fn unpark(&self) {
+            *self.0.lock().unwrap() = true;
+            self.1.notify_one();
+        }
     }
 
     impl Rank {
         fn new() -> Rank {
-            Rank {
-                idle: Idle::new(Fences { everywhere: None }),
-                work: AtomicU32::new(0),
-                unparked: [AtomicBool::new(false), AtomicBool::new(false)],
-            }
+            Rank { idle: Idle::new(Fences { everywhere: None }), work: AtomicU32::new(0), parkers: Default::default() }
         }
 
         fn unpark(&self, worker: Option<usize>) {
             if let Some(worker) = worker {
-                self.unparked[worker].store(true, Ordering::Release);
+                self.parkers[worker].unpark();
             }
         }
 
@@ -217,9 +232,7 @@ mod tests {
                     return;
                 }
                 if self.idle.sleep(worker, || self.work.load(Ordering::Relaxed) > 0) {
-                    while !self.unparked[worker].swap(false, Ordering::Acquire) {
-                        thread::yield_now();
-                    }
+                    self.parkers[worker].park();
                 }
             }
         }

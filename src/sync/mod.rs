@@ -10,7 +10,7 @@ mod slab;
 mod task;
 
 pub use completion::{Wait, Wake};
-pub use deque::{Owner, Steal, Stealer, deque};
+pub use deque::{Owner, Steal, Stealer};
 pub use idle::{Fences, Idle};
 pub use ring::{CONTROL_LINES, Consumer, Line, Producer, RingError};
 pub use slab::flush_thread as flush_frames;

@@ -34,7 +34,7 @@
 use std::alloc::Layout;
 use std::any::Any;
 use std::marker::PhantomData;
-use std::mem::ManuallyDrop;
+use std::mem::{ManuallyDrop, offset_of};
 use std::ptr::NonNull;
 
 use super::completion::{Completion, Wake};
@@ -132,6 +132,9 @@ union Body<C, T> {
     result: ManuallyDrop<Stored<T>>,
 }
 
+/// Sets an `Option<Stored<Output>>` whose type only the frame knows.
+type Fill<'a> = dyn FnMut(&mut dyn Any) + 'a;
+
 struct VTable {
     layout: Layout,
     /// Runs the call and leaves the result in the body.
@@ -142,7 +145,7 @@ struct VTable {
     fail: unsafe fn(NonNull<Header>, Box<TaskError>),
     /// Drops the call and leaves in the body what `fill` puts into an
     /// `Option<Stored<Output>>`.
-    store: unsafe fn(NonNull<Header>, fill: &mut dyn FnMut(&mut dyn Any)),
+    store: unsafe fn(NonNull<Header>, fill: &mut Fill<'_>),
     /// The call.
     call: unsafe fn(NonNull<Header>) -> *mut dyn Any,
     kind: unsafe fn(NonNull<Header>) -> &'static (dyn Any + Send + Sync),
@@ -162,10 +165,13 @@ impl<C: Call> VTableOf<C> {
         kind: kind::<C>,
         drop_result: drop_result::<C>,
     };
-    const CHECK: () = assert!(
-        std::mem::align_of::<Body<C, C::Output>>() == 16,
-        "a task's arguments and result must not be aligned to more than 16 bytes"
-    );
+    const CHECK: () = {
+        assert!(
+            align_of::<Body<C, C::Output>>() == 16,
+            "a task's arguments and result must not be aligned to more than 16 bytes"
+        );
+        assert!(offset_of!(Frame<C>, body) == BODY_OFFSET);
+    };
 }
 
 /// The right to run a frame's call. Dropped unrun, it leaves the error
@@ -258,7 +264,7 @@ impl Task {
 
     /// Stores a result from elsewhere: `fill` gets an `Option<Stored<Output>>`
     /// that is `None` and sets it; left so, or of another type, it is an error.
-    pub fn store(self, fill: &mut dyn FnMut(&mut dyn Any)) {
+    pub fn store(self, fill: &mut Fill<'_>) {
         // SAFETY: as in `run`.
         unsafe { (self.header().vtable.store)(self.0, fill) };
         self.publish();
@@ -497,14 +503,13 @@ unsafe fn free_memory(frame: NonNull<Header>) {
 /// The frame's output is `T` and the frame is alive.
 #[inline]
 unsafe fn result_of<T>(frame: NonNull<Header>) -> *mut ManuallyDrop<Stored<T>> {
-    const BODY: usize = std::mem::size_of::<Header>();
-    // SAFETY: every frame is `repr(C)`, a header of `BODY` bytes followed by a
-    // body aligned to 16, and `BODY` is a multiple of 16, so the body starts
-    // there; the union's fields all start at its own start.
-    unsafe { frame.as_ptr().cast::<u8>().add(BODY).cast() }
+    // SAFETY: every frame is `repr(C)`, and `VTableOf::CHECK` has its body at
+    // this offset; the union's fields all start at its own start.
+    unsafe { frame.as_ptr().cast::<u8>().add(BODY_OFFSET).cast() }
 }
 
-const _: () = assert!(std::mem::size_of::<Header>().is_multiple_of(16));
+/// Where the body stands in every frame.
+const BODY_OFFSET: usize = size_of::<Header>();
 
 /// # Safety
 /// This and the functions below: the frame is a `Frame<C>`, and the caller has
@@ -538,7 +543,7 @@ unsafe fn fail<C: Call>(frame: NonNull<Header>, error: Box<TaskError>) {
     }
 }
 
-unsafe fn store<C: Call>(frame: NonNull<Header>, fill: &mut dyn FnMut(&mut dyn Any)) {
+unsafe fn store<C: Call>(frame: NonNull<Header>, fill: &mut Fill<'_>) {
     let mut slot: Option<Stored<C::Output>> = None;
     fill(&mut slot);
     let result = slot.unwrap_or_else(|| {

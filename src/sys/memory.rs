@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::mem::Region;
 use crate::sync::Line;
@@ -37,23 +37,6 @@ pub fn open_region(fd: OwnedFd, len: usize) -> io::Result<Region> {
 pub fn region_fd(region: &Region) -> Option<BorrowedFd<'_>> {
     region.owner().downcast_ref::<Mapping>().map(|mapping| mapping.fd.as_fd())
 }
-
-/// Takes the page faults of a region now instead of at the first touch.
-/// Changes no byte.
-pub fn populate(region: &Region) -> io::Result<()> {
-    if region.is_empty() {
-        return Ok(());
-    }
-    let advice = match region.owner().downcast_ref::<Mapping>() {
-        Some(mapping) if mapping.writable => Advice::LinuxPopulateWrite,
-        _ => Advice::LinuxPopulateRead,
-    };
-    // SAFETY: the range is mapped while the region lives, and populating
-    // changes no content.
-    unsafe { rustix::mm::madvise(region.base().as_ptr().cast(), region.len(), advice)? };
-    Ok(())
-}
-
 /// A segment of cache lines that the processes which have it may all write.
 /// Cheap to clone; the mapping goes with the last clone.
 #[derive(Clone)]
@@ -182,7 +165,6 @@ mod tests {
     #[test]
     fn what_the_owner_writes_others_see_and_cannot_change() {
         let mine = Arc::new(create_region(10_000).unwrap());
-        populate(&mine).unwrap();
         let theirs = Arc::new(open_region(clone_fd(&mine), 10_000).unwrap());
         assert_eq!((mine.len(), theirs.len()), (10_000, 10_000));
         // SAFETY: the only lease on the region.
@@ -213,6 +195,5 @@ mod tests {
     fn an_empty_region_is_a_region() {
         let region = create_region(0).unwrap();
         assert!(region.is_empty() && open_region(clone_fd(&region), 0).unwrap().is_empty());
-        populate(&region).unwrap();
     }
 }

@@ -1,24 +1,29 @@
 //! All operating-system and foreign `unsafe`, behind safe functions.
 
-pub mod fdpass;
+mod cores;
+mod fdpass;
 mod fence;
 mod fiber;
-pub mod memory;
+mod memory;
 mod pmix;
 mod poller;
 mod populate;
 mod process;
+mod say;
 mod socket;
-pub mod uring;
+mod uring;
 mod wait;
 
+pub use cores::online_cores;
+pub use fdpass::{FDS_MAX, receive as receive_fds, send as send_fds};
 pub use fence::fence_everywhere;
 pub use fiber::{Fiber, FiberEnded, stack_left, suspend};
-pub use memory::SharedLines;
+pub use memory::{SharedLines, create_region, open_region, region_fd};
 pub use pmix::{Pmix, PmixError};
 pub use poller::Poller;
 pub use populate::populate_fresh;
 pub use process::{Signals, duplicate_inherited_socket, spawn_bound};
+pub use say::say;
 pub use socket::send_from_region;
-pub use uring::{ReceiveRing, Received};
+pub use uring::{ReceiveRing, Received, available as uring_available};
 pub use wait::WaitSet;

@@ -25,8 +25,6 @@ pub enum Message<'a> {
     Release(Release),
     /// The sender has nothing to do and asks for tasks.
     StealRequest(StealRequest),
-    /// The sender has no task to give.
-    StealNone,
     /// Anything rarer.
     Control(Control),
 }
@@ -100,8 +98,6 @@ pub struct ObjectRecord {
 pub struct TaskResult<'a> {
     /// The slot at the receiver that awaits it.
     pub request: u64,
-    /// Which of the task's results this is.
-    pub output: u16,
     /// The result.
     pub outcome: Outcome<'a>,
 }
@@ -154,10 +150,6 @@ impl<'a> Message<'a> {
                 not_zero("steal request", "want", u64::from(want))?;
                 Ok(Message::StealRequest(StealRequest { want }))
             }
-            kind::STEAL_NONE => match bytes.len() {
-                1 => Ok(Message::StealNone),
-                len => Err(WireError::Trailing { message: "steal none", extra: len - 1 }),
-            },
             kind::CONTROL => Control::parse(&bytes[1..]).map(Message::Control),
             unknown => Err(WireError::UnknownKind(unknown)),
         }
@@ -268,7 +260,6 @@ impl<'b> SpawnBuilder<'b> {
 pub fn write_inline_result(
     buffer: &mut Vec<u8>,
     request: u64,
-    output: u16,
     bytes: &[u8],
     align: usize,
 ) -> Result<(), WireError> {
@@ -282,8 +273,7 @@ pub fn write_inline_result(
         kind: kind::RESULT,
         status: STATUS_INLINE,
         align_log2,
-        reserved: 0,
-        output: U16::new(output),
+        reserved: [0; 3],
         len: U16::new(bytes.len() as u16),
         request: U64::new(request),
     };
@@ -293,14 +283,13 @@ pub fn write_inline_result(
 }
 
 /// Writes a result that is an object into `buffer`, which is cleared first.
-pub fn write_object_result(buffer: &mut Vec<u8>, request: u64, output: u16, record: ObjectRecord) {
+pub fn write_object_result(buffer: &mut Vec<u8>, request: u64, record: ObjectRecord) {
     buffer.clear();
     let layout = ResultLayout {
         kind: kind::RESULT,
         status: STATUS_OBJECT,
         align_log2: OBJECT_ALIGN.trailing_zeros() as u8,
-        reserved: 0,
-        output: U16::new(output),
+        reserved: [0; 3],
         len: U16::new(size_of::<ObjectLayout>() as u16),
         request: U64::new(request),
     };
@@ -309,14 +298,13 @@ pub fn write_object_result(buffer: &mut Vec<u8>, request: u64, output: u16, reco
 }
 
 /// Writes the failure of a task into `buffer`, which is cleared first.
-pub fn write_error(buffer: &mut Vec<u8>, request: u64, output: u16, error: &TaskError) -> Result<(), WireError> {
+pub fn write_error(buffer: &mut Vec<u8>, request: u64, error: &TaskError) -> Result<(), WireError> {
     buffer.clear();
     let mut layout = ResultLayout {
         kind: kind::RESULT,
         status: STATUS_ERROR,
         align_log2: 0,
-        reserved: 0,
-        output: U16::new(output),
+        reserved: [0; 3],
         len: U16::new(0),
         request: U64::new(request),
     };
@@ -347,13 +335,6 @@ pub fn write_steal_request(buffer: &mut Vec<u8>, request: StealRequest) {
     buffer.clear();
     let layout = StealLayout { kind: kind::STEAL_REQUEST, reserved: 0, want: U16::new(request.want) };
     buffer.extend_from_slice(layout.as_bytes());
-}
-
-/// Writes the answer that there is nothing to steal into `buffer`, which is
-/// cleared first.
-pub fn write_steal_none(buffer: &mut Vec<u8>) {
-    buffer.clear();
-    buffer.push(kind::STEAL_NONE);
 }
 
 /// Writes a control message into `buffer`, which is cleared first.
@@ -455,7 +436,7 @@ impl ExactSizeIterator for Arguments<'_> {}
 impl<'a> TaskResult<'a> {
     fn parse(bytes: &'a [u8]) -> Result<TaskResult<'a>, WireError> {
         let (layout, payload): (&ResultLayout, _) = prefix("result", bytes)?;
-        zero("result", "reserved byte", layout.reserved)?;
+        layout.reserved.iter().try_for_each(|byte| zero("result", "reserved byte", *byte))?;
         let align = from_log2("result", layout.align_log2)?;
         let request = layout.request.get();
         let len = usize::from(layout.len.get());
@@ -480,7 +461,7 @@ impl<'a> TaskResult<'a> {
                 return Err(WireError::BadField { message: "result", field: "status", value: u64::from(status) });
             }
         };
-        Ok(TaskResult { request, output: layout.output.get(), outcome })
+        Ok(TaskResult { request, outcome })
     }
 }
 
@@ -514,8 +495,7 @@ mod kind {
     pub const RESULT: u8 = 2;
     pub const RELEASE: u8 = 3;
     pub const STEAL_REQUEST: u8 = 4;
-    pub const STEAL_NONE: u8 = 5;
-    pub const CONTROL: u8 = 6;
+    pub const CONTROL: u8 = 5;
 }
 
 /// In [`SpawnLayout::flags`]: the receiver asked for this task.
@@ -590,9 +570,7 @@ struct ResultLayout {
     /// Logarithm of the alignment of the value's type.
     align_log2: u8,
     /// 0.
-    reserved: u8,
-    /// Which of the task's results.
-    output: U16,
+    reserved: [u8; 3],
     /// Bytes that follow this head.
     len: U16,
     /// Slot at the receiver.

@@ -26,7 +26,7 @@ pub use control::{Control, ErrorReport, Goodbye, Hello, Shutdown, TaskEntry, Tas
 pub use error::WireError;
 pub use frame::{
     Argument, Arguments, Message, ObjectRecord, Outcome, Release, Spawn, SpawnBuilder, SpawnCall, StealRequest,
-    TaskResult, write_control, write_error, write_inline_result, write_object_result, write_release, write_steal_none,
+    TaskResult, write_control, write_error, write_inline_result, write_object_result, write_release,
     write_steal_request,
 };
 

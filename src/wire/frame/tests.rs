@@ -53,12 +53,11 @@ fn samples() -> Vec<Vec<u8>> {
         spawn(CALL, &[]),
         spawn(CALL, &[inline(b"12345678")]),
         spawn(SpawnCall { stolen: true, ..CALL }, &[inline(b"123"), Argument::Object(RECORD), inline(b"")]),
-        written(|b| write_inline_result(b, 5, 0, b"result", 4).unwrap()),
-        written(|b| write_object_result(b, 5, 1, RECORD)),
-        written(|b| write_error(b, 5, 0, &error()).unwrap()),
+        written(|b| write_inline_result(b, 5, b"result", 4).unwrap()),
+        written(|b| write_object_result(b, 5, RECORD)),
+        written(|b| write_error(b, 5, &error()).unwrap()),
         written(|b| write_release(b, Release { object: 7, count: 3 })),
         written(|b| write_steal_request(b, StealRequest { want: 4 })),
-        written(write_steal_none),
         control(Control::Hello(hello)),
         control(Control::TaskTable(TaskTable { entries: vec![entry; 4] })),
         control(Control::ErrorReport(ErrorReport { request: 5, error: error() })),
@@ -131,17 +130,17 @@ fn inline_payloads_start_at_multiples_of_eight() {
 fn results_survive_the_wire() {
     for len in [0, 1, 8, 100, INLINE_BYTES_MAX] {
         let value = vec![5; len];
-        let message = written(|b| write_inline_result(b, 9, 2, &value, 16).unwrap());
+        let message = written(|b| write_inline_result(b, 9, &value, 16).unwrap());
         let outcome = Outcome::Inline { bytes: &value, align: 16 };
-        let expected = TaskResult { request: 9, output: 2, outcome };
+        let expected = TaskResult { request: 9, outcome };
         assert_eq!(Message::parse(&message), Ok(Message::Result(expected)));
     }
-    let message = written(|b| write_object_result(b, 9, 0, RECORD));
-    let expected = TaskResult { request: 9, output: 0, outcome: Outcome::Object(RECORD) };
+    let message = written(|b| write_object_result(b, 9, RECORD));
+    let expected = TaskResult { request: 9, outcome: Outcome::Object(RECORD) };
     assert_eq!(Message::parse(&message), Ok(Message::Result(expected)));
 
-    let message = written(|b| write_error(b, 9, 0, &error()).unwrap());
-    let expected = TaskResult { request: 9, output: 0, outcome: Outcome::Error(error()) };
+    let message = written(|b| write_error(b, 9, &error()).unwrap());
+    let expected = TaskResult { request: 9, outcome: Outcome::Error(error()) };
     assert_eq!(Message::parse(&message), Ok(Message::Result(expected)));
 }
 
@@ -151,7 +150,6 @@ fn small_messages_survive_the_wire() {
     assert_eq!(Message::parse(&written(|b| write_release(b, release))), Ok(Message::Release(release)));
     let steal = StealRequest { want: 513 };
     assert_eq!(Message::parse(&written(|b| write_steal_request(b, steal))), Ok(Message::StealRequest(steal)));
-    assert_eq!(Message::parse(&written(write_steal_none)), Ok(Message::StealNone));
     let goodbye = Control::Goodbye(Goodbye { status: 3, reason: "why".into() });
     let message = written(|b| write_control(b, &goodbye).unwrap());
     assert_eq!(Message::parse(&message), Ok(Message::Control(goodbye)));
@@ -183,7 +181,7 @@ fn what_cannot_be_written_is_refused_and_leaves_nothing_behind() {
     let builder = SpawnBuilder::new(&mut buffer, CALL, 100_000);
     assert!(matches!(builder.finish(), Err(WireError::TooLarge { what: "an argument list", .. })));
 
-    let result = write_inline_result(&mut buffer, 1, 0, &[0; INLINE_BYTES_MAX + 1], 1);
+    let result = write_inline_result(&mut buffer, 1, &[0; INLINE_BYTES_MAX + 1], 1);
     assert!(matches!(result, Err(WireError::TooLarge { what: "an inline result", .. })));
     assert!(buffer.is_empty());
 }
@@ -196,7 +194,7 @@ fn every_field_is_verified() {
     };
     let one = || spawn(CALL, &[Argument::Inline { bytes: b"123", align: 8 }]);
     let object = || spawn(CALL, &[Argument::Object(RECORD)]);
-    let result = || written(|b| write_inline_result(b, 5, 0, b"result", 4).unwrap());
+    let result = || written(|b| write_inline_result(b, 5, b"result", 4).unwrap());
     let field = |error| match error {
         WireError::BadField { field, .. } => field,
         other => panic!("{other:?}"),
@@ -216,6 +214,7 @@ fn every_field_is_verified() {
     assert_eq!(field(Message::parse(&wraps).unwrap_err()), "object length");
     assert_eq!(field(refused(result(), 1, 4)), "status");
     assert_eq!(field(refused(result(), 3, 1)), "reserved byte");
+    assert_eq!(field(refused(result(), 5, 1)), "reserved byte");
     assert!(matches!(refused(result(), 6, 7), WireError::Truncated { needs: 23, has: 22, .. }));
     assert!(matches!(refused(result(), 6, 5), WireError::Trailing { extra: 1, .. }));
     assert!(matches!(refused(result(), 1, 3), WireError::Control(_)));
@@ -223,7 +222,7 @@ fn every_field_is_verified() {
     assert_eq!(field(refused(written(|b| write_steal_request(b, StealRequest { want: 1 })), 2, 0)), "want");
 
     // An error for another request than the head's.
-    assert!(matches!(refused(written(|b| write_error(b, 5, 0, &error()).unwrap()), 8, 6), WireError::Control(_)));
+    assert!(matches!(refused(written(|b| write_error(b, 5, &error()).unwrap()), 8, 6), WireError::Control(_)));
 }
 
 #[test]

@@ -194,7 +194,7 @@ fn is_read_only_mapping(bytes: &[u8]) -> bool {
 
 /// Writable memory of the kind that objects lie in, never touched.
 fn block(len: usize) -> Result<Block, Failed> {
-    let region = collimate::sys::memory::create_region(len.next_multiple_of(4096).max(1 << 20))?;
+    let region = collimate::sys::create_region(len.next_multiple_of(4096).max(1 << 20))?;
     Ok(Arena::new(Arc::new(region)).alloc(len)?)
 }
 
