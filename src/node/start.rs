@@ -308,7 +308,9 @@ impl Running {
             node.turn();
             let strangers = super::rank::lock(&node.state).strangers();
             if let Some(ended) = node.ended() {
-                return Err(StartError::Ended(ended.reason.unwrap_or_else(|| "the job ended while it started".into())));
+                // A job may be over before all of its ranks have greeted each
+                // other; only an end with a reason is a failure.
+                return ended.reason.map_or(Ok(()), |reason| Err(StartError::Ended(reason)));
             }
             if strangers.is_empty() {
                 return Ok(());
