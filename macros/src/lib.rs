@@ -211,12 +211,15 @@ fn expand_task(function: &ItemFn, results: Option<usize>) -> Result<Tokens> {
     let encode = parameters.iter().map(Parameter::encode);
     let decode = parameters.iter().enumerate().map(|(i, p)| p.decode(i));
     let called = quote! { #name(#(#pass),*) };
-    let body = if fallible {
+    let value = if fallible {
         quote! {
-            __private::Fallible::into_result(#called).map_err(|error| (&&&__private::Wrap::new(error)).failure())
+            match __private::Fallible::into_result(#called) {
+                Ok(value) => value,
+                Err(error) => return Err((&&&__private::Wrap::new(error)).failure()),
+            }
         }
     } else {
-        quote! { ::core::result::Result::Ok(#called) }
+        called
     };
 
     let (returns, finish) = match results {
@@ -263,14 +266,16 @@ fn expand_task(function: &ItemFn, results: Option<usize>) -> Result<Tokens> {
             impl __private::Call for Call {
                 type Output = #output;
 
-                #[inline]
-                fn run(self) -> __private::Stored<#output> {
+                #[inline(always)]
+                fn run(self, out: &mut __private::Stored<#output>) {
                     #[allow(unused_variables)]
                     let Call { #(#names,)* extras } = self;
-                    __private::run(NAME, &extras, || {
+                    __private::run(NAME, extras, out, |out| {
                         #(let #names = #names.take()?;)*
-                        #body
-                    })
+                        let value = #value;
+                        out.fill(value);
+                        Ok(())
+                    });
                 }
 
                 fn kind(&self) -> &'static (dyn ::core::any::Any + Send + Sync) {
@@ -279,7 +284,11 @@ fn expand_task(function: &ItemFn, results: Option<usize>) -> Result<Tokens> {
             }
 
             impl __private::Function for Call {
-                #[inline]
+                #[inline(always)]
+                fn waits(&self) -> bool {
+                    false #(|| __private::Param::waits(&self.#names))*
+                }
+
                 #[allow(unused_variables)]
                 fn each_ref(&self, each: &mut dyn FnMut(&dyn __private::Waitable)) {
                     #(__private::Param::each_ref(&self.#names, each);)*
@@ -331,14 +340,14 @@ fn expand_task(function: &ItemFn, results: Option<usize>) -> Result<Tokens> {
                 #[inline]
                 #[allow(clippy::too_many_arguments, dead_code)]
                 pub fn spawn(#(#arguments),*) -> #returns {
-                    let all = __private::spawn(Call { #(#convert,)* extras: __private::Extras::NONE });
+                    let all = __private::spawn(move || Call { #(#convert,)* extras: __private::Extras::NONE });
                     #finish
                 }
 
                 #[doc = #with_doc]
                 #[allow(clippy::too_many_arguments, dead_code)]
                 pub fn spawn_with(options: ::collimate::Options, #(#arguments),*) -> #returns {
-                    let all = options.spawn(Call { #(#convert,)* extras: __private::Extras::NONE });
+                    let all = options.spawn(move || Call { #(#convert,)* extras: __private::Extras::NONE });
                     #finish
                 }
             }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::Once;
 
 use crate::base::{Config, ErrorKind, Rank, TaskError};
-use crate::node::{self, Call, Ended, Node, Stored};
+use crate::node::{self, Call, Ended, Node, Stored, say};
 
 /// What a driver may return, and the exit status that the job has then.
 pub trait Outcome {
@@ -33,7 +33,7 @@ impl<T: Outcome, E: std::fmt::Display> Outcome for Result<T, E> {
         match self {
             Ok(value) => value.report(),
             Err(error) => {
-                eprintln!("error: {error}");
+                say(format_args!("error: {error}"));
                 1
             }
         }
@@ -50,8 +50,8 @@ pub fn main<R: Outcome + 'static>(driver: fn() -> R) -> ExitCode {
     };
     if let Some(reason) = reason {
         match rank {
-            Some(rank) => eprintln!("collimate: {rank}: {reason}"),
-            None => eprintln!("collimate: {reason}"),
+            Some(rank) => say(format_args!("collimate: {rank}: {reason}")),
+            None => say(format_args!("collimate: {reason}")),
         }
     }
     // Without running destructors of threads that are inside a task.
@@ -72,15 +72,15 @@ struct Driver<R>(fn() -> R);
 
 impl<R: Outcome + 'static> Call for Driver<R> {
     type Output = i32;
-    fn run(self) -> Stored<i32> {
+    fn run(self, out: &mut Stored<i32>) {
         let status = match catch_unwind(AssertUnwindSafe(|| (self.0)().report())) {
             Ok(status) => status,
             Err(payload) => {
-                eprintln!("error: the driver {}", last_panic(&*payload).message);
+                say(format_args!("error: the driver {}", last_panic(&*payload).message));
                 101
             }
         };
-        Stored::Value(status)
+        *out = Stored::Value(status);
     }
     fn kind(&self) -> &'static (dyn Any + Send + Sync) {
         unreachable!("the root task stays on rank 0")

@@ -14,7 +14,10 @@ type Result<T> = std::result::Result<T, Box<TaskError>>;
 
 /// One parameter in a frame.
 pub trait Param: Send + 'static {
-    /// Calls `each` with every result that it waits for.
+    /// Whether it is a ref that is not done. Keeps no address of itself, so that
+    /// a call can be built in its frame and not beside it.
+    fn waits(&self) -> bool;
+    /// Calls `each` with every ref in it.
     fn each_ref(&self, each: &mut dyn FnMut(&dyn Waitable));
 }
 
@@ -30,6 +33,8 @@ pub enum Value<T: Clone + Send + Sync + 'static> {
 
 /// Refs that together make one value.
 pub trait List<T>: Send {
+    /// Whether one is not done.
+    fn waits(&self) -> bool;
     /// The refs.
     fn each_ref(&self, each: &mut dyn FnMut(&dyn Waitable));
     /// The value.
@@ -37,6 +42,9 @@ pub trait List<T>: Send {
 }
 
 impl<U: Clone + Send + Sync + 'static> List<Vec<U>> for Vec<Ref<U>> {
+    fn waits(&self) -> bool {
+        self.iter().any(|r| !r.is_ready())
+    }
     fn each_ref(&self, each: &mut dyn FnMut(&dyn Waitable)) {
         self.iter().for_each(|r| each(r.waitable()));
     }
@@ -47,7 +55,7 @@ impl<U: Clone + Send + Sync + 'static> List<Vec<U>> for Vec<Ref<U>> {
 
 impl<T: Clone + Send + Sync + 'static> Value<T> {
     /// The value, when every ref is done.
-    #[inline]
+    #[inline(always)]
     pub fn take(self) -> Result<T> {
         match self {
             Value::Here(value) => Ok(value),
@@ -81,7 +89,15 @@ pub(super) fn encode_ref<T: Clone + Send + Sync>(r: &Ref<T>, codec: Codec<T>, ou
 }
 
 impl<T: Clone + Send + Sync + 'static> Param for Value<T> {
-    #[inline]
+    #[inline(always)]
+    fn waits(&self) -> bool {
+        match self {
+            Value::Here(_) => false,
+            Value::Ref(r) => !r.is_ready(),
+            Value::List(list) => list.waits(),
+        }
+    }
+
     fn each_ref(&self, each: &mut dyn FnMut(&dyn Waitable)) {
         match self {
             Value::Here(_) => (),
@@ -208,6 +224,15 @@ impl<T: Pod> Deref for SliceView<T> {
 }
 
 impl<T: Pod> Param for Slice<T> {
+    #[inline(always)]
+    fn waits(&self) -> bool {
+        match self {
+            Slice::Vec(_) | Slice::Array(_) => false,
+            Slice::RefVec(r) => !r.is_ready(),
+            Slice::RefArray(r) => !r.is_ready(),
+        }
+    }
+
     fn each_ref(&self, each: &mut dyn FnMut(&dyn Waitable)) {
         match self {
             Slice::Vec(_) | Slice::Array(_) => (),
@@ -279,6 +304,11 @@ impl Text {
 }
 
 impl Param for Text {
+    #[inline(always)]
+    fn waits(&self) -> bool {
+        matches!(self, Text::Ref(r) if !r.is_ready())
+    }
+
     fn each_ref(&self, each: &mut dyn FnMut(&dyn Waitable)) {
         if let Text::Ref(r) = self {
             each(r.waitable());

@@ -50,11 +50,12 @@ impl<T: Clone + Send + Sync + 'static> Ref<T> {
     /// the chain of tasks and ranks.
     #[inline]
     pub fn get(self) -> Result<T, Error> {
-        let Some(node) = Node::current() else { return Err(Error::not_running()) };
-        match node.resolve(self.0).map_err(Error)? {
-            Resolved::Owned(Stored::Value(value)) => Ok(value),
-            Resolved::Owned(other) => take(other),
-            Resolved::Shared(handle) => look(&handle),
+        match Node::resolve(self.0) {
+            Some(Ok(Resolved::Owned(Stored::Value(value)))) => Ok(value),
+            Some(Ok(Resolved::Owned(other))) => take(other),
+            Some(Ok(Resolved::Shared(handle))) => look(&handle),
+            Some(Err(error)) => Err(Error(error)),
+            None => Err(Error::not_running()),
         }
     }
 
@@ -76,6 +77,7 @@ impl<T: Clone + Send + Sync + 'static> Ref<T> {
 
 impl<T: Send + Sync + 'static> Ref<T> {
     /// Whether `get` would return at once.
+    #[inline]
     pub fn is_ready(&self) -> bool {
         self.0.is_done()
     }
@@ -91,21 +93,28 @@ impl<T: Send + Sync + 'static> Ref<T> {
     }
 }
 
+#[cold]
 fn take<T: 'static>(stored: Stored<T>) -> Result<T, Error> {
     match stored {
         Stored::Value(value) => Ok(value),
         Stored::Failed(error) => Err(Error(error)),
         Stored::Encoded(bytes) => undecoded::<T>(&*bytes)?.decode().map_err(Error),
+        Stored::Absent => Err(absent()),
     }
 }
 
+fn absent() -> Error {
+    Error::new(ErrorKind::NotRunning, "the runtime ended before the result was there")
+}
+
 /// The value behind a ref that is done and that others have too.
+#[cold]
 pub(super) fn look<T: Clone + Send + Sync>(handle: &Handle<T>) -> Result<T, Error> {
     match handle.peek() {
         Some(Stored::Value(value)) => Ok(value.clone()),
         Some(Stored::Failed(error)) => Err(Error(error.clone())),
         Some(Stored::Encoded(bytes)) => undecoded::<T>(&**bytes)?.decode().map_err(Error),
-        None => Err(Error::new(ErrorKind::NotRunning, "the runtime ended before the result was there")),
+        Some(Stored::Absent) | None => Err(absent()),
     }
 }
 

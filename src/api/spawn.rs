@@ -109,6 +109,12 @@ impl Extras {
         Ok(Extras(Some(Box::new((name, demand)))))
     }
 
+    /// Drops the extras without a call where there are none.
+    #[inline]
+    fn drop_inline(self) {
+        if self.0.is_some() { drop(self) } else { std::mem::forget(self) }
+    }
+
     fn name(&self) -> Option<&str> {
         self.0.as_ref().and_then(|e| e.0.as_deref())
     }
@@ -116,7 +122,9 @@ impl Extras {
 
 /// A call of a function that the attribute declared.
 pub trait Function: Call {
-    /// Calls `each` with every result that the arguments wait for.
+    /// Whether an argument is a ref that is not done.
+    fn waits(&self) -> bool;
+    /// Calls `each` with every ref among the arguments.
     fn each_ref(&self, each: &mut dyn FnMut(&dyn Waitable));
     /// Options that stay with the call.
     fn extras(&mut self) -> &mut Extras;
@@ -143,8 +151,8 @@ impl<T, E> Fallible for Result<T, E> {
 }
 
 /// Makes a task of a call and lets it run when its arguments are there.
-#[inline]
-pub fn spawn<F: Function>(call: F) -> Ref<F::Output> {
+#[inline(always)]
+pub fn spawn<F: Function>(call: impl FnOnce() -> F) -> Ref<F::Output> {
     match Node::current() {
         Some(node) => launch(node, call, Target::ANYWHERE),
         None => failed(Error::not_running()),
@@ -154,13 +162,19 @@ pub fn spawn<F: Function>(call: F) -> Ref<F::Output> {
 impl Options {
     /// The same, with these options.
     #[doc(hidden)]
-    pub fn spawn<F: Function>(self, mut call: F) -> Ref<F::Output> {
+    pub fn spawn<F: Function>(self, call: impl FnOnce() -> F) -> Ref<F::Output> {
         let Some(node) = Node::current() else { return failed(Error::not_running()) };
         let demanding = !self.demand.is_empty();
         let choice = node.choose(self.place, &self.demand);
-        if self.name.is_some() || demanding {
-            *call.extras() = Extras(Some(Box::new((self.name, self.demand))));
-        }
+        let extras = match self.name.is_some() || demanding {
+            true => Extras(Some(Box::new((self.name, self.demand)))),
+            false => Extras::NONE,
+        };
+        let call = move || {
+            let mut call = call();
+            *call.extras() = extras;
+            call
+        };
         match choice {
             Choice::Anywhere => launch(node, call, Target::ANYWHERE),
             Choice::On(rank) if demanding => launch(node, call, Target::rank(rank).demanding()),
@@ -170,30 +184,36 @@ impl Options {
     }
 }
 
-#[inline]
-fn launch<F: Function>(node: &'static Node, call: F, target: Target) -> Ref<F::Output> {
+#[inline(always)]
+fn launch<F: Function>(node: &'static Node, call: impl FnOnce() -> F, target: Target) -> Ref<F::Output> {
     let mut waits = false;
-    call.each_ref(&mut |r| waits |= !r.is_done());
+    let build = || {
+        let call = call();
+        waits = call.waits();
+        call
+    };
+    let (task, handle) = frame(build, node.next_lineage(), target.to_flags());
     if waits {
-        return launch_later(node, call, target);
+        schedule_later::<F>(node, task);
+    } else {
+        node.schedule(task);
     }
-    let (task, handle) = frame(call, node.next_lineage(), target.to_flags());
-    node.schedule(task);
     Ref(handle)
 }
 
+/// Schedules a task when the results that its call waits for are there.
 #[cold]
-fn launch_later<F: Function>(node: &'static Node, call: F, target: Target) -> Ref<F::Output> {
+#[inline(never)]
+fn schedule_later<F: Function>(node: &'static Node, task: Task) {
     let mut missing: Vec<Box<dyn Waitable>> = Vec::new();
+    let call: &F = task.call().downcast_ref().expect("a frame of this call was just made");
     call.each_ref(&mut |r| {
         if !r.is_done() {
             missing.push(r.another());
         }
     });
-    let (task, handle) = frame(call, node.next_lineage(), target.to_flags());
     if missing.is_empty() {
-        node.schedule(task);
-        return Ref(handle);
+        return node.schedule(task);
     }
     let shares: Vec<Share> = task.split(missing.len() as u32).collect();
     for (result, share) in missing.iter().zip(shares) {
@@ -206,7 +226,6 @@ fn launch_later<F: Function>(node: &'static Node, call: F, target: Target) -> Re
             wake.wake();
         }
     }
-    Ref(handle)
 }
 
 /// A ref that is done with an error.
@@ -216,14 +235,21 @@ pub(super) fn failed<T: Send + Sync>(error: Error) -> Ref<T> {
     Ref(done(Stored::Failed(error.0), lineage))
 }
 
-/// Runs a body; a panic and an error become error values that name the task.
-#[inline]
-pub fn run<T>(name: &'static str, extras: &Extras, body: impl FnOnce() -> Result<T, Box<TaskError>>) -> Stored<T> {
-    match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(value)) => Stored::Value(value),
-        Ok(Err(error)) => Stored::Failed(blame(name, extras, *error)),
-        Err(payload) => Stored::Failed(blame(name, extras, *last_panic(&*payload))),
+/// Runs a body, which leaves its value in `out`; a panic and an error become
+/// error values that name the task.
+#[inline(always)]
+pub fn run<T>(
+    name: &'static str,
+    extras: Extras,
+    out: &mut Stored<T>,
+    body: impl FnOnce(&mut Stored<T>) -> Result<(), Box<TaskError>>,
+) {
+    match catch_unwind(AssertUnwindSafe(|| body(out))) {
+        Ok(Ok(())) => (),
+        Ok(Err(error)) => *out = Stored::Failed(blame(name, &extras, *error)),
+        Err(payload) => *out = Stored::Failed(blame(name, &extras, *last_panic(&*payload))),
     }
+    extras.drop_inline();
 }
 
 #[cold]
@@ -246,7 +272,7 @@ where
         true => incoming.target,
         false => incoming.target.demanding(),
     };
-    let (task, handle) = frame(call, incoming.lineage, target.to_flags());
+    let (task, handle) = frame(|| call, incoming.lineage, target.to_flags());
     let (reply, result) = (incoming.reply, Ref(handle.clone()));
     let answer = move || {
         reply.send(|out| match result.0.peek() {
@@ -285,11 +311,11 @@ where
         U: Clone + Send + Sync + 'static,
     {
         type Output = U;
-        fn run(self) -> Stored<U> {
-            match self.0.get() {
+        fn run(self, out: &mut Stored<U>) {
+            *out = match self.0.get() {
                 Ok(all) => Stored::Value((self.1)(all)),
                 Err(error) => Stored::Failed(error.0),
-            }
+            };
         }
         fn kind(&self) -> &'static (dyn Any + Send + Sync) {
             unreachable!("a projection is pinned to its rank")
@@ -297,7 +323,7 @@ where
     }
     let Some(node) = Node::current() else { return failed(Error::not_running()) };
     let lineage = Lineage::output(all.tag(), output);
-    let (task, handle) = frame(Projection(all.clone(), pick), lineage, Target::rank(node.rank()).to_flags());
+    let (task, handle) = frame(|| Projection(all.clone(), pick), lineage, Target::rank(node.rank()).to_flags());
     let arrived = move || node.schedule(task);
     if let Err(wake) = all.0.register(Box::new(arrived)) {
         wake.wake();

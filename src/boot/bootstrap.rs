@@ -36,6 +36,13 @@ pub(super) trait Bootstrap {
     fn finish(self: Box<Self>) -> Result<Launcher, BootError>;
 }
 
+/// Whether a launcher started this process as a rank of a job.
+pub fn launched() -> bool {
+    own_socket().is_ok_and(|socket| socket.is_some())
+        || env::var_os("PMI_FD").is_some()
+        || env::var_os("PMIX_RANK").is_some()
+}
+
 /// What launched this process; `None` when nothing did.
 pub(super) fn find() -> Result<Option<Box<dyn Bootstrap>>, BootError> {
     if let Some(stream) = own_socket()? {

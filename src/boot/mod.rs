@@ -31,6 +31,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 pub use acceptor::Acceptor;
+pub use bootstrap::launched;
 pub use error::BootError;
 pub use hostfile::{Host, HostFileError};
 pub use launch::{Job, LaunchError, launch};

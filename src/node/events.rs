@@ -228,6 +228,7 @@ impl Core {
         }
         state.lost = Some(cause.clone());
         state.capacity = None;
+        node.set_lost(peer);
         state.backlog.clear();
         if state.said_goodbye || node.ended().is_some() {
             return;

@@ -22,10 +22,11 @@ mod worker;
 pub use linkme;
 pub use rank::{Ended, Node, Target};
 pub use registry::{Registry, TASKS, TaskType, declare};
-pub use start::{Running, StartError, start};
+pub use start::{Running, StartError, default_store_bytes, start};
 pub use transfer::{Incoming, Outgoing, Pack, Received, Reply};
 pub use worker::{Resolved, Waitable};
 
 pub use crate::mem::{Bytes, Heap};
 pub use crate::sched::{Choice, Demand, Place};
+pub use crate::sys::say;
 pub use crate::sync::{Call, Handle, Lineage, Share, Stored, Task, done, frame};

@@ -109,6 +109,8 @@ pub struct Node {
     pub(super) asked: AtomicBool,
     /// More threads than cores on this host: spinning takes from others.
     pub(super) oversubscribed: bool,
+    /// Which ranks are gone.
+    lost: Box<[AtomicBool]>,
     pub(super) stacks: AtomicU32,
     pub(super) spread: AtomicU32,
     external_calls: AtomicU32,
@@ -156,6 +158,7 @@ impl Node {
             stopping: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             oversubscribed,
+            lost: (0..size).map(|_| AtomicBool::new(false)).collect(),
             stacks: AtomicU32::new(0),
             spread: AtomicU32::new(0),
             external_calls: AtomicU32::new(0),
@@ -166,8 +169,17 @@ impl Node {
 
     /// The node of the calling thread: the one whose worker it is, else the
     /// one that the process started.
+    #[inline]
     pub fn current() -> Option<&'static Node> {
-        worker::current().map(|w| w.node).or_else(|| *lock(&DEFAULT))
+        match worker::current() {
+            Some(worker) => Some(worker.node),
+            None => Node::default_node(),
+        }
+    }
+
+    #[cold]
+    fn default_node() -> Option<&'static Node> {
+        *lock(&DEFAULT)
     }
 
     pub(super) fn set_default(node: Option<&'static Node>) {
@@ -197,6 +209,15 @@ impl Node {
     /// How often `event` happened on this rank.
     pub fn count_of(&self, event: Event) -> u64 {
         self.counters.get(event)
+    }
+
+    /// Whether a rank is known to be gone.
+    pub fn is_lost(&self, rank: Rank) -> bool {
+        self.lost[rank.index()].load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_lost(&self, rank: Rank) {
+        self.lost[rank.index()].store(true, Ordering::Relaxed);
     }
 
     /// The tasks of this binary.
@@ -456,7 +477,7 @@ impl Node {
 
     /// Asks the other ranks for work, once until one has given some.
     pub(super) fn ask_for_work(&'static self) {
-        if self.size > 1 && !self.asked.swap(true, Ordering::Relaxed) {
+        if self.size > 1 && !self.asked.load(Ordering::Relaxed) {
             self.submit(Command::AskForWork);
         }
     }
@@ -465,7 +486,7 @@ impl Node {
     /// for it.
     pub(super) fn log(&self, line: impl FnOnce() -> String) {
         if self.config.log {
-            eprintln!("collimate: {}: {}", self.rank, line());
+            crate::sys::say(format_args!("collimate: {}: {}", self.rank, line()));
         }
     }
 

@@ -1,5 +1,6 @@
 //! From a mesh of connections to a running rank, and its end.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -86,11 +87,16 @@ pub fn start(config: Config) -> Result<Running, StartError> {
 
 fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, StartError> {
     let Mesh { rank, size, local_size, links, launcher, acceptor, .. } = mesh;
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let workers = config.workers.unwrap_or_else(|| (cores / local_size as usize).max(1));
-    // One worker a rank and a driver or service thread besides is the tightest
-    // that still runs without taking turns.
-    let oversubscribed = workers * local_size as usize > cores;
+    let share = Share::of_this_rank(local_size);
+    let workers = config.workers.unwrap_or(share.cores.max(1));
+    let oversubscribed = match share.own {
+        true => workers > share.cores,
+        false => workers * local_size as usize > share.of,
+    };
+    if config.log {
+        let whose = if share.own { "bound to this rank" } else { "shared by the ranks of this host" };
+        sys::say(format_args!("collimate: {rank}: {workers} workers; {} cores, {whose}", share.of));
+    }
 
     let (arena, own_view) = if size > 1 {
         let (arena, view) = make_arena(&config, rank, local_size)?;
@@ -123,6 +129,9 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     // ends, so it is never freed.
     let node: &'static Node = Box::leak(Box::new(node));
 
+    // Before any thread can send: a connection begins with the greeting, and a
+    // worker asks whoever has greeted us for work.
+    super::rank::lock(&node.state).greet(node);
     let lost = {
         let launcher = launcher.clone();
         move || launcher.lost()
@@ -131,7 +140,14 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     let workers = owners.into_iter().enumerate().map(|(index, owner)| {
         let body = move || {
             let worker: &'static Worker = Box::leak(Box::new(Worker::new(node, index, owner)));
-            worker.run();
+            // Tasks do not unwind: what does is a defect of the runtime, and
+            // the job must not go on, or wait for ever, with a worker less.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| worker.run())) {
+                let text = payload.downcast_ref::<&str>().copied().map(str::to_string);
+                let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+                let reason = format!("internal error in worker {index}, please report it: {text}");
+                node.end(Ended { status: 1, reason: Some(reason) });
+            }
         };
         (format!("clm-worker-{index}"), Box::new(body) as Box<dyn FnOnce() + Send>)
     });
@@ -139,8 +155,29 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
         thread::Builder::new().name(name).spawn(body).map_err(os("cannot start a thread"))?;
     }
     let running = Running { node, launcher, _acceptor: acceptor };
-    running.greet()?;
+    running.wait_for_greetings()?;
     Ok(running)
+}
+
+/// The cores that a rank may count on.
+struct Share {
+    /// How many.
+    cores: usize,
+    /// Out of how many that it may run on.
+    of: usize,
+    /// The launcher bound this rank to them, so that they are its own.
+    own: bool,
+}
+
+impl Share {
+    /// A mask narrower than the host means that the launcher bound the rank
+    /// (Open MPI does so for two ranks and fewer); it is respected. Otherwise
+    /// the ranks of the host share its cores evenly.
+    fn of_this_rank(local_size: u32) -> Share {
+        let of = thread::available_parallelism().map_or(1, usize::from);
+        let own = of < sys::online_cores();
+        Share { cores: if own { of } else { of / local_size as usize }, of, own }
+    }
 }
 
 /// A memfd for this rank's objects, and how others see it.
@@ -159,7 +196,7 @@ fn make_arena(config: &Config, rank: Rank, local_size: u32) -> Result<(Arena, Ar
 }
 
 /// 30% of the host's memory, shared by its ranks; pages are taken on first use.
-fn default_store_bytes(local_size: u32) -> usize {
+pub fn default_store_bytes(local_size: u32) -> usize {
     let info = rustix::system::sysinfo();
     let total = info.totalram as usize * (info.mem_unit as usize).max(1);
     let share = total / 10 * 3 / local_size.max(1) as usize;
@@ -210,7 +247,7 @@ fn connect(
     if config.log {
         for (fabric, peers) in &connected {
             let ranks: Vec<String> = peers.iter().map(|p| p.0.to_string()).collect();
-            eprintln!("collimate: {rank}: {} to ranks {}", fabric.kind(), ranks.join(", "));
+            sys::say(format_args!("collimate: {rank}: {} to ranks {}", fabric.kind(), ranks.join(", ")));
         }
     }
     Ok(connected)
@@ -228,7 +265,7 @@ fn register(fabric: &mut dyn Fabric, arena: Option<&Arena>) -> Result<(), Fabric
 fn tcp_fabric(config: &Config, rank: Rank) -> Result<Box<dyn Fabric>, FabricError> {
     let log = |line: &str| {
         if config.log {
-            eprintln!("collimate: {rank}: {line}");
+            sys::say(format_args!("collimate: {rank}: {line}"));
         }
     };
     match config.fabric {
@@ -260,13 +297,12 @@ impl WorkerPort {
 }
 
 impl Running {
-    /// Greets all peers and waits for their greetings.
-    fn greet(&self) -> Result<(), StartError> {
+    /// Waits for the greetings of all peers.
+    fn wait_for_greetings(&self) -> Result<(), StartError> {
         let node = self.node;
         if node.size == 1 {
             return Ok(());
         }
-        super::rank::lock(&node.state).greet(node);
         let deadline = Instant::now() + limits::BOOT_DEADLINE;
         loop {
             node.turn();
@@ -290,7 +326,7 @@ impl Running {
     /// the end of the job from outside.
     pub fn drive<C: Call<Output = i32>>(&self, root: C) -> Ended {
         let lineage = Lineage { parent: Tag::ROOT, index: 0 };
-        let (task, handle) = frame(root, lineage, Target::rank(self.node.rank).to_flags());
+        let (task, handle) = frame(|| root, lineage, Target::rank(self.node.rank).to_flags());
         let node = self.node;
         let watch = handle.clone();
         let ended = move || {
@@ -353,17 +389,20 @@ impl Node {
         }
     }
 
-    /// Waits for a result.
+    /// Waits for a result, on whatever thread this is. `None` where no node
+    /// runs.
     #[inline]
-    pub fn resolve<T: Send + Sync>(&'static self, handle: Handle<T>) -> Result<Resolved<T>, Box<TaskError>> {
-        if let Some(worker) = self.my_worker() {
-            return worker.resolve(handle);
+    pub fn resolve<T: Send + Sync>(handle: Handle<T>) -> Option<Result<Resolved<T>, Box<TaskError>>> {
+        match super::worker::current() {
+            Some(worker) => Some(worker.resolve(handle)),
+            None => Node::current().map(|_| {
+                wait_on_thread(&[&handle], 1, None);
+                Ok(match handle.take() {
+                    Ok(result) => Resolved::Owned(result),
+                    Err(handle) => Resolved::Shared(handle),
+                })
+            }),
         }
-        wait_on_thread(&[&handle], 1, None);
-        Ok(match handle.take() {
-            Ok(result) => Resolved::Owned(result),
-            Err(handle) => Resolved::Shared(handle),
-        })
     }
 
     /// Waits until `count` of `handles` are done, or for `patience`.
@@ -389,7 +428,10 @@ impl Node {
             Place::Spread => self.spread.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
             _ => 0,
         };
+        if demand.is_empty() {
+            return choose(place, demand, self.rank, turn, self.size, |rank| !self.is_lost(rank));
+        }
         let state = super::rank::lock(&self.state);
-        choose(place, demand, self.rank, turn, &state.capacities())
+        choose(place, demand, self.rank, turn, self.size, |rank| state.capacity(rank).is_some_and(|c| demand.fits(c)))
     }
 }

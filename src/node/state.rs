@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use slab::Slab;
 
@@ -73,6 +74,8 @@ pub(super) struct Core {
     /// Peers whose connection is to be closed, and why.
     pub closing: Vec<(Rank, String)>,
     pub scratch: Vec<u8>,
+    /// Some peer has a backlog.
+    pub backlogged: bool,
 }
 
 pub(super) struct Peer {
@@ -167,6 +170,7 @@ impl State {
                 out: VecDeque::new(),
                 closing: Vec::new(),
                 scratch: Vec::new(),
+                backlogged: false,
             },
         }
     }
@@ -202,9 +206,9 @@ impl State {
         strange.map(|(r, _)| Rank(r as u32)).collect()
     }
 
-    /// Every rank's resources; `None` for a lost one.
-    pub fn capacities(&self) -> Vec<Option<&Demand>> {
-        self.core.peers.iter().map(|p| p.capacity.as_ref()).collect()
+    /// A rank's resources; `None` for a lost one.
+    pub fn capacity(&self, rank: Rank) -> Option<&Demand> {
+        self.core.peers[rank.index()].capacity.as_ref()
     }
 
     /// Whether every peer that is left has said goodbye.
@@ -260,7 +264,7 @@ impl State {
                     node.push(task);
                 }
             }
-            Command::AskForWork => self.ask_for_work(),
+            Command::AskForWork => self.ask_for_work(node),
             Command::Feed { peer } => {
                 self.feed(node, peer);
                 if let Some(next) = node.idle.found(|| false) {
@@ -355,10 +359,15 @@ impl State {
         }
     }
 
-    fn ask_for_work(&mut self) {
+    fn ask_for_work(&mut self, node: &Node) {
+        let mut all = true;
         for rank in 0..self.core.peers.len() {
             let peer = &mut self.core.peers[rank];
-            if peer.asked || !peer.ready || peer.lost.is_some() || rank == self.core.me.index() {
+            if peer.asked || peer.lost.is_some() || rank == self.core.me.index() {
+                continue;
+            }
+            if !peer.ready {
+                all = false;
                 continue;
             }
             peer.asked = true;
@@ -367,6 +376,7 @@ impl State {
             self.send(Rank(rank as u32), &buffer);
             self.core.scratch = buffer;
         }
+        node.asked.store(all, Ordering::Relaxed);
     }
 
     /// Gives the oldest task to a peer that asked, or remembers the wish.
@@ -408,6 +418,7 @@ impl State {
             }
         }
         peer.backlog.push_back(message.to_vec());
+        self.core.backlogged = true;
     }
 
     /// Sends what events produced, tries the backlog, closes what must be.
@@ -428,6 +439,9 @@ impl State {
                 break;
             }
         }
+        if !std::mem::take(&mut self.core.backlogged) {
+            return;
+        }
         for rank in 0..self.core.peers.len() {
             let peer = &mut self.core.peers[rank];
             let Some(route) = peer.route else { continue };
@@ -437,6 +451,7 @@ impl State {
                     _ => drop(peer.backlog.pop_front()),
                 }
             }
+            self.core.backlogged |= !peer.backlog.is_empty();
         }
     }
 }

@@ -43,6 +43,7 @@ pub(super) struct Worker {
     pub index: usize,
     pub deque: Owner<Task>,
     context: Cell<Context>,
+    stack_reserve: usize,
     /// Suspended tasks of this worker that may go on.
     resumable: RefCell<VecDeque<usize>>,
     suspended: RefCell<Slab<Option<Fiber>>>,
@@ -59,11 +60,14 @@ pub(super) struct Worker {
 #[derive(Clone, Copy)]
 struct Context {
     seed: Tag,
+    /// The number of the call within its parent, or [`RESOLVED`] when `seed`
+    /// is the task's own tag by now, and no more its parent's.
     index: u32,
     calls: u32,
-    /// `seed` is the task's own tag by now.
-    resolved: bool,
 }
+
+/// No task makes so many calls.
+const RESOLVED: u32 = u32::MAX / 2;
 
 #[derive(Clone, Copy)]
 enum Switch {
@@ -98,7 +102,8 @@ impl Worker {
             node,
             index,
             deque,
-            context: Cell::new(Context { seed: Tag::ROOT, index: 0, calls: 0, resolved: true }),
+            context: Cell::new(Context { seed: Tag::ROOT, index: RESOLVED, calls: 0 }),
+            stack_reserve: node.config.stack_bytes / 2,
             resumable: RefCell::default(),
             suspended: RefCell::default(),
             spare: RefCell::default(),
@@ -142,9 +147,9 @@ impl Worker {
     #[inline]
     pub fn next_lineage(&self) -> Lineage {
         let mut context = self.context.get();
-        if !context.resolved {
+        if context.index != RESOLVED {
             context.seed = Lineage { parent: context.seed, index: context.index }.tag();
-            context.resolved = true;
+            context.index = RESOLVED;
         }
         let lineage = Lineage { parent: context.seed, index: context.calls };
         context.calls += 1;
@@ -154,35 +159,67 @@ impl Worker {
 
     /// Waits for a result, running other tasks meanwhile.
     #[inline]
-    pub fn resolve<T: Send + Sync>(&'static self, mut handle: Handle<T>) -> Result<Resolved<T>, Box<TaskError>> {
+    pub fn resolve<T: Send + Sync>(&'static self, handle: Handle<T>) -> Result<Resolved<T>, Box<TaskError>> {
+        if handle.is_done() || !self.may_nest() {
+            return self.resolve_slowly(handle, None);
+        }
+        // A child that is waited for is most often the newest task or, when two
+        // were made and the first is asked for first, the second newest.
+        let (newest, second) = self.deque.newest();
+        let token = handle.token();
+        let task = match second == token && newest != token {
+            true => self.deque.pop_second(),
+            false => self.deque.pop(),
+        };
+        match task {
+            Some(task) if task.is(&handle) => Ok(self.run_inline(handle, task)),
+            other => self.resolve_slowly(handle, other),
+        }
+    }
+
+    #[inline(never)]
+    fn resolve_slowly<T: Send + Sync>(
+        &'static self,
+        mut handle: Handle<T>,
+        mut newest: Option<Task>,
+    ) -> Result<Resolved<T>, Box<TaskError>> {
         loop {
-            handle = match handle.take() {
-                Ok(result) => return Ok(Resolved::Owned(result)),
-                Err(handle) if handle.is_done() => return Ok(Resolved::Shared(handle)),
-                Err(handle) => handle,
-            };
-            if stack_left() < self.node.config.stack_bytes / 2 {
-                self.wait(&[&handle], 1, None)?;
-                continue;
-            }
-            match self.deque.pop() {
-                Some(task) if task.is(&handle) => {
-                    let before = self.enter(task.lineage());
-                    let result = handle.run_inline(task);
-                    self.context.set(before);
-                    return Ok(match result {
-                        Ok(result) => Resolved::Owned(result),
-                        Err(handle) => Resolved::Shared(handle),
-                    });
-                }
+            match newest {
+                Some(task) if task.is(&handle) => return Ok(self.run_inline(handle, task)),
                 Some(task) if self.is_mine(&task) => self.run_task(task),
                 Some(task) => {
                     self.node.push(task);
                     self.wait(&[&handle], 1, None)?;
                 }
+                None if handle.is_done() => (),
                 None => self.wait(&[&handle], 1, None)?,
             }
+            handle = match handle.take() {
+                Ok(result) => return Ok(Resolved::Owned(result)),
+                Err(handle) if handle.is_done() => return Ok(Resolved::Shared(handle)),
+                Err(handle) => handle,
+            };
+            newest = if self.may_nest() { self.deque.pop() } else { None };
         }
+    }
+
+    /// Runs the task behind `handle` on top of the running one.
+    #[inline]
+    fn run_inline<T: Send + Sync>(&self, handle: Handle<T>, task: Task) -> Resolved<T> {
+        let before = self.enter(task.lineage());
+        let result = handle.run_inline(task);
+        self.context.set(before);
+        match result {
+            Ok(result) => Resolved::Owned(result),
+            Err(handle) => Resolved::Shared(handle),
+        }
+    }
+
+    /// Whether the stack has room for another task on top of the running one:
+    /// every task starts with at least half a stack.
+    #[inline]
+    fn may_nest(&self) -> bool {
+        stack_left() >= self.stack_reserve
     }
 
     /// Suspends the running task until `count` of `handles` are done, or until
@@ -293,7 +330,7 @@ impl Worker {
         self.node.root_waits.store(false, Ordering::Release);
         let root = lock(&self.node.root).take();
         if let Some(root) = root {
-            let before = self.context.replace(Context { seed: Tag::ROOT, index: 0, calls: 0, resolved: true });
+            let before = self.context.replace(Context { seed: Tag::ROOT, index: RESOLVED, calls: 0 });
             root.run();
             self.context.set(before);
         }
@@ -318,14 +355,14 @@ impl Worker {
 
     #[inline]
     fn enter(&self, lineage: Lineage) -> Context {
-        self.context.replace(Context { seed: lineage.parent, index: lineage.index, calls: 0, resolved: false })
+        self.context.replace(Context { seed: lineage.parent, index: lineage.index, calls: 0 })
     }
 
     /// Whether the running task made this one, which may then run on top of it.
     #[inline]
     fn is_mine(&self, task: &Task) -> bool {
         let context = self.context.get();
-        context.resolved && task.lineage().parent == context.seed && task.flags() == Target::ANYWHERE.to_flags()
+        context.index == RESOLVED && task.lineage().parent == context.seed && task.flags() == Target::ANYWHERE.to_flags()
     }
 
     fn steal(&self) -> Option<Task> {

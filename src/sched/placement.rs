@@ -26,11 +26,9 @@ pub enum Choice {
     Nowhere(String),
 }
 
-/// Chooses a rank. `capacities` has each rank's, `None` for a lost one; `turn`
-/// counts the calls to be spread.
-pub fn choose(place: Place, demand: &Demand, me: Rank, turn: u32, capacities: &[Option<&Demand>]) -> Choice {
-    let size = capacities.len() as u32;
-    let suits = |r: &u32| capacities[*r as usize].is_some_and(|c| demand.fits(c));
+/// Chooses a rank among `size`. `suits` says whether a rank is there and has
+/// what the call asks for; `turn` counts the calls to be spread.
+pub fn choose(place: Place, demand: &Demand, me: Rank, turn: u32, size: u32, suits: impl Fn(Rank) -> bool) -> Choice {
     match place {
         Place::Rank(rank) if rank.0 >= size => {
             Choice::Nowhere(format!("there is no {rank}: the job has {size} ranks, counted from 0"))
@@ -39,8 +37,8 @@ pub fn choose(place: Place, demand: &Demand, me: Rank, turn: u32, capacities: &[
         Place::Here if demand.is_empty() => Choice::Anywhere,
         Place::Here | Place::Spread => {
             let first = if place == Place::Here { me.0 } else { turn % size };
-            match (0..size).map(|i| (first + i) % size).find(suits) {
-                Some(rank) => Choice::On(Rank(rank)),
+            match (0..size).map(|i| Rank((first + i) % size)).find(|rank| suits(*rank)) {
+                Some(rank) => Choice::On(rank),
                 None => Choice::Nowhere(format!("no rank has {demand}: start one with COLLIMATE_RESOURCES={demand}")),
             }
         }
@@ -57,13 +55,16 @@ mod tests {
         let gpu = Demand::default().and("gpu", 1);
         let me = Rank(0);
         let all = [Some(&none), Some(&gpu), None, Some(&none)];
-        assert_eq!(choose(Place::Here, &none, me, 0, &all), Choice::Anywhere);
-        assert_eq!(choose(Place::Here, &gpu, me, 0, &all), Choice::On(Rank(1)));
-        assert_eq!(choose(Place::Rank(Rank(3)), &none, me, 0, &all), Choice::On(Rank(3)));
-        let spread: Vec<_> = (0..4).map(|turn| choose(Place::Spread, &none, me, turn, &all)).collect();
+        let choose = |place, demand: &Demand, turn| {
+            choose(place, demand, me, turn, 4, |r| all[r.index()].is_some_and(|c| demand.fits(c)))
+        };
+        assert_eq!(choose(Place::Here, &none, 0), Choice::Anywhere);
+        assert_eq!(choose(Place::Here, &gpu, 0), Choice::On(Rank(1)));
+        assert_eq!(choose(Place::Rank(Rank(3)), &none, 0), Choice::On(Rank(3)));
+        let spread: Vec<_> = (0..4).map(|turn| choose(Place::Spread, &none, turn)).collect();
         assert_eq!(spread, [0, 1, 3, 3].map(|r| Choice::On(Rank(r))), "the lost rank's turn goes to the next");
-        assert!(matches!(choose(Place::Rank(Rank(4)), &none, me, 0, &all), Choice::Nowhere(_)));
+        assert!(matches!(choose(Place::Rank(Rank(4)), &none, 0), Choice::Nowhere(_)));
         let tape = Demand::default().and("tape", 1);
-        assert!(matches!(choose(Place::Spread, &tape, me, 0, &all), Choice::Nowhere(why) if why.contains("tape=1")));
+        assert!(matches!(choose(Place::Spread, &tape, 0), Choice::Nowhere(why) if why.contains("tape=1")));
     }
 }

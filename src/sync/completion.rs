@@ -94,12 +94,17 @@ impl Completion {
     }
 
     /// Publishes the result and wakes everybody. Called once.
+    #[inline]
     pub fn complete(&self) {
-        let mut list = self.head.swap(DONE, Ordering::AcqRel);
+        let list = self.head.swap(DONE, Ordering::AcqRel);
         debug_assert!(list != DONE, "completed twice");
-        if list.is_null() {
-            return;
+        if !list.is_null() {
+            Completion::wake_all(list);
         }
+    }
+
+    #[inline(never)]
+    fn wake_all(mut list: *mut Node) {
         let mut in_order = std::ptr::null_mut();
         while !list.is_null() {
             // SAFETY: the swap gave us the whole list; every node in it came
@@ -150,13 +155,22 @@ impl Default for Completion {
 }
 
 impl Drop for Completion {
+    #[inline]
     fn drop(&mut self) {
-        let mut list = self.head.load(Ordering::Acquire);
-        while list != DONE && !list.is_null() {
-            // SAFETY: nobody else has the word any more, so the list is ours.
-            let node = unsafe { Box::from_raw(list) };
-            list = node.next;
+        let list = self.head.load(Ordering::Acquire);
+        if list != DONE && !list.is_null() {
+            drop_list(list);
         }
+    }
+}
+
+/// Drops the nodes of a list that the caller took.
+#[cold]
+fn drop_list(mut list: *mut Node) {
+    while !list.is_null() {
+        // SAFETY: nobody else has the word any more, so the list is ours.
+        let node = unsafe { Box::from_raw(list) };
+        list = node.next;
     }
 }
 

@@ -19,6 +19,10 @@
 //!   `bottom` and stays away, or the owner sees the raised `top`. Only when
 //!   one item is left can both want it, and then both go through the
 //!   compare-exchange on `top`, which one wins.
+//! * **pop_second** lowers `bottom` by two, and else is a pop of the item at
+//!   the new `bottom`; the newest item then moves down into that slot, which
+//!   no thief can be reading: its `top` would have to equal that index, and by
+//!   the argument above such a thief has seen the lowered `bottom`.
 //! * **steal** reads the slot *before* its compare-exchange. The slot may be
 //!   rewritten by a later push only once `top` has passed it, and then the
 //!   compare-exchange fails and what was read is not used.
@@ -169,6 +173,41 @@ impl<T: Token> Owner<T> {
         won.then(|| self.take(bottom))
     }
 
+    /// Takes the item that was pushed last but one.
+    #[inline]
+    pub fn pop_second(&self) -> Option<T> {
+        let inner = &*self.inner;
+        let old = inner.bottom.0.load(Ordering::Relaxed);
+        if (old.wrapping_sub(inner.top.0.load(Ordering::Relaxed)) as isize) < 2 {
+            return None;
+        }
+        let bottom = old.wrapping_sub(2);
+        inner.bottom.0.store(bottom, Ordering::SeqCst);
+        let top = inner.top.0.load(Ordering::SeqCst);
+        let left = bottom.wrapping_sub(top) as isize;
+        if left > 0 {
+            let item = self.take(bottom);
+            let newest = inner.slot(bottom.wrapping_add(1)).load(Ordering::Relaxed);
+            inner.slot(bottom).store(newest, Ordering::Relaxed);
+            inner.bottom.0.store(bottom.wrapping_add(1), Ordering::Release);
+            return Some(item);
+        }
+        // It is the oldest as well, or gone; the newest stays where it is.
+        let won = left == 0
+            && inner.top.0.compare_exchange(top, top.wrapping_add(1), Ordering::SeqCst, Ordering::Relaxed).is_ok();
+        inner.bottom.0.store(old, Ordering::Release);
+        won.then(|| self.take(bottom))
+    }
+
+    /// The raw forms of the newest and second newest items, as a hint: thieves
+    /// may be taking them, and the slots may be empty.
+    #[inline]
+    pub fn newest(&self) -> (*mut (), *mut ()) {
+        let bottom = self.inner.bottom.0.load(Ordering::Relaxed);
+        let raw = |back| self.inner.slot(bottom.wrapping_sub(back)).load(Ordering::Relaxed);
+        (raw(1), raw(2))
+    }
+
     /// Whether `pop` would find nothing; thieves may still empty it.
     #[inline]
     pub fn is_empty(&self) -> bool {
@@ -275,8 +314,10 @@ mod tests {
             if let Err(refused) = owner.push(Box::new(item)) {
                 taken.push(*refused);
             }
-            if item % 2 == 1 {
-                taken.extend(owner.pop().map(|b| *b));
+            match item % 4 {
+                1 => taken.extend(owner.pop_second().map(|b| *b)),
+                3 => taken.extend(owner.pop().map(|b| *b)),
+                _ => (),
             }
         }
         while let Some(item) = owner.pop() {
@@ -326,5 +367,14 @@ mod tests {
         assert_eq!(steal_one(&stealer), Some(1));
         assert_eq!(std::iter::from_fn(|| owner.pop()).map(|b| *b).collect::<Vec<_>>(), [5, 4, 2]);
         assert!(owner.is_empty() && stealer.is_empty());
+
+        assert!(owner.pop_second().is_none());
+        for item in 6..9 {
+            owner.push(Box::new(item)).unwrap();
+        }
+        assert_eq!(owner.pop_second().map(|b| *b), Some(7));
+        assert_eq!(owner.pop_second().map(|b| *b), Some(6), "the oldest");
+        assert!(owner.pop_second().is_none());
+        assert_eq!(owner.pop().map(|b| *b), Some(8));
     }
 }

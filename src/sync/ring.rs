@@ -83,6 +83,13 @@ impl Default for Line {
     }
 }
 
+impl Line {
+    /// The first word, for protocols simpler than a ring's.
+    pub fn first_word(&self) -> &AtomicU64 {
+        &self.0[0]
+    }
+}
+
 /// Why a ring cannot be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RingError {

@@ -42,8 +42,9 @@ unsafe impl Send for Batch {}
 
 static POOL: [Mutex<Vec<Batch>>; CLASSES] = [const { Mutex::new(Vec::new()) }; CLASSES];
 
-/// Memory for `layout`, uninitialised.
-#[inline]
+/// Memory for `layout`, uninitialised. A call, and not inlined into other
+/// crates, where the access to the thread's lists would be one more.
+#[inline(never)]
 pub(super) fn allocate(layout: Layout) -> NonNull<u8> {
     let Some(class) = class_of(layout) else { return from_heap(layout) };
     LISTS.with(|lists| {
@@ -65,7 +66,7 @@ pub(super) fn allocate(layout: Layout) -> NonNull<u8> {
 ///
 /// # Safety
 /// `memory` came from `allocate(layout)` and is not used any more.
-#[inline]
+#[inline(never)]
 pub(super) unsafe fn free(memory: NonNull<u8>, layout: Layout) {
     let Some(class) = class_of(layout) else {
         // SAFETY: large layouts come from the heap with this very layout.

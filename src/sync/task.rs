@@ -34,7 +34,7 @@
 use std::alloc::Layout;
 use std::any::Any;
 use std::marker::PhantomData;
-use std::mem::{ManuallyDrop, MaybeUninit, offset_of};
+use std::mem::{ManuallyDrop, offset_of};
 use std::ptr::NonNull;
 
 use super::completion::{Completion, Wake};
@@ -48,8 +48,11 @@ pub trait Call: Send + 'static {
     /// What it returns.
     type Output: Send + Sync + 'static;
 
-    /// Runs the body. Must not unwind: a panic becomes an error value here.
-    fn run(self) -> Stored<Self::Output>;
+    /// Runs the body and leaves its result in `out`, which is
+    /// [`Stored::Absent`] before. Must not unwind: a panic becomes an error
+    /// value here. (Results are written in place, because moving a value that
+    /// was written in two halves stalls the load that reads it as a whole.)
+    fn run(self, out: &mut Stored<Self::Output>);
 
     /// What the node knows about such calls, for it to downcast.
     fn kind(&self) -> &'static (dyn Any + Send + Sync);
@@ -57,6 +60,9 @@ pub trait Call: Send + 'static {
 
 /// What a frame holds once it is done.
 pub enum Stored<T> {
+    /// Nothing yet. Whoever finds this in a frame that is done treats it as a
+    /// failure.
+    Absent,
     /// The result as a Rust value.
     Value(T),
     /// There is none, and why.
@@ -64,6 +70,17 @@ pub enum Stored<T> {
     /// The result in the form in which it came from another rank, to be
     /// decoded by whoever needs it.
     Encoded(Box<dyn Any + Send + Sync>),
+}
+
+impl<T> Stored<T> {
+    /// Turns `Absent` into `Value`.
+    #[inline(always)]
+    pub fn fill(&mut self, value: T) {
+        let before = std::mem::replace(self, Stored::Value(value));
+        debug_assert!(matches!(before, Stored::Absent));
+        // Nothing is lost, and there is no drop to be called.
+        std::mem::forget(before);
+    }
 }
 
 /// Where a task stands in its parent: the parent's tag and the number of the
@@ -83,6 +100,7 @@ impl Lineage {
     }
 
     /// The task's own tag.
+    #[inline]
     pub fn tag(self) -> Tag {
         match u32::MAX - self.index {
             output @ 0..=255 => self.parent.output(output),
@@ -121,7 +139,7 @@ struct VTable {
     layout: Layout,
     /// Runs the call and leaves the result in the body.
     run: unsafe fn(NonNull<Header>),
-    /// Runs the call and moves the result to `out`, a `Stored<Output>`.
+    /// Runs the call with `out`, a `Stored<Output>`.
     run_out: unsafe fn(NonNull<Header>, out: *mut ()),
     /// Drops the call and leaves an error in the body.
     fail: unsafe fn(NonNull<Header>, Box<TaskError>),
@@ -180,12 +198,14 @@ unsafe impl<T: Send + Sync> Send for Handle<T> {}
 // SAFETY: as above; a shared handle only reads.
 unsafe impl<T: Send + Sync> Sync for Handle<T> {}
 
-/// Makes a frame: the right to run `call`, and the right to its result.
-#[inline]
-pub fn frame<C: Call>(call: C, lineage: Lineage, flags: u32) -> (Task, Handle<C::Output>) {
+/// Makes a frame: the right to run a call, and the right to its result. The
+/// call is built by `call` where it stays, and not moved there: see
+/// [`Call::run`] on what moving costs.
+#[inline(always)]
+pub fn frame<C: Call>(call: impl FnOnce() -> C, lineage: Lineage, flags: u32) -> (Task, Handle<C::Output>) {
     let frame = make::<C>(lineage, flags, Completion::new(), 2);
     // SAFETY: `frame` was just allocated for a `Frame<C>`.
-    unsafe { (*frame.as_ptr()).body.call = ManuallyDrop::new(call) };
+    unsafe { (*frame.as_ptr()).body.call = ManuallyDrop::new(call()) };
     let frame = frame.cast();
     (Task(frame), Handle { frame, _result: PhantomData })
 }
@@ -195,7 +215,7 @@ pub fn done<T: Send + Sync + 'static>(result: Stored<T>, lineage: Lineage) -> Ha
     struct Never<T>(PhantomData<fn() -> T>);
     impl<T: Send + Sync + 'static> Call for Never<T> {
         type Output = T;
-        fn run(self) -> Stored<T> {
+        fn run(self, _: &mut Stored<T>) {
             unreachable!("a frame that is done is not run")
         }
         fn kind(&self) -> &'static (dyn Any + Send + Sync) {
@@ -208,7 +228,7 @@ pub fn done<T: Send + Sync + 'static>(result: Stored<T>, lineage: Lineage) -> Ha
     Handle { frame: frame.cast(), _result: PhantomData }
 }
 
-#[inline]
+#[inline(always)]
 fn make<C: Call>(lineage: Lineage, flags: u32, completion: Completion, refs: u32) -> NonNull<Frame<C>> {
     let () = VTableOf::<C>::CHECK;
     let frame = slab::allocate(Layout::new::<Frame<C>>()).cast::<Frame<C>>();
@@ -264,11 +284,13 @@ impl Task {
     }
 
     /// Where the task stands in its parent.
+    #[inline]
     pub fn lineage(&self) -> Lineage {
         Lineage { parent: self.header().parent, index: self.header().index }
     }
 
     /// The bits given to [`frame`].
+    #[inline]
     pub fn flags(&self) -> u32 {
         self.header().flags
     }
@@ -397,21 +419,21 @@ impl<T: Send + Sync + 'static> Handle<T> {
         }
         let frame = self.frame;
         std::mem::forget((self, task));
-        let mut out = MaybeUninit::<Stored<T>>::uninit();
+        let mut out = Stored::<T>::Absent;
         // SAFETY: the task and this handle are the two rights there are, so the
-        // frame is ours alone. `run_out` moves the call out and writes a
+        // frame is ours alone. `run_out` moves the call out and is given a
         // `Stored<T>`: a handle has the type of its frame's output.
         unsafe {
-            (frame.as_ref().vtable.run_out)(frame, out.as_mut_ptr().cast());
+            (frame.as_ref().vtable.run_out)(frame, (&raw mut out).cast());
             free_memory(frame);
-            Ok(out.assume_init())
         }
+        Ok(out)
     }
 
-    /// Whether the call was made by the task with the tag `parent`.
+    /// The raw form that the task of this frame has as a [`Token`].
     #[inline]
-    pub fn is_child_of(&self, parent: Tag) -> bool {
-        self.header().parent == parent
+    pub fn token(&self) -> *mut () {
+        self.frame.as_ptr().cast()
     }
 
     /// The tag of the task that makes this result.
@@ -498,8 +520,8 @@ unsafe fn run<C: Call>(frame: NonNull<Header>) {
     // takes its place.
     unsafe {
         let call = ManuallyDrop::take(&mut (*frame).body.call);
-        let result = call.run();
-        (*frame).body.result = ManuallyDrop::new(result);
+        (*frame).body.result = ManuallyDrop::new(Stored::Absent);
+        call.run(&mut *(&raw mut (*frame).body.result).cast::<Stored<C::Output>>());
     }
 }
 
@@ -508,7 +530,7 @@ unsafe fn run_out<C: Call>(frame: NonNull<Header>, out: *mut ()) {
     // SAFETY: the caller's promise; `out` is a `Stored<C::Output>`.
     unsafe {
         let call = ManuallyDrop::take(&mut (*frame).body.call);
-        out.cast::<Stored<C::Output>>().write(call.run());
+        call.run(&mut *out.cast::<Stored<C::Output>>());
     }
 }
 
@@ -561,8 +583,8 @@ mod tests {
     struct Add(Arc<AtomicUsize>, usize);
     impl Call for Add {
         type Output = Counted;
-        fn run(self) -> Stored<Counted> {
-            Stored::Value(Counted(self.0.clone(), self.1))
+        fn run(self, out: &mut Stored<Counted>) {
+            *out = Stored::Value(Counted(self.0.clone(), self.1));
         }
         fn kind(&self) -> &'static (dyn Any + Send + Sync) {
             &"add"
@@ -580,7 +602,7 @@ mod tests {
     const HERE: Lineage = Lineage { parent: Tag::ROOT, index: 3 };
 
     fn add(sum: &Arc<AtomicUsize>, n: usize) -> (Task, Handle<Counted>) {
-        frame(Add(sum.clone(), n), HERE, 7)
+        frame(|| Add(sum.clone(), n), HERE, 7)
     }
 
     /// A result is dropped once, whoever is last.
@@ -699,7 +721,7 @@ mod tests {
         #[test]
         fn done_frames_are_done() {
             let handle = done(Stored::Value(4u64), HERE);
-            assert!(handle.is_done() && handle.is_child_of(Tag::ROOT));
+            assert!(handle.is_done());
             assert_eq!(handle.tag(), Tag::ROOT.child(3));
             assert!(matches!(handle.peek(), Some(Stored::Value(4))));
         }

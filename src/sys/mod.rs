@@ -1,5 +1,6 @@
 //! All operating-system and foreign `unsafe`, behind safe functions.
 
+mod cores;
 mod fdpass;
 mod fence;
 mod fiber;
@@ -9,9 +10,11 @@ mod poller;
 mod populate;
 mod process;
 mod socket;
+mod stderr;
 mod uring;
 mod wait;
 
+pub use cores::online_cores;
 pub use fdpass::{FDS_MAX, receive as receive_fds, send as send_fds};
 pub use fence::fence_everywhere;
 pub use fiber::{Fiber, FiberEnded, stack_left, suspend};
@@ -21,5 +24,6 @@ pub use poller::Poller;
 pub use populate::populate_fresh;
 pub use process::{Signals, duplicate_inherited_socket, spawn_bound};
 pub use socket::send_from_region;
+pub use stderr::say;
 pub use uring::{ReceiveRing, Received, available as uring_available};
 pub use wait::WaitSet;

@@ -1,7 +1,10 @@
 //! The `collimate` command.
 
+mod bench;
+mod info;
 mod run;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -18,6 +21,10 @@ struct Cli {
 enum Command {
     /// Start the ranks of a job and wait for them
     Run(run::Run),
+    /// Measure what tasks and objects cost, beside references
+    Bench(bench::Bench),
+    /// Say what this machine offers and which settings are in force
+    Info(info::Info),
     /// Start ranks here for a launcher on another host
     #[command(name = "_remote", hide = true)]
     Remote,
@@ -45,9 +52,17 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(run) => run.execute(),
+        Command::Bench(bench) => bench.execute(),
+        Command::Info(info) => info.execute(),
         Command::Remote => collimate::boot::serve_remote().map(|()| ExitCode::SUCCESS).map_err(Failure::Other),
     };
     result.unwrap_or_else(fail)
+}
+
+/// Writes to standard output. Whoever no longer reads has what it wanted.
+fn print(text: &str) {
+    let mut out = std::io::stdout();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 fn fail(failure: Failure) -> ExitCode {

@@ -44,6 +44,8 @@ pub struct Run {
 impl Run {
     /// Runs the job to its end.
     pub fn execute(self) -> Result<ExitCode, Failure> {
+        // So that one line says it, and not one of every rank.
+        Config::from_env().map_err(|e| Failure::Other(e.to_string()))?;
         let hosts = match &self.hostfile {
             Some(path) => Host::read_file(path).map_err(|e| Failure::Other(e.to_string()))?,
             None => Vec::new(),

@@ -1,0 +1,180 @@
+//! The parts of a benchmark, each of which wants a job of its own shape, and
+//! what the ranks of such a job do.
+
+use std::process::ExitCode;
+use std::sync::OnceLock;
+
+use clap::ValueEnum;
+use collimate::base::Config;
+use collimate::base::config::FabricChoice;
+
+use super::measure::{Effort, Failed, cores};
+use super::record::{Record, table};
+use super::{Metric, latency, print, store, throughput};
+
+/// One part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Stage {
+    /// One rank, one worker.
+    InWorker,
+    /// One rank, two workers.
+    CrossWorker,
+    /// Two ranks of one host.
+    CrossProcess,
+    /// Two ranks over TCP through io_uring.
+    TcpUring,
+    /// Two ranks over TCP through epoll.
+    TcpEpoll,
+    /// Empty tasks on one worker.
+    Tasks,
+    /// Empty tasks on two workers.
+    TasksShared,
+    /// Tasks spread over two ranks with one worker each.
+    Spread,
+    /// The same over four ranks with two workers each, and their idling.
+    SpreadMore,
+    /// Objects.
+    Store,
+    /// Nothing but a first task.
+    Start,
+}
+
+/// The job that a stage wants.
+pub struct Shape {
+    /// Ranks.
+    pub ranks: u32,
+    /// Workers of each.
+    pub workers: u32,
+    /// Their fabric.
+    pub fabric: &'static str,
+    /// Their object memory.
+    pub store: &'static str,
+}
+
+impl Metric {
+    /// The parts of this benchmark, in order.
+    pub fn stages(self) -> &'static [Stage] {
+        use Stage::*;
+        match self {
+            Metric::Latency => &[InWorker, CrossWorker, CrossProcess, TcpUring, TcpEpoll, Start],
+            Metric::Throughput => &[Tasks, TasksShared, Spread, SpreadMore],
+            Metric::Store => &[Store],
+        }
+    }
+}
+
+impl Stage {
+    /// As the command line names it.
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|v| v.get_name().to_string()).unwrap_or_default()
+    }
+
+    /// The job that it wants.
+    pub fn shape(self, effort: Effort) -> Shape {
+        let shape = |ranks, workers, fabric| Shape { ranks, workers, fabric, store: "64M" };
+        match self {
+            Stage::InWorker | Stage::Tasks => shape(1, 1, "auto"),
+            Stage::CrossWorker | Stage::TasksShared => shape(1, 2, "auto"),
+            Stage::CrossProcess | Stage::Spread | Stage::Start => shape(2, 1, "auto"),
+            Stage::TcpUring => shape(2, 1, "uring"),
+            Stage::TcpEpoll => shape(2, 1, "epoll"),
+            Stage::SpreadMore => shape(4, 2, "auto"),
+            Stage::Store if effort.quick => shape(2, 1, "auto"),
+            Stage::Store => Shape { store: "2G", ..shape(2, 1, "auto") },
+        }
+    }
+
+    /// Why it cannot be run on this machine, if so.
+    pub fn obstacle(self) -> Option<String> {
+        match self {
+            Stage::TcpUring => {
+                let tried = collimate::fabric::UringFabric::new(collimate::base::Rank(0));
+                tried.err().map(|why| format!("io_uring is not available: {why}"))
+            }
+            Stage::CrossWorker if cores().len() < 2 => Some("two workers need two cores, and there is one".into()),
+            _ => None,
+        }
+    }
+
+    /// Why the job that this process is a rank of cannot run it, if so.
+    fn misfit(self, config: &Config) -> Option<&'static str> {
+        let (ranks, workers) = (collimate::size(), collimate::workers());
+        let two_ranks = (ranks < 2).then_some("it needs two ranks");
+        match self {
+            Stage::InWorker | Stage::Tasks => None,
+            Stage::CrossWorker | Stage::TasksShared => (workers < 2).then_some("it needs two workers in rank 0"),
+            Stage::CrossProcess => two_ranks.or_else(|| {
+                let tcp = matches!(config.fabric, FabricChoice::Uring | FabricChoice::Epoll);
+                tcp.then_some("COLLIMATE_FABRIC asks for TCP")
+            }),
+            Stage::TcpUring => {
+                two_ranks.or((config.fabric != FabricChoice::Uring).then_some("it needs COLLIMATE_FABRIC=uring"))
+            }
+            Stage::TcpEpoll => {
+                two_ranks.or((config.fabric != FabricChoice::Epoll).then_some("it needs COLLIMATE_FABRIC=epoll"))
+            }
+            Stage::Spread | Stage::Store => two_ranks,
+            Stage::SpreadMore => Some("it compares two jobs: leave the ranks to `collimate bench`"),
+            Stage::Start => Some("the ranks have started already: leave them to `collimate bench`"),
+        }
+    }
+
+    fn run(self, effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Failed> {
+        match self {
+            Stage::InWorker => latency::in_worker(effort, emit),
+            Stage::CrossWorker => latency::cross_worker(effort, emit),
+            Stage::CrossProcess => latency::cross_process(effort, emit),
+            Stage::TcpUring => latency::tcp("uring", effort, emit),
+            Stage::TcpEpoll => latency::tcp("epoll", effort, emit),
+            Stage::Tasks | Stage::TasksShared => throughput::tasks(effort, emit),
+            Stage::Spread => throughput::spread(effort, emit),
+            Stage::SpreadMore => throughput::spread(effort, emit).and_then(|()| throughput::idle(effort, emit)),
+            Stage::Store => store::objects(effort, emit),
+            Stage::Start => super::start::first_task(),
+        }
+    }
+}
+
+/// What the driver of this process's job measures.
+struct Plan {
+    metric: Metric,
+    stage: Option<Stage>,
+    json: bool,
+    effort: Effort,
+}
+
+static PLAN: OnceLock<Plan> = OnceLock::new();
+
+/// Takes part in the job that this process was started for: measures one stage
+/// for the `collimate bench` that wants it, or all that fit the job.
+pub fn take_part(metric: Metric, stage: Option<Stage>, json: bool, effort: Effort) -> ExitCode {
+    let plan = PLAN.get_or_init(|| Plan { metric, stage, json, effort });
+    debug_assert_eq!(plan.metric, metric);
+    rank()
+}
+
+#[collimate::main]
+fn rank() -> Result<(), Failed> {
+    let plan = PLAN.get().ok_or("a rank without a plan")?;
+    let mut records = Vec::new();
+    let mut emit = |record: Record| {
+        if plan.json || plan.stage.is_some() {
+            print(&format!("{}\n", record.to_json()));
+        }
+        records.push(record);
+    };
+    if let Some(stage) = plan.stage {
+        return stage.run(plan.effort, &mut emit);
+    }
+    let config = Config::from_env()?;
+    for stage in plan.metric.stages() {
+        match stage.misfit(&config) {
+            Some(why) => eprintln!("collimate: {} left out: {why}", stage.name()),
+            None => stage.run(plan.effort, &mut emit)?,
+        }
+    }
+    if !plan.json {
+        print(&table(&records));
+    }
+    Ok(())
+}
