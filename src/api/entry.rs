@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::Once;
 
 use crate::base::{Config, ErrorKind, Rank, TaskError};
-use crate::node::{self, Call, Ended, Node, Stored, say};
+use crate::node::{self, Call, Ended, Node, Stored, say_line};
 
 /// What a driver may return, and the exit status that the job has then.
 pub trait Outcome {
@@ -33,7 +33,7 @@ impl<T: Outcome, E: std::fmt::Display> Outcome for Result<T, E> {
         match self {
             Ok(value) => value.report(),
             Err(error) => {
-                say(format_args!("error: {error}"));
+                say_line(format_args!("error: {error}"));
                 1
             }
         }
@@ -50,8 +50,8 @@ pub fn main<R: Outcome + 'static>(driver: fn() -> R) -> ExitCode {
     };
     if let Some(reason) = reason {
         match rank {
-            Some(rank) => say(format_args!("collimate: {rank}: {reason}")),
-            None => say(format_args!("collimate: {reason}")),
+            Some(rank) => say_line(format_args!("collimate: {rank}: {reason}")),
+            None => say_line(format_args!("collimate: {reason}")),
         }
     }
     // Without running destructors of threads that are inside a task.
@@ -76,7 +76,7 @@ impl<R: Outcome + 'static> Call for Driver<R> {
         let status = match catch_unwind(AssertUnwindSafe(|| (self.0)().report())) {
             Ok(status) => status,
             Err(payload) => {
-                say(format_args!("error: the driver {}", last_panic(&*payload).message));
+                say_line(format_args!("error: the driver {}", last_panic(&*payload).message));
                 101
             }
         };

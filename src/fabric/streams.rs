@@ -228,6 +228,9 @@ impl Streams {
     /// says so.
     pub(super) fn arm(&mut self) -> bool {
         self.flush();
+        // What has come by another way is still an edge to the poller, which
+        // would end every sleep at once.
+        self.ask();
         let peers = &mut self.peers;
         let waits_for_room = |rank: &Rank| peers.get_mut(*rank).is_none_or(|stream| stream.blocked);
         let mut quiet = self.over.is_empty() && self.abandoned.is_empty() && self.pending.iter().all(waits_for_room);

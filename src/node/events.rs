@@ -1,7 +1,7 @@
 //! What a rank does about what arrives. Part of [`State`](super::state).
 
 use super::rank::{Ended, HUNGRY_BASE, Node, Target};
-use super::state::{ARENA, Arriving, Core, Found, Read, Request, State, Value, Waiting};
+use super::state::{ARENA, Arriving, Command, Core, Found, Read, Request, State, Value, Waiting};
 use super::transfer::{Incoming, Received, Reply};
 use crate::base::event::Event as Counted;
 use crate::base::{ErrorKind, Rank, TaskError};
@@ -65,7 +65,7 @@ impl Core {
             Control::Hello(hello) => self.on_hello(node, peer, hello),
             Control::TaskTable(table) => {
                 self.peers[peer.index()].functions = Some(node.registry.indices_in(&table.entries));
-                self.greeted(peer);
+                self.greeted(node, peer);
                 Ok(())
             }
             Control::ErrorReport(report) => {
@@ -109,7 +109,7 @@ impl Core {
         state.capacity = Some(capacity);
         state.hello = Some(hello);
         if same_tasks {
-            self.greeted(peer);
+            self.greeted(node, peer);
         } else {
             // Each tells the other its own table; the indices sent are those
             // of the receiver's.
@@ -118,8 +118,12 @@ impl Core {
         Ok(())
     }
 
-    fn greeted(&mut self, peer: Rank) {
+    fn greeted(&mut self, node: &'static Node, peer: Rank) {
         self.peers[peer.index()].ready = true;
+        // Whoever asked for work before could not ask this one.
+        if node.asked.load(std::sync::atomic::Ordering::Relaxed) {
+            node.submit(Command::AskForWork);
+        }
     }
 
     fn on_spawn(&mut self, node: &'static Node, peer: Rank, spawn: &Spawn<'_>) {
@@ -263,7 +267,7 @@ impl Core {
             };
         };
         let object = record.object;
-        let done = move || node.submit(super::state::Command::Release { lender, object });
+        let done = move || node.submit(Command::Release { lender, object });
         let foreign = Foreign::new(record.owner, view, record.offset, record.len, done);
         foreign.map(|f| Found::Here(f.into())).map_err(|e| format!("an object of {}: {e}", record.owner))
     }

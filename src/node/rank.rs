@@ -116,6 +116,8 @@ pub struct Node {
     external_calls: AtomicU32,
     ended: Mutex<Option<Ended>>,
     ended_changed: Condvar,
+    /// The others know that the job has ended, and nothing is left to do.
+    pub(super) left: AtomicBool,
 }
 
 /// Peers of a sleeping rank stand on the idle list behind the workers.
@@ -164,6 +166,7 @@ impl Node {
             external_calls: AtomicU32::new(0),
             ended: Mutex::new(None),
             ended_changed: Condvar::new(),
+            left: AtomicBool::new(false),
         }
     }
 
@@ -486,7 +489,7 @@ impl Node {
     /// for it.
     pub(super) fn log(&self, line: impl FnOnce() -> String) {
         if self.config.log {
-            crate::sys::say(format_args!("collimate: {}: {}", self.rank, line()));
+            crate::sys::say_line(format_args!("collimate: {}: {}", self.rank, line()));
         }
     }
 

@@ -1,7 +1,8 @@
 //! From a mesh of connections to a running rank, and its end.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -95,7 +96,7 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     };
     if config.log {
         let whose = if share.own { "bound to this rank" } else { "shared by the ranks of this host" };
-        sys::say(format_args!("collimate: {rank}: {workers} workers; {} cores, {whose}", share.of));
+        sys::say_line(format_args!("collimate: {rank}: {workers} workers; {} cores, {whose}", share.of));
     }
 
     let (arena, own_view) = if size > 1 {
@@ -247,7 +248,7 @@ fn connect(
     if config.log {
         for (fabric, peers) in &connected {
             let ranks: Vec<String> = peers.iter().map(|p| p.0.to_string()).collect();
-            sys::say(format_args!("collimate: {rank}: {} to ranks {}", fabric.kind(), ranks.join(", ")));
+            sys::say_line(format_args!("collimate: {rank}: {} to ranks {}", fabric.kind(), ranks.join(", ")));
         }
     }
     Ok(connected)
@@ -265,7 +266,7 @@ fn register(fabric: &mut dyn Fabric, arena: Option<&Arena>) -> Result<(), Fabric
 fn tcp_fabric(config: &Config, rank: Rank) -> Result<Box<dyn Fabric>, FabricError> {
     let log = |line: &str| {
         if config.log {
-            sys::say(format_args!("collimate: {rank}: {line}"));
+            sys::say_line(format_args!("collimate: {rank}: {line}"));
         }
     };
     match config.fabric {
@@ -307,11 +308,12 @@ impl Running {
         loop {
             node.turn();
             let strangers = super::rank::lock(&node.state).strangers();
-            if let Some(ended) = node.ended() {
-                return Err(StartError::Ended(ended.reason.unwrap_or_else(|| "the job ended while it started".into())));
-            }
-            if strangers.is_empty() {
-                return Ok(());
+            match node.ended() {
+                Some(Ended { reason: Some(why), .. }) => return Err(StartError::Ended(why)),
+                // A driver that needed nobody else is done already.
+                Some(_) => return Ok(()),
+                None if strangers.is_empty() => return Ok(()),
+                None => (),
             }
             if Instant::now() > deadline {
                 let missing = strangers.iter().map(Rank::to_string).collect::<Vec<_>>().join(", ");
@@ -337,8 +339,10 @@ impl Running {
             node.end(Ended { status, reason: None });
         };
         assert!(handle.register(Box::new(ended)).is_ok(), "the task has not been given away yet");
+        *super::rank::lock(&DRIVING) = Some(node);
+        sys::on_exit(leave);
         *super::rank::lock(&node.root) = Some(task);
-        node.root_waits.store(true, std::sync::atomic::Ordering::Release);
+        node.root_waits.store(true, Ordering::Release);
         node.unpark(0);
         node.wait_end(None).expect("waits without a limit")
     }
@@ -369,7 +373,23 @@ impl Running {
         node.stop();
         self.launcher.finish(ended.status);
         Node::set_default(None);
+        node.left.store(true, Ordering::Release);
         ended.status
+    }
+}
+
+/// The node whose driver runs.
+static DRIVING: Mutex<Option<&'static Node>> = Mutex::new(None);
+
+/// The process of the driver is about to exit, for the driver or a library has
+/// called `exit`: that ends the job. The thread that waits in
+/// [`Running::drive`] tells the others.
+fn leave(status: i32) {
+    let Some(node) = *super::rank::lock(&DRIVING) else { return };
+    node.end(Ended { status: status & 0xff, reason: None });
+    let deadline = Instant::now() + 2 * limits::GOODBYE_DEADLINE;
+    while !node.left.load(Ordering::Acquire) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -382,7 +402,7 @@ impl Node {
 
     /// Stops the threads that are not inside a task.
     fn stop(&self) {
-        self.stopping.store(true, std::sync::atomic::Ordering::Release);
+        self.stopping.store(true, Ordering::Release);
         self.service.ring();
         for worker in 0..self.workers.len() {
             self.unpark(worker);
@@ -425,7 +445,7 @@ impl Node {
     /// Where a call goes that asks for a place or for resources.
     pub fn choose(&self, place: Place, demand: &Demand) -> Choice {
         let turn = match place {
-            Place::Spread => self.spread.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+            Place::Spread => self.spread.fetch_add(1, Ordering::Relaxed),
             _ => 0,
         };
         if demand.is_empty() {

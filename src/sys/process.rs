@@ -1,10 +1,11 @@
 //! Processes: an inherited descriptor, children that die with their parent,
-//! signals as something to poll.
+//! signals as something to poll, a word before the exit.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::sync::OnceLock;
 
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 
@@ -63,6 +64,39 @@ pub fn spawn_bound(command: &mut Command, inherit: Option<BorrowedFd<'_>>) -> io
         });
     }
     command.spawn()
+}
+
+static EXIT_HOOK: OnceLock<fn(i32)> = OnceLock::new();
+
+/// Has `hook` called with the status when this process ends itself by `exit`,
+/// by the thread that does so. The first hook stays; it must not unwind. Does
+/// nothing where the C library is not GNU's, which alone tells the status.
+pub fn on_exit(hook: fn(i32)) {
+    if EXIT_HOOK.set(hook).is_ok() {
+        register_exit_hook();
+    }
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn register_exit_hook() {}
+
+#[cfg(target_env = "gnu")]
+fn register_exit_hook() {
+    use std::ffi::{c_int, c_void};
+
+    // SAFETY: the declaration is that of glibc's `stdlib.h`.
+    unsafe extern "C" {
+        fn on_exit(hook: extern "C" fn(c_int, *mut c_void), argument: *mut c_void) -> c_int;
+    }
+    extern "C" fn call(status: c_int, _argument: *mut c_void) {
+        if let Some(hook) = EXIT_HOOK.get() {
+            hook(status);
+        }
+    }
+    // SAFETY: `call` has the type that `on_exit` takes and lives as long as the
+    // process's code; it uses no argument, so a null one is right. When there
+    // is no memory to register it, nothing is.
+    unsafe { on_exit(call, std::ptr::null_mut()) };
 }
 
 /// Signals that are read from a descriptor instead of interrupting. To be made
