@@ -411,7 +411,7 @@ impl Node {
     }
 
     /// To be called after the state was let go.
-    fn after_state(&'static self) {
+    pub(super) fn after_state(&'static self) {
         loop {
             fence(Ordering::SeqCst);
             if self.outbox.is_empty() {
@@ -481,6 +481,17 @@ impl Node {
     pub(super) fn wake_for_leftovers(&'static self) {
         if self.idle.searching() == 0
             && self.queued() > 0
+            && let Some(sleeper) = self.idle.pushed()
+        {
+            self.wake(sleeper);
+        }
+    }
+
+    /// Wakes a worker that may have gone to sleep while a task of this rank was
+    /// out of the queues, if one `was`.
+    pub(super) fn wake_if(&'static self, was: bool) {
+        if was
+            && self.idle.asleep(|sleeper| sleeper < HUNGRY_BASE) > 0
             && let Some(sleeper) = self.idle.pushed()
         {
             self.wake(sleeper);

@@ -31,6 +31,8 @@ pub(super) struct Service {
     /// The fabrics were armed and nobody has polled since, so `network` is
     /// readable when something arrives.
     pub armed: AtomicBool,
+    /// The thread sleeps on the network, or is about to.
+    dozing: AtomicBool,
     timers: Mutex<BTreeMap<(Instant, u64), Arc<Waiter>>>,
     timer_numbers: AtomicU64,
 }
@@ -41,6 +43,7 @@ impl Service {
             bell: WaitSet::new()?,
             network: WaitSet::new()?,
             armed: AtomicBool::new(false),
+            dozing: AtomicBool::new(false),
             timers: Mutex::default(),
             timer_numbers: AtomicU64::new(0),
         })
@@ -62,6 +65,14 @@ impl Service {
     /// The last worker goes to sleep: the network is the service thread's now.
     pub fn watch_network(&self) {
         if !self.armed.load(Ordering::SeqCst) {
+            self.ring();
+        }
+    }
+
+    /// A worker that has polled, so that the fabrics are not armed any more, goes
+    /// on to something that may take long: the thread must not sleep on them.
+    pub fn take_over(&self) {
+        if self.dozing.load(Ordering::Relaxed) && !self.armed.load(Ordering::Relaxed) {
             self.ring();
         }
     }
@@ -97,7 +108,7 @@ impl Service {
                 node.end(Ended { status: 1, reason: Some(why) });
             }
             let next_timer = service.fire_timers(now);
-            let until_timer = next_timer.map_or(SLEEP_MAX, |t| t.saturating_duration_since(now));
+            let until_timer = next_timer.map_or(SLEEP_MAX, |t| t.saturating_duration_since(now).min(SLEEP_MAX));
 
             let turns = node.turns.load(Ordering::Relaxed);
             let polled = std::mem::replace(&mut turns_seen, turns) != turns || node.idle.searching() > 0;
@@ -109,8 +120,12 @@ impl Service {
             }
             if polled || (quiet <= QUIET_TICKS && !node.all_asleep()) {
                 service.bell.sleep(TICK.min(until_timer));
-            } else if node.arm() {
-                service.network.sleep(until_timer);
+            } else {
+                service.dozing.store(true, Ordering::SeqCst);
+                if node.arm() {
+                    service.network.sleep(until_timer);
+                }
+                service.dozing.store(false, Ordering::SeqCst);
             }
         }
     }

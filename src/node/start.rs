@@ -467,7 +467,7 @@ impl Node {
     }
 
     /// Where a call goes that asks for a place or for resources.
-    pub fn choose(&self, place: Place, demand: &Demand) -> Choice {
+    pub fn choose(&'static self, place: Place, demand: &Demand) -> Choice {
         let turn = match place {
             Place::Spread => self.spread.fetch_add(1, Ordering::Relaxed),
             _ => 0,
@@ -476,6 +476,11 @@ impl Node {
             return choose(place, demand, self.rank, turn, self.size, |rank| !self.is_lost(rank));
         }
         let state = super::rank::lock(&self.state);
-        choose(place, demand, self.rank, turn, self.size, |rank| state.capacity(rank).is_some_and(|c| demand.fits(c)))
+        let suits = |rank| state.capacity(rank).is_some_and(|c| demand.fits(c));
+        let choice = choose(place, demand, self.rank, turn, self.size, suits);
+        drop(state);
+        // Others may have left commands meanwhile.
+        self.after_state();
+        choice
     }
 }

@@ -265,12 +265,7 @@ impl State {
                 }
             }
             Command::AskForWork => self.ask_for_work(node),
-            Command::Feed { peer } => {
-                self.feed(node, peer);
-                if let Some(next) = node.idle.found(|| false) {
-                    node.wake(next);
-                }
-            }
+            Command::Feed { peer } => self.feed(node, peer),
             Command::Shutdown { status, reason } => {
                 self.broadcast(&Control::Shutdown(Shutdown { status, reason }));
             }
@@ -398,15 +393,19 @@ impl State {
             return;
         }
         // Tasks that belong here are put back; there may be only such ones.
+        let mut put_back = false;
         for _ in 0..node.queued().saturating_sub(1) {
             let Some(task) = node.steal(0, usize::MAX) else { break };
             if Target::from_flags(task.flags()) == Target::ANYWHERE {
                 node.counters.count(Counted::TaskStolen);
-                return node.promote(peer, task, true);
+                node.promote(peer, task, true);
+                return node.wake_if(put_back);
             }
             node.injector.push(task);
+            put_back = true;
         }
         node.idle.enlist(HUNGRY_BASE + peer.index());
+        node.wake_if(put_back);
     }
 
     fn broadcast(&mut self, control: &Control) {

@@ -442,6 +442,7 @@ impl Worker {
             }
             since = Instant::now();
         }
+        node.service.take_over();
         if let Some(next) = node.idle.found(|| node.queued() > 1) {
             node.wake(next);
         }

@@ -46,8 +46,15 @@ pub struct Fences {
 pub struct Idle {
     /// Searchers in the high half, sleepers in the low half.
     word: AtomicU32,
-    sleeping: Mutex<Vec<usize>>,
+    sleeping: Mutex<Sleepers>,
     fences: Fences,
+}
+
+#[derive(Default)]
+struct Sleepers {
+    workers: Vec<usize>,
+    /// See [`Idle::enlist`].
+    enlisted: Vec<usize>,
 }
 
 const SLEEPER: u32 = 1;
@@ -64,7 +71,7 @@ fn searchers(word: u32) -> u32 {
 impl Idle {
     /// Nobody idle.
     pub fn new(fences: Fences) -> Idle {
-        Idle { word: AtomicU32::new(0), sleeping: Mutex::new(Vec::new()), fences }
+        Idle { word: AtomicU32::new(0), sleeping: Mutex::new(Sleepers::default()), fences }
     }
 
     /// To be called after work has become visible. The worker to unpark, if any.
@@ -94,10 +101,11 @@ impl Idle {
     }
 
     /// Puts `sleeper`, which is no worker and does not park, on the list: it is
-    /// returned by a push when all workers are awake.
+    /// returned by a push when all workers are awake. It is no searcher then,
+    /// for it would keep pushes from waking workers and finds nothing itself.
     pub fn enlist(&self, sleeper: usize) {
         let mut sleeping = self.lock();
-        sleeping.insert(0, sleeper);
+        sleeping.enlisted.push(sleeper);
         self.word.fetch_add(SLEEPER, Ordering::SeqCst);
     }
 
@@ -108,7 +116,7 @@ impl Idle {
     pub fn sleep(&self, worker: usize, look: impl FnOnce() -> bool) -> bool {
         {
             let mut sleeping = self.lock();
-            sleeping.push(worker);
+            sleeping.workers.push(worker);
             // Wraps to "one sleeper more, one searcher less".
             self.word.fetch_add(SLEEPER.wrapping_sub(SEARCHER), Ordering::SeqCst);
         }
@@ -125,8 +133,8 @@ impl Idle {
     /// that woke by itself.
     pub fn rise(&self, worker: usize) {
         let mut sleeping = self.lock();
-        if let Some(at) = sleeping.iter().position(|w| *w == worker) {
-            sleeping.swap_remove(at);
+        if let Some(at) = sleeping.workers.iter().position(|w| *w == worker) {
+            sleeping.workers.swap_remove(at);
             self.word.fetch_add(SEARCHER.wrapping_sub(SLEEPER), Ordering::SeqCst);
         }
     }
@@ -138,7 +146,8 @@ impl Idle {
 
     /// How many sleepers of a kind there are.
     pub fn asleep(&self, kind: impl Fn(usize) -> bool) -> usize {
-        self.lock().iter().filter(|sleeper| kind(**sleeper)).count()
+        let sleeping = self.lock();
+        sleeping.workers.iter().chain(&sleeping.enlisted).filter(|sleeper| kind(**sleeper)).count()
     }
 
     #[cold]
@@ -147,12 +156,16 @@ impl Idle {
         if searchers(self.word.load(Ordering::SeqCst)) > 0 {
             return None;
         }
-        let worker = sleeping.pop()?;
+        let Some(worker) = sleeping.workers.pop() else {
+            let other = sleeping.enlisted.pop()?;
+            self.word.fetch_sub(SLEEPER, Ordering::SeqCst);
+            return Some(other);
+        };
         self.word.fetch_add(SEARCHER.wrapping_sub(SLEEPER), Ordering::SeqCst);
         Some(worker)
     }
 
-    fn lock(&self) -> impl std::ops::DerefMut<Target = Vec<usize>> {
+    fn lock(&self) -> impl std::ops::DerefMut<Target = Sleepers> {
         self.sleeping.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -299,6 +312,13 @@ mod tests {
         assert_eq!(idle.found(|| true), Some(0));
         idle.enlist(77);
         assert_eq!(idle.found(|| false), None);
-        assert_eq!(idle.pushed(), Some(77));
+        assert!(idle.sleep(1, || false));
+        idle.rise(1);
+        assert_eq!(idle.found(|| false), None);
+        assert_eq!(idle.pushed(), Some(77), "all workers are awake");
+        assert_eq!(idle.searching(), 0);
+        idle.start_search();
+        assert!(idle.sleep(2, || false));
+        assert_eq!(idle.pushed(), Some(2), "who was enlisted does not stand in for a searcher");
     }
 }
