@@ -185,7 +185,7 @@ impl Options {
     }
 
     /// Where the call is to run, and what stays with it.
-    pub(super) fn settle(self, node: &Node) -> Result<(Target, Extras), Error> {
+    pub(super) fn settle(self, node: &'static Node) -> Result<(Target, Extras), Error> {
         let demanding = !self.demand.is_empty();
         let choice = node.choose(self.place, &self.demand);
         let extras = match self.name.is_some() || demanding {
