@@ -6,8 +6,8 @@
 //! whoever wants to send takes it if it is free, and otherwise leaves the
 //! command in `outbox` for the thread that has it.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use crate::base::event::{Counters, Event};
 use crate::base::{Config, ErrorKind, Rank, Tag, TaskError};
 use crate::mem::{Arena, Bytes, Heap, Region};
 use crate::sched::Demand;
-use crate::sync::{Idle, Lineage, Steal, Stealer, Task};
+use crate::sync::{Baton, Held, Idle, Lineage, Steal, Stealer, Task};
 
 /// Where a task may run; travels in its frame's flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,7 +107,7 @@ pub struct Node {
     pub(super) root: Mutex<Option<Task>>,
     pub(super) root_waits: AtomicBool,
     pub(super) idle: Idle,
-    pub(super) state: Mutex<State>,
+    pub(super) state: Baton<State>,
     pub(super) outbox: SegQueue<Command>,
     pub(super) service: Service,
     /// Counts turns, so that the service thread sees whether workers poll.
@@ -161,7 +161,7 @@ impl Node {
             root: Mutex::new(None),
             root_waits: AtomicBool::new(false),
             idle,
-            state: Mutex::new(state),
+            state: Baton::new(state),
             outbox: SegQueue::new(),
             service,
             turns: AtomicU64::new(0),
@@ -321,7 +321,9 @@ impl Node {
     /// Takes a task that any thread may run, the oldest first, beginning with
     /// the victim `from`.
     pub(super) fn steal(&self, from: usize, not: usize) -> Option<Task> {
-        if let Some(task) = self.injector.pop() {
+        if !self.injector.is_empty()
+            && let Some(task) = self.injector.pop()
+        {
             return Some(task);
         }
         let n = self.workers.len();
@@ -383,10 +385,9 @@ impl Node {
                 self.after_state();
             }
             None => {
+                // Either the holder sees the command after it has let go, or we
+                // find the state free now: see `sync::Baton`.
                 self.outbox.push(command);
-                // Pairs with the fence in `after_state`: either the holder sees
-                // the command after it let go, or we find the state free.
-                fence(Ordering::SeqCst);
                 if let Some(mut state) = self.try_state() {
                     state.drain(self);
                     drop(state);
@@ -412,11 +413,7 @@ impl Node {
 
     /// To be called after the state was let go.
     pub(super) fn after_state(&'static self) {
-        loop {
-            fence(Ordering::SeqCst);
-            if self.outbox.is_empty() {
-                return;
-            }
+        while !self.outbox.is_empty() {
             match self.try_state() {
                 Some(mut state) => state.drain(self),
                 None => return,
@@ -424,12 +421,9 @@ impl Node {
         }
     }
 
-    pub(super) fn try_state(&self) -> Option<MutexGuard<'_, State>> {
-        match self.state.try_lock() {
-            Ok(state) => Some(state),
-            Err(TryLockError::Poisoned(e)) => Some(e.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+    #[inline]
+    pub(super) fn try_state(&self) -> Option<Held<'_, State>> {
+        self.state.try_take()
     }
 
     /// Ends the job on this rank. The first end counts.

@@ -135,7 +135,7 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
 
     // Before any thread can send: a connection begins with the greeting, and a
     // worker asks whoever has greeted us for work.
-    super::rank::lock(&node.state).greet(node);
+    node.state.take().greet(node);
     let lost = {
         let launcher = launcher.clone();
         move || launcher.lost()
@@ -310,7 +310,7 @@ impl Running {
         let deadline = Instant::now() + limits::BOOT_DEADLINE;
         loop {
             node.turn();
-            let strangers = super::rank::lock(&node.state).strangers();
+            let strangers = node.state.take().strangers();
             match node.ended() {
                 Some(Ended { reason: Some(why), .. }) => return Err(StartError::Ended(why)),
                 // A driver that needed nobody else is done already.
@@ -363,7 +363,7 @@ impl Running {
         if node.rank == Rank(0) && node.size > 1 {
             let reason = ended.reason.clone().unwrap_or_default();
             node.submit(Command::Shutdown { status: ended.status, reason });
-            while Instant::now() < deadline && !super::rank::lock(&node.state).all_gone() {
+            while Instant::now() < deadline && !node.state.take().all_gone() {
                 node.turn();
                 thread::yield_now();
             }
@@ -400,7 +400,7 @@ impl Node {
     /// Everything that was to be sent has been handed to the fabrics.
     fn quiet(&'static self) -> bool {
         self.turn();
-        self.outbox.is_empty() && super::rank::lock(&self.state).is_quiet()
+        self.outbox.is_empty() && self.state.take().is_quiet()
     }
 
     /// Stops the threads that are not inside a task.
@@ -475,7 +475,7 @@ impl Node {
         if demand.is_empty() {
             return choose(place, demand, self.rank, turn, self.size, |rank| !self.is_lost(rank));
         }
-        let state = super::rank::lock(&self.state);
+        let state = self.state.take();
         let suits = |rank| state.capacity(rank).is_some_and(|c| demand.fits(c));
         let choice = choose(place, demand, self.rank, turn, self.size, suits);
         drop(state);

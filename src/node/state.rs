@@ -242,8 +242,12 @@ impl State {
 
     /// Executes the commands that others left.
     pub fn drain(&mut self, node: &'static Node) {
-        while let Some(command) = node.outbox.pop() {
-            self.execute(node, command);
+        // An empty queue's `pop` costs a fence, its `is_empty` does not.
+        while !node.outbox.is_empty() {
+            match node.outbox.pop() {
+                Some(command) => self.execute(node, command),
+                None => return,
+            }
         }
     }
 

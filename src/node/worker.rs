@@ -96,6 +96,8 @@ const SPIN: Duration = Duration::from_micros(100);
 const SPIN_OVERSUBSCRIBED: Duration = Duration::from_micros(5);
 /// Idle fibers that a worker keeps; what deep nesting needed beyond is freed.
 const SPARE_MAX: usize = 64;
+/// Rounds of searching between two looks at the clock.
+const ROUNDS_PER_LOOK: u32 = 16;
 /// Tasks between two looks at the network while a worker has work.
 const TASKS_PER_TURN: u32 = 64;
 /// Longest sleep of a worker; it is woken before when there is work.
@@ -253,6 +255,15 @@ impl Worker {
             self.spare.borrow_mut().push(fiber);
         }
         let number = self.suspended.borrow_mut().insert(None);
+        if let ([handle], None) = (handles, deadline) {
+            let wake = Box::new(Resume { node: self.node, worker: self.index, number });
+            if handle.register(wake).is_err() {
+                self.suspended.borrow_mut().remove(number);
+                return Ok(());
+            }
+            self.suspend(number);
+            return Ok(());
+        }
         let who = Who::Fiber { node: self.node, worker: self.index, number };
         let Some(waiter) = Waiter::register(who, handles, count, deadline.is_some()) else {
             self.suspended.borrow_mut().remove(number);
@@ -261,12 +272,17 @@ impl Worker {
         if let Some(deadline) = deadline {
             self.node.service.add_timer(deadline, waiter);
         }
+        self.suspend(number);
+        Ok(())
+    }
+
+    /// Leaves the running fiber until `number` is resumed.
+    fn suspend(&self, number: usize) {
         self.node.counters.count(Event::TaskSuspended);
         let context = self.context.get();
         self.switch.set(Switch::Wait(number));
         suspend();
         self.context.set(context);
-        Ok(())
     }
 
     /// Lets one of this worker's suspended tasks go on at the next chance.
@@ -366,7 +382,8 @@ impl Worker {
 
     fn next_resumable(&self) -> Option<usize> {
         let own = self.resumable.borrow_mut().pop_front();
-        own.or_else(|| self.node.workers[self.index].mailbox.pop())
+        let mailbox = &self.node.workers[self.index].mailbox;
+        own.or_else(|| if mailbox.is_empty() { None } else { mailbox.pop() })
     }
 
     fn run_task(&'static self, task: Task) {
@@ -416,7 +433,9 @@ impl Worker {
         let node = self.node;
         node.idle.start_search();
         node.ask_for_work();
-        let mut since = Instant::now();
+        // Read late: in an exchange of short messages the clock costs as much
+        // as the rest.
+        let mut since = None;
         let spin = if node.oversubscribed { SPIN_OVERSUBSCRIBED } else { SPIN };
         let mut rounds = 0u32;
         loop {
@@ -425,11 +444,10 @@ impl Worker {
                 break;
             }
             if happened {
-                since = Instant::now();
+                since = None;
             }
             rounds = rounds.wrapping_add(1);
-            if !rounds.is_multiple_of(8) || since.elapsed() < spin {
-                std::hint::spin_loop();
+            if !rounds.is_multiple_of(ROUNDS_PER_LOOK) || since.get_or_insert_with(Instant::now).elapsed() < spin {
                 continue;
             }
             if node.idle.sleep(self.index, || self.has_work()) {
@@ -440,7 +458,7 @@ impl Worker {
                 std::thread::park_timeout(PARK_MAX);
                 node.idle.rise(self.index);
             }
-            since = Instant::now();
+            since = None;
         }
         node.service.take_over();
         if let Some(next) = node.idle.found(|| node.queued() > 1) {
@@ -489,6 +507,19 @@ enum Who {
 }
 
 struct OneOf(Arc<Waiter>);
+
+/// A task that waits for one result and nothing else.
+struct Resume {
+    node: &'static Node,
+    worker: usize,
+    number: usize,
+}
+
+impl Wait for Resume {
+    fn wake(self: Box<Self>) {
+        self.node.resume(self.worker, self.number);
+    }
+}
 
 impl Waiter {
     /// Registers for `count` of `handles`; `None` if so many are done already.

@@ -1,6 +1,7 @@
 //! One file per lock-free algorithm, each below an essay on its protocol, and
 //! the shim through which all of them run under loom as well.
 
+mod baton;
 mod completion;
 mod deque;
 mod idle;
@@ -9,6 +10,7 @@ mod shim;
 mod slab;
 mod task;
 
+pub use baton::{Baton, Held};
 pub use completion::{Wait, Wake};
 pub use deque::{Owner, Steal, Stealer};
 pub use idle::{Fences, Idle};
