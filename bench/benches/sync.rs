@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use collimate::base::Tag;
-use collimate::sync::{Call, Handle, Lineage, Steal, Stored, Task, deque, frame};
+use collimate::sync::{Call, Handle, Lineage, Owner, Steal, Stored, Task, frame};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 const SLOTS: usize = 1 << 13;
@@ -54,7 +54,8 @@ fn task_frame(c: &mut Criterion) {
 
 fn deques(c: &mut Criterion) {
     let mut group = c.benchmark_group("deque");
-    let (owner, stealer) = deque::<Task>(SLOTS);
+    let owner = Owner::<Task>::new(SLOTS);
+    let stealer = owner.stealer();
     let mut spare = Some(increment(7));
     group.bench_function("push_pop", |b| {
         b.iter(|| {
@@ -79,7 +80,8 @@ fn deques(c: &mut Criterion) {
 /// The owner waits for each task that it pushes until a thief on another core
 /// has run it.
 fn handing_over(c: &mut Criterion) {
-    let (owner, stealer) = deque::<Task>(SLOTS);
+    let owner = Owner::<Task>::new(SLOTS);
+    let stealer = owner.stealer();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
