@@ -14,6 +14,9 @@ note() { printf '%s\n' "$*" >&2; }
 stop() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# Whether the feature `mpi` can be compiled for Open MPI.
+can_build_mpi() { have mpicc.openmpi && compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null; }
+
 # The words that start $1 ranks of what follows them, one per line: mpirun of
 # Open MPI or MPICH where it works, else our own launcher.
 launcher() {

@@ -11,8 +11,9 @@ use collimate::fabric::{EpollFabric, Event, Fabric, FabricError, Link, ShmFabric
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
 type Made = Result<Box<dyn Fabric>, FabricError>;
+type Make = fn(Rank) -> Made;
 
-const BACKENDS: [(&str, fn(Rank) -> Made); 3] = [
+const BACKENDS: [(&str, Make); 3] = [
     ("shm", |rank| Ok(Box::new(ShmFabric::new(rank)?))),
     ("uring", |rank| Ok(Box::new(UringFabric::new(rank)?))),
     ("epoll", |rank| Ok(Box::new(EpollFabric::new(rank)?))),
@@ -31,7 +32,7 @@ fn links(name: &str) -> std::io::Result<(Link, Link)> {
     Ok((Link::Tcp(a), Link::Tcp(b)))
 }
 
-fn connected(make: fn(Rank) -> Made, me: Rank, peer: Rank, link: Link) -> Made {
+fn connected(make: Make, me: Rank, peer: Rank, link: Link) -> Made {
     let mut fabric = make(me)?;
     fabric.connect(peer, link)?;
     Ok(fabric)

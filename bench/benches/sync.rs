@@ -15,8 +15,8 @@ struct Increment(u64);
 
 impl Call for Increment {
     type Output = u64;
-    fn run(self) -> Stored<u64> {
-        Stored::Value(self.0 + 1)
+    fn run(self, result: &mut Stored<u64>) {
+        *result = Stored::Value(self.0 + 1);
     }
     fn kind(&self) -> &'static (dyn Any + Send + Sync) {
         &()
@@ -24,7 +24,7 @@ impl Call for Increment {
 }
 
 fn increment(x: u64) -> (Task, Handle<u64>) {
-    frame(Increment(x), Lineage { parent: Tag::ROOT, index: 0 }, 0)
+    frame(|| Increment(x), Lineage { parent: Tag::ROOT, index: 0 }, 0)
 }
 
 fn task_frame(c: &mut Criterion) {

@@ -17,7 +17,7 @@ fn spawn(buffer: &mut Vec<u8>) {
 
 fn result(buffer: &mut Vec<u8>) {
     let bytes = black_box(7u64).to_ne_bytes();
-    write_inline_result(buffer, black_box(77), 0, &bytes, 8).expect("well within the limits");
+    write_inline_result(buffer, black_box(77), &bytes, 8).expect("well within the limits");
 }
 
 fn goodbye(buffer: &mut Vec<u8>) {

@@ -324,6 +324,7 @@ fn expand_task(function: &ItemFn, results: Option<usize>) -> Result<Tokens> {
             static #kind: __private::TaskType = __private::TaskType {
                 name: NAME,
                 signature: #text,
+                parameters: ::core::option::Option::Some(#count),
                 encode,
                 demand: |call| {
                     let call: &Call = call.downcast_ref().expect("the kind belongs to the call");

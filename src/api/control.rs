@@ -90,6 +90,15 @@ where
 /// }
 /// ```
 pub fn wait<T: Send + Sync + 'static>(refs: &[Ref<T>], count: usize, patience: Duration) -> Result<Vec<usize>, Error> {
+    wait_for(refs, count, Some(patience))
+}
+
+/// The same, with `None` without a limit.
+pub(super) fn wait_for<T: Send + Sync + 'static>(
+    refs: &[Ref<T>],
+    count: usize,
+    patience: Option<Duration>,
+) -> Result<Vec<usize>, Error> {
     let node = Node::current().ok_or_else(Error::not_running)?;
     let ready = || refs.iter().enumerate().filter(|(_, r)| r.is_ready()).map(|(i, _)| i).collect::<Vec<_>>();
     let now = ready();
@@ -97,6 +106,6 @@ pub fn wait<T: Send + Sync + 'static>(refs: &[Ref<T>], count: usize, patience: D
         return Ok(now);
     }
     let handles: Vec<&dyn Waitable> = refs.iter().map(Ref::waitable).collect();
-    node.wait(&handles, count.min(refs.len()), Some(patience)).map_err(Error)?;
+    node.wait(&handles, count.min(refs.len()), patience).map_err(Error)?;
     Ok(ready())
 }

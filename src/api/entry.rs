@@ -6,8 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Once;
 
+use super::reference::Error;
 use crate::base::{Config, ErrorKind, Rank, TaskError};
-use crate::node::{self, Call, Ended, Node, Stored, say_line};
+use crate::node::{self, Call, Ended, Node, Running, Stored, say_line};
 
 /// What a driver may return, and the exit status that the job has then.
 pub trait Outcome {
@@ -43,10 +44,9 @@ impl<T: Outcome, E: std::fmt::Display> Outcome for Result<T, E> {
 /// Runs a program: the driver on rank 0, service on the others. What
 /// `#[collimate::main]` expands to.
 pub fn main<R: Outcome + 'static>(driver: fn() -> R) -> ExitCode {
-    catch_panics();
     let (rank, status, reason) = match run(driver) {
         Ok((rank, ended)) => (Some(rank), ended.status, ended.reason),
-        Err(e) => (None, 1, Some(e)),
+        Err(e) => (None, 1, Some(e.to_string())),
     };
     if let Some(reason) = reason {
         match rank {
@@ -58,13 +58,83 @@ pub fn main<R: Outcome + 'static>(driver: fn() -> R) -> ExitCode {
     std::process::exit(status & 0xff)
 }
 
-fn run<R: Outcome + 'static>(driver: fn() -> R) -> Result<(Rank, Ended), String> {
-    let config = Config::from_env().map_err(|e| e.to_string())?;
-    let running = node::start(config).map_err(|e| e.to_string())?;
+fn run<R: Outcome + 'static>(driver: fn() -> R) -> Result<(Rank, Ended), Error> {
+    let Runtime(running) = Runtime::start()?;
     let rank = running.node.rank();
     let ended = if rank == Rank(0) { running.drive(Driver(driver)) } else { running.serve() };
     running.finish(&ended);
     Ok((rank, ended))
+}
+
+/// This rank, for programs whose `main` is their own: those written in C, and
+/// those that use Collimate for a part of their work.
+///
+/// On rank 0 the program itself is the driver: it spawns tasks from any thread
+/// and then calls [`finish`](Runtime::finish). The other ranks call
+/// [`serve`](Runtime::serve).
+///
+/// # Examples
+/// ```
+/// #[collimate::task]
+/// fn square(x: u64) -> u64 {
+///     x * x
+/// }
+///
+/// fn main() -> Result<(), collimate::Error> {
+///     let runtime = collimate::Runtime::start()?;
+///     if collimate::rank() != 0 {
+///         std::process::exit(runtime.serve()?);
+///     }
+///     assert_eq!(square::spawn(7).get()?, 49);
+///     std::process::exit(runtime.finish(0)?);
+/// }
+/// ```
+pub struct Runtime(Running);
+
+impl Runtime {
+    /// Joins the job that the environment names, or makes one of one rank.
+    /// Panics in tasks are from then on not printed; they become error values.
+    ///
+    /// # Errors
+    /// What in the environment cannot be read, or what kept the rank from its
+    /// peers.
+    pub fn start() -> Result<Runtime, Error> {
+        let failed = |why: String| Error::new(ErrorKind::NotRunning, why);
+        if let Some(node) = Node::current() {
+            return Err(failed(format!("{} runs in this process already", node.rank())));
+        }
+        catch_panics();
+        let config = Config::from_env().map_err(|e| failed(e.to_string()))?;
+        node::start(config).map(Runtime).map_err(|e| failed(e.to_string()))
+    }
+
+    /// Serves the other ranks until the job ends. The exit status that it ends
+    /// with.
+    ///
+    /// # Errors
+    /// Why the job ended before its driver was done; the exit status is 1 then.
+    pub fn serve(self) -> Result<i32, Error> {
+        let ended = self.0.serve();
+        self.end(&ended)
+    }
+
+    /// Rank 0: ends the job with an exit status. Tasks that nobody got the
+    /// result of may not have run.
+    ///
+    /// # Errors
+    /// Why the job had ended before.
+    pub fn finish(self, status: i32) -> Result<i32, Error> {
+        let ended = self.0.node.ended().unwrap_or(Ended { status, reason: None });
+        self.end(&ended)
+    }
+
+    fn end(self, ended: &Ended) -> Result<i32, Error> {
+        let status = self.0.finish(ended);
+        match &ended.reason {
+            None => Ok(status),
+            Some(reason) => Err(Error::new(ErrorKind::NotRunning, reason.clone())),
+        }
+    }
 }
 
 /// The root task.

@@ -5,13 +5,14 @@ mod codec;
 mod control;
 mod entry;
 mod param;
+pub mod raw;
 mod reference;
 mod spawn;
 
 pub use array::{Array, Pod};
 pub use collimate_macros::{main, task};
 pub use control::{put, put_value, rank, size, wait, workers};
-pub use entry::Outcome;
+pub use entry::{Outcome, Runtime};
 pub use reference::{Error, Ref};
 pub use spawn::Options;
 

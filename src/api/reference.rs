@@ -144,6 +144,7 @@ impl<T: Send + Sync + 'static> fmt::Debug for Ref<T> {
 
 /// Why there is no result. Dereferences to the [`TaskError`], which has the
 /// kind, the message and the chain of tasks.
+#[derive(Clone)]
 pub struct Error(pub(super) Box<TaskError>);
 
 impl Error {

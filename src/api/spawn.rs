@@ -109,6 +109,20 @@ impl Extras {
         Ok(Extras(Some(Box::new((name, demand)))))
     }
 
+    /// Takes them from the end of the arguments, where they always are.
+    pub(super) fn decode_last(incoming: &mut Incoming<'_>) -> Result<Extras, Box<TaskError>> {
+        let count = incoming.arguments.len().saturating_sub(1);
+        Extras::decode(incoming, count)
+    }
+
+    /// Adds them behind the arguments, even if there are none.
+    pub(super) fn encode_always(&self, out: &mut Outgoing<'_>) -> Result<(), Box<TaskError>> {
+        match &self.0 {
+            Some(_) => self.encode(out),
+            None => encode_serde(&(None::<String>, Demand::default().to_string()), out),
+        }
+    }
+
     /// Drops the extras without a call where there are none.
     #[inline]
     fn drop_inline(self) {
@@ -164,28 +178,39 @@ impl Options {
     #[doc(hidden)]
     pub fn spawn<F: Function>(self, call: impl FnOnce() -> F) -> Ref<F::Output> {
         let Some(node) = Node::current() else { return failed(Error::not_running()) };
+        match self.settle(node) {
+            Ok((target, extras)) => launch(node, with(call, extras), target),
+            Err(error) => failed(error),
+        }
+    }
+
+    /// Where the call is to run, and what stays with it.
+    pub(super) fn settle(self, node: &'static Node) -> Result<(Target, Extras), Error> {
         let demanding = !self.demand.is_empty();
         let choice = node.choose(self.place, &self.demand);
         let extras = match self.name.is_some() || demanding {
             true => Extras(Some(Box::new((self.name, self.demand)))),
             false => Extras::NONE,
         };
-        let call = move || {
-            let mut call = call();
-            *call.extras() = extras;
-            call
-        };
         match choice {
-            Choice::Anywhere => launch(node, call, Target::ANYWHERE),
-            Choice::On(rank) if demanding => launch(node, call, Target::rank(rank).demanding()),
-            Choice::On(rank) => launch(node, call, Target::rank(rank)),
-            Choice::Nowhere(why) => failed(Error::new(ErrorKind::BadCall, why)),
+            Choice::Anywhere => Ok((Target::ANYWHERE, extras)),
+            Choice::On(rank) if demanding => Ok((Target::rank(rank).demanding(), extras)),
+            Choice::On(rank) => Ok((Target::rank(rank), extras)),
+            Choice::Nowhere(why) => Err(Error::new(ErrorKind::BadCall, why)),
         }
     }
 }
 
+fn with<F: Function>(call: impl FnOnce() -> F, extras: Extras) -> impl FnOnce() -> F {
+    move || {
+        let mut call = call();
+        *call.extras() = extras;
+        call
+    }
+}
+
 #[inline(always)]
-fn launch<F: Function>(node: &'static Node, call: impl FnOnce() -> F, target: Target) -> Ref<F::Output> {
+pub(super) fn launch<F: Function>(node: &'static Node, call: impl FnOnce() -> F, target: Target) -> Ref<F::Output> {
     let mut waits = false;
     let build = || {
         let call = call();
@@ -261,7 +286,7 @@ fn blame(name: &'static str, extras: &Extras, error: TaskError) -> Box<TaskError
 /// Makes a frame of a call from a peer; the result goes back when it is there.
 pub fn receive<F>(
     mut incoming: Incoming<'_>,
-    decode: fn(&mut Incoming<'_>) -> Result<F, Box<TaskError>>,
+    decode: impl FnOnce(&mut Incoming<'_>) -> Result<F, Box<TaskError>>,
 ) -> Result<Task, Box<TaskError>>
 where
     F: Function,

@@ -154,7 +154,7 @@ impl Core {
     }
 
     /// Makes a task of a call whose arguments are here.
-    fn start_call(&mut self, node: &'static Node, peer: Rank, call: SpawnCall, arguments: Vec<Received<'_>>) {
+    pub(super) fn start_call(&mut self, node: &'static Node, peer: Rank, call: SpawnCall, arguments: Vec<Received<'_>>) {
         let Some(kind) = node.registry.get(call.function) else {
             let why = format!("{} has no task number {}: its binary differs from the caller's", node.rank, call.function);
             return self.refuse(peer, call.request, ErrorKind::UnknownTask, why);
@@ -212,13 +212,13 @@ impl Core {
         Ok(())
     }
 
-    fn complete(&mut self, request: u64, value: Received<'_>) {
+    pub(super) fn complete(&mut self, request: u64, value: Received<'_>) {
         if let Some(Request { task, kind, .. }) = self.take_request(request) {
             task.store(&mut |slot| (kind.complete)(value.clone(), slot));
         }
     }
 
-    fn fail(&mut self, request: u64, error: TaskError) {
+    pub(super) fn fail(&mut self, request: u64, error: TaskError) {
         if let Some(Request { task, .. }) = self.take_request(request) {
             task.fail(Box::new(error));
         }
@@ -338,6 +338,9 @@ impl Core {
     }
 
     fn report(&mut self, peer: Rank, request: u64, error: &TaskError) {
+        if peer == self.me {
+            return self.fail(request, error.clone());
+        }
         let mut buffer = Vec::new();
         match write_error(&mut buffer, request, error) {
             Ok(()) => self.out.push_back((peer, buffer)),

@@ -32,6 +32,7 @@ impl Target {
     /// On any rank.
     pub const ANYWHERE: Target = Target(0);
     const DEMANDING: u32 = 1 << 31;
+    const ENCODED: u32 = 1 << 30;
 
     /// On this rank only.
     pub fn rank(rank: Rank) -> Target {
@@ -44,9 +45,16 @@ impl Target {
         Target(self.0 | Target::DEMANDING)
     }
 
+    /// The same, but as on another rank: the arguments are encoded, and the
+    /// function decodes them. For calls that do not know the function's types.
+    #[must_use]
+    pub fn encoded(self) -> Target {
+        Target(self.0 | Target::ENCODED)
+    }
+
     /// The rank, if it is a certain one.
     pub fn fixed(self) -> Option<Rank> {
-        (self.0 & !Target::DEMANDING).checked_sub(1).map(Rank)
+        (self.0 & !(Target::DEMANDING | Target::ENCODED)).checked_sub(1).map(Rank)
     }
 
     /// Whether it has a demand.
@@ -262,6 +270,7 @@ impl Node {
     fn place(&'static self, target: Target, task: Task) {
         match target.fixed() {
             Some(rank) if rank != self.rank => self.promote(rank, task, false),
+            fixed if target.0 & Target::ENCODED != 0 => self.promote(self.rank, task, fixed.is_none()),
             _ if target.is_demanding() => self.submit(Command::Admit { task }),
             _ => self.push(task),
         }

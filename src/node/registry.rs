@@ -17,6 +17,8 @@ pub struct TaskType {
     pub name: &'static str,
     /// Its parameter and result types, as written.
     pub signature: &'static str,
+    /// How many arguments it takes, unless that is the function's own affair.
+    pub parameters: Option<usize>,
     /// Encodes the arguments of a call of this function.
     pub encode: fn(call: &dyn Any, out: &mut Outgoing<'_>) -> Result<(), Box<TaskError>>,
     /// What a call asks for before it may start.
@@ -85,6 +87,11 @@ impl Registry {
     /// The task with this index.
     pub fn get(&self, index: u32) -> Option<&'static TaskType> {
         self.kinds.get(index as usize).copied()
+    }
+
+    /// The names of all tasks.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.kinds.iter().map(|k| k.name)
     }
 
     /// The index of a task.

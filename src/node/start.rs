@@ -13,13 +13,16 @@ use super::state::{ARENA, Command, State};
 use super::worker::{Waitable, Worker, wait_on_thread};
 use super::{Resolved, Target};
 use crate::base::config::FabricChoice;
-use crate::base::{Config, Rank, Tag, TaskError, limits};
+use crate::base::{Config, ErrorKind, Rank, Tag, TaskError, limits};
 use crate::boot::{self, Acceptor, BootError, Card, Launcher, Mesh, Stream, Via};
 use crate::fabric::{EpollFabric, Fabric, FabricError, Link, ShmFabric, UringFabric};
 use crate::mem::{Arena, Region};
 use crate::sched::{Choice, Demand, Place, choose};
 use crate::sync::{Call, Fences, Handle, Idle, Lineage, Owner, frame};
 use crate::sys;
+
+/// How late a thread that waits for a result sees that the job has ended.
+const END_CHECK: Duration = Duration::from_millis(100);
 
 /// Why a rank did not start.
 #[derive(Debug, thiserror::Error)]
@@ -415,8 +418,8 @@ impl Node {
     pub fn resolve<T: Send + Sync>(handle: Handle<T>) -> Option<Result<Resolved<T>, Box<TaskError>>> {
         match super::worker::current() {
             Some(worker) => Some(worker.resolve(handle)),
-            None => Node::current().map(|_| {
-                wait_on_thread(&[&handle], 1, None);
+            None => Node::current().map(|node| {
+                node.wait_outside(&[&handle], 1, None)?;
                 Ok(match handle.take() {
                     Ok(result) => Resolved::Owned(result),
                     Err(handle) => Resolved::Shared(handle),
@@ -435,9 +438,30 @@ impl Node {
         let deadline = patience.map(|p| Instant::now() + p);
         match self.my_worker() {
             Some(worker) => worker.wait(handles, count, deadline),
-            None => {
-                wait_on_thread(handles, count, deadline);
-                Ok(())
+            None => self.wait_outside(handles, count, deadline),
+        }
+    }
+
+    /// The same on a thread that is no worker, which may have to notice by
+    /// itself that the job has ended.
+    fn wait_outside(
+        &self,
+        handles: &[&dyn Waitable],
+        count: usize,
+        deadline: Option<Instant>,
+    ) -> Result<(), Box<TaskError>> {
+        loop {
+            let look = Instant::now() + END_CHECK;
+            if wait_on_thread(handles, count, deadline.map_or(look, |d| d.min(look))) {
+                return Ok(());
+            }
+            if let Some(ended) = self.ended() {
+                let reason = ended.reason.unwrap_or_else(|| "the driver is done".into());
+                let message = format!("the job ended before the result was there: {reason}");
+                return Err(Box::new(TaskError::new(ErrorKind::NotRunning, message)));
+            }
+            if deadline.is_some_and(|d| Instant::now() >= d) {
+                return Ok(());
             }
         }
     }

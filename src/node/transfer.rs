@@ -39,6 +39,16 @@ pub struct Pack {
     pub bytes: Vec<u8>,
 }
 
+impl Pack {
+    /// One of the pieces, as if it had arrived.
+    pub fn received(&self, piece: &Piece) -> Received<'_> {
+        match piece {
+            Piece::Inline { start, len, .. } => Received::Inline(&self.bytes[*start..start + len]),
+            Piece::Object(object) => Received::Object(object.clone()),
+        }
+    }
+}
+
 impl<'n> Outgoing<'n> {
     /// Nothing yet; `pack` lends its buffers.
     pub fn new(node: &'n Node, mut pack: Pack) -> Self {

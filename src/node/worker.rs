@@ -73,8 +73,11 @@ const RESOLVED: u32 = u32::MAX / 2;
 enum Switch {
     /// The fiber's task waits under this number.
     Wait(usize),
-    /// The fiber is idle; go on with the task that waited under this number.
+    /// The fiber is idle, or has returned; go on with the task that waited under
+    /// this number.
     Resume(usize),
+    /// The runtime ends.
+    End,
 }
 
 /// A result, or the handle to one that others want as well; it is done.
@@ -91,6 +94,8 @@ pub enum Resolved<T: Send + Sync + 'static> {
 const SPIN: Duration = Duration::from_micros(100);
 /// The same when there are more threads than cores.
 const SPIN_OVERSUBSCRIBED: Duration = Duration::from_micros(5);
+/// Idle fibers that a worker keeps; what deep nesting needed beyond is freed.
+const SPARE_MAX: usize = 64;
 /// Tasks between two looks at the network while a worker has work.
 const TASKS_PER_TURN: u32 = 64;
 /// Longest sleep of a worker; it is woken before when there is work.
@@ -107,7 +112,7 @@ impl Worker {
             resumable: RefCell::default(),
             suspended: RefCell::default(),
             spare: RefCell::default(),
-            switch: Cell::new(Switch::Resume(usize::MAX)),
+            switch: Cell::new(Switch::End),
             packs: RefCell::default(),
             rng: RefCell::new(Rng::new(u64::from(node.rank.0) << 32 | index as u64)),
         }
@@ -127,16 +132,21 @@ impl Worker {
                 return;
             }
         };
-        while fiber.resume() == FiberEnded::Suspended {
-            fiber = match self.switch.get() {
-                Switch::Wait(number) => {
+        loop {
+            let ended = fiber.resume();
+            fiber = match (self.switch.get(), ended) {
+                (Switch::Wait(number), _) => {
                     self.suspended.borrow_mut()[number] = Some(fiber);
-                    self.spare.borrow_mut().pop().expect("`suspend` made sure of one")
+                    self.spare.borrow_mut().pop().expect("`wait` made sure of one")
                 }
-                Switch::Resume(number) => {
-                    self.spare.borrow_mut().push(fiber);
+                (Switch::Resume(number), ended) => {
+                    match ended {
+                        FiberEnded::Suspended => self.spare.borrow_mut().push(fiber),
+                        FiberEnded::Returned => self.free(fiber),
+                    }
                     self.suspended.borrow_mut().remove(number).expect("it was put there when it suspended")
                 }
+                (Switch::End, _) => break,
             };
         }
         CURRENT.set(None);
@@ -305,12 +315,21 @@ impl Worker {
         Err(Box::new(TaskError::new(ErrorKind::StackExhausted, message)))
     }
 
-    /// The loop: runs what there is to run, until the end.
+    fn free(&self, fiber: Fiber) {
+        drop(fiber);
+        self.node.stacks.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// The loop: runs what there is to run, until the end, or until its fiber
+    /// is one too many.
     fn work(&'static self) {
         let mut tasks = 0u32;
         loop {
             if let Some(number) = self.next_resumable() {
                 self.switch.set(Switch::Resume(number));
+                if self.spare.borrow().len() >= SPARE_MAX {
+                    return;
+                }
                 suspend();
                 continue;
             }
@@ -327,6 +346,7 @@ impl Worker {
                 continue;
             }
             if self.node.stopping.load(Ordering::Acquire) {
+                self.switch.set(Switch::End);
                 return;
             }
             self.idle();
@@ -519,18 +539,16 @@ impl Wait for OneOf {
     }
 }
 
-/// Waits on a thread that is no worker.
-pub(super) fn wait_on_thread(handles: &[&dyn Waitable], count: usize, deadline: Option<Instant>) {
+/// Waits on a thread that is no worker; whether so many were done in time.
+pub(super) fn wait_on_thread(handles: &[&dyn Waitable], count: usize, deadline: Instant) -> bool {
     let who = Who::Thread(std::thread::current());
-    let Some(waiter) = Waiter::register(who, handles, count, deadline.is_some()) else { return };
+    let Some(waiter) = Waiter::register(who, handles, count, true) else { return true };
     while !waiter.fired.load(Ordering::Acquire) {
-        match deadline.map(|d| d.saturating_duration_since(Instant::now())) {
-            Some(left) if left.is_zero() => {
-                waiter.fired.store(true, Ordering::Release);
-                return;
-            }
-            Some(left) => std::thread::park_timeout(left),
-            None => std::thread::park(),
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return waiter.fired.swap(true, Ordering::AcqRel);
         }
+        std::thread::park_timeout(left);
     }
+    true
 }

@@ -42,47 +42,52 @@ unsafe impl Send for Batch {}
 
 static POOL: [Mutex<Vec<Batch>>; CLASSES] = [const { Mutex::new(Vec::new()) }; CLASSES];
 
-/// Memory for `layout`, uninitialised. A call, and not inlined into other
-/// crates, where the access to the thread's lists would be one more.
-#[inline(never)]
+/// The calling thread's list of a class, for use before the thread ends. A
+/// closure this small is inlined with its caller, the thread-local with it.
+#[inline(always)]
+fn list(class: usize) -> *const List {
+    LISTS.with(|lists| &raw const lists[class])
+}
+
+/// Memory for `layout`, uninitialised.
+#[inline(always)]
 pub(super) fn allocate(layout: Layout) -> NonNull<u8> {
     let Some(class) = class_of(layout) else { return from_heap(layout) };
-    LISTS.with(|lists| {
-        let list = &lists[class];
-        let head = list.head.get();
-        if head.is_null() {
-            return refill(list, class);
-        }
-        // SAFETY: the list holds free frames of this class, each at least a
-        // pointer long, written by `free` or `refill`.
-        list.head.set(unsafe { (*head).next });
-        list.len.set(list.len.get() - 1);
-        // SAFETY: not null, checked above.
-        unsafe { NonNull::new_unchecked(head.cast()) }
-    })
+    // SAFETY: a thread-local without a destructor lives as long as its thread,
+    // which is this one.
+    let list = unsafe { &*list(class) };
+    let head = list.head.get();
+    if head.is_null() {
+        return refill(list, class);
+    }
+    // SAFETY: the list holds free frames of this class, each at least a pointer
+    // long, written by `free` or `refill`.
+    list.head.set(unsafe { (*head).next });
+    list.len.set(list.len.get() - 1);
+    // SAFETY: not null, checked above.
+    unsafe { NonNull::new_unchecked(head.cast()) }
 }
 
 /// Takes back what `allocate` gave for the same layout.
 ///
 /// # Safety
 /// `memory` came from `allocate(layout)` and is not used any more.
-#[inline(never)]
+#[inline(always)]
 pub(super) unsafe fn free(memory: NonNull<u8>, layout: Layout) {
     let Some(class) = class_of(layout) else {
         // SAFETY: large layouts come from the heap with this very layout.
         return unsafe { std::alloc::dealloc(memory.as_ptr(), layout) };
     };
-    LISTS.with(|lists| {
-        let list = &lists[class];
-        let frame = memory.cast::<Free>().as_ptr();
-        // SAFETY: the caller gives the memory up; it is large enough.
-        unsafe { (*frame).next = list.head.get() };
-        list.head.set(frame);
-        list.len.set(list.len.get() + 1);
-        if list.len.get() > KEEP {
-            give(list, class, KEEP / 2);
-        }
-    });
+    // SAFETY: as in `allocate`.
+    let list = unsafe { &*list(class) };
+    let frame = memory.cast::<Free>().as_ptr();
+    // SAFETY: the caller gives the memory up; it is large enough.
+    unsafe { (*frame).next = list.head.get() };
+    list.head.set(frame);
+    list.len.set(list.len.get() + 1);
+    if list.len.get() > KEEP {
+        give(list, class, KEEP / 2);
+    }
 }
 
 /// Gives this thread's free frames to the others; for a thread about to end.
@@ -94,7 +99,7 @@ pub fn flush_thread() {
     });
 }
 
-#[inline]
+#[inline(always)]
 fn class_of(layout: Layout) -> Option<usize> {
     let fits = layout.size() <= CLASS_BYTES * CLASSES && layout.align() <= CLASS_BYTES && layout.size() > 0;
     (fits && !cfg!(loom)).then(|| (layout.size() - 1) / CLASS_BYTES)

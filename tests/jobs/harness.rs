@@ -209,8 +209,8 @@ impl Finished {
 
     /// The number behind `name=` on a line of the output.
     pub fn number(&self, name: &str) -> f64 {
-        let values = self.stdout.lines().filter_map(|l| l.strip_prefix(name)?.strip_prefix('=')?.parse().ok());
-        values.last().unwrap_or_else(|| panic!("no line {name}=…: {self:#?}"))
+        let mut values = self.stdout.lines().filter_map(|l| l.strip_prefix(name)?.strip_prefix('=')?.parse().ok());
+        values.next_back().unwrap_or_else(|| panic!("no line {name}=…: {self:#?}"))
     }
 }
 

@@ -281,7 +281,7 @@ fn waits() -> Result<(), Error> {
         let early = slow.clone().get_timeout(Duration::from_millis(20)).unwrap_err();
         assert_eq!(early.kind, ErrorKind::TimedOut, "{early}");
         assert!(!local.is_ready());
-        assert!(collimate::wait(&[slow.clone()], 1, Duration::from_millis(5))?.is_empty());
+        assert!(collimate::wait(std::slice::from_ref(&slow), 1, Duration::from_millis(5))?.is_empty());
     }
     assert_eq!(slow.clone().get_timeout(Duration::from_secs(30))?, 300);
     assert_eq!((slow.clone().get()?, slow.get()?), (300, 300));

@@ -1,20 +1,39 @@
 //! Chores of the tree. `cargo run -p xtask -- schema` regenerates the control
-//! messages from `schema/`; with `--check` it only compares.
+//! messages from `schema/`, and `header` the C header from `ffi/src`; with
+//! `--check` they only compare.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo run -p xtask -- schema [--check]";
+const USAGE: &str = "usage: cargo run -p xtask -- schema|header [--check]";
+
+/// A file that is made from others.
+struct Generated {
+    /// Where it is committed.
+    path: &'static str,
+    /// What it is made from.
+    source: &'static str,
+    /// The argument that makes it.
+    command: &'static str,
+    make: fn() -> Result<String, String>,
+}
+
+const ALL: [Generated; 2] = [
+    Generated { path: "src/wire/generated/control.rs", source: SCHEMA, command: "schema", make: control_messages },
+    Generated { path: "ffi/include/collimate.h", source: FFI, command: "header", make: header },
+];
+
 const SCHEMA: &str = "schema/control.fbs";
-const GENERATED: &str = "src/wire/generated/control.rs";
+const FFI: &str = "ffi/src";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let outcome = match arguments[..] {
-        ["schema"] => write_schema(),
-        ["schema", "--check"] => check_schema(),
+    let chosen = arguments.first().and_then(|command| ALL.iter().find(|g| g.command == *command));
+    let outcome = match (chosen, &arguments[..]) {
+        (Some(generated), [_]) => generated.write(),
+        (Some(generated), [_, "--check"]) => generated.check(),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -32,26 +51,42 @@ fn main() -> ExitCode {
     }
 }
 
-/// Generates the code and writes it where the crate includes it.
-fn write_schema() -> Result<String, String> {
-    let path = root().join(GENERATED);
-    fs::write(&path, generate()?).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
-    Ok(format!("{GENERATED} written"))
+impl Generated {
+    /// Makes it and writes it where it belongs.
+    fn write(&self) -> Result<String, String> {
+        let path = root().join(self.path);
+        fs::write(&path, (self.make)()?).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+        Ok(format!("{} written", self.path))
+    }
+
+    /// Compares what is committed with what would be made.
+    fn check(&self) -> Result<String, String> {
+        let Generated { path, source, command, make } = self;
+        let full = root().join(path);
+        let committed = fs::read_to_string(&full).map_err(|e| format!("cannot read {}: {e}", full.display()))?;
+        if committed != make()? {
+            return Err(format!("{path} does not match {source}: run `cargo run -p xtask -- {command}` and commit it"));
+        }
+        Ok(format!("{path} is current"))
+    }
 }
 
-/// Compares what is committed with what the schema gives.
-fn check_schema() -> Result<String, String> {
-    let path = root().join(GENERATED);
-    let committed = fs::read_to_string(&path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
-    if committed != generate()? {
-        return Err(format!("{GENERATED} does not match {SCHEMA}: run `cargo run -p xtask -- schema` and commit it"));
-    }
-    Ok(format!("{GENERATED} is current"))
+/// The C header of the functions in `ffi/src`, in the order of its files.
+fn header() -> Result<String, String> {
+    let ffi = root().join("ffi");
+    let config = cbindgen::Config::from_file(ffi.join("cbindgen.toml"))?;
+    let files = ["status", "runtime", "task", "value"].map(|name| ffi.join("src").join(name).with_extension("rs"));
+    let builder = files.iter().fold(cbindgen::Builder::new().with_config(config), |b, file| b.with_src(file));
+    let mut text = Vec::new();
+    builder.generate().map_err(|e| format!("{FFI}: {e}"))?.write(&mut text);
+    let text = String::from_utf8(text).map_err(|e| format!("{FFI}: {e}"))?;
+    // What Rust calls safety, C programmers know as what is asked of them.
+    Ok(text.replace(" * # Safety\n", " * The caller makes sure:\n"))
 }
 
 /// The Rust code of the schema, laid out by a library so that it does not
 /// depend on the machine's rustfmt.
-fn generate() -> Result<String, String> {
+fn control_messages() -> Result<String, String> {
     // The generated comments quote the path as given: it must be relative.
     std::env::set_current_dir(root()).map_err(|e| format!("cannot enter {}: {e}", root().display()))?;
     let declarations = planus_translation::translate_files(&[SCHEMA])
@@ -67,4 +102,16 @@ fn generate() -> Result<String, String> {
 /// The workspace's folder.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_path_buf()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_generated_is_current() {
+        for generated in &ALL {
+            generated.check().unwrap();
+        }
+    }
 }

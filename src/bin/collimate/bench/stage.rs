@@ -101,8 +101,10 @@ impl Stage {
         let (ranks, workers) = (collimate::size(), collimate::workers());
         let two_ranks = (ranks < 2).then_some("it needs two ranks");
         match self {
-            Stage::InWorker | Stage::Tasks => None,
-            Stage::CrossWorker | Stage::TasksShared => (workers < 2).then_some("it needs two workers in rank 0"),
+            Stage::InWorker => (workers > 1).then_some("it needs a rank 0 of one worker"),
+            Stage::CrossWorker => (workers < 2).then_some("it needs two workers in rank 0"),
+            Stage::Tasks => (ranks > 1 || workers > 1).then_some("it needs one rank of one worker"),
+            Stage::TasksShared => (ranks > 1 || workers < 2).then_some("it needs one rank of two workers"),
             Stage::CrossProcess => two_ranks.or_else(|| {
                 let tcp = matches!(config.fabric, FabricChoice::Uring | FabricChoice::Epoll);
                 tcp.then_some("COLLIMATE_FABRIC asks for TCP")

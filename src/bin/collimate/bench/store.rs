@@ -100,7 +100,7 @@ fn get(source: &[u8], way: Way, effort: Effort) -> Result<Record, Failed> {
     for _ in 0..effort.rounds().min(7) {
         let mut differences = Vec::new();
         for _ in 0..count + count / 10 {
-            let (with_object, without) = (timed(expected, &with_object)?, timed(expected, &without)?);
+            let (with_object, without) = (timed(expected, with_object)?, timed(expected, without)?);
             differences.push(with_object - without);
         }
         differences.drain(..(count / 10) as usize);

@@ -11,7 +11,7 @@ use super::record::{Figure, Record, Reference, Target};
 
 /// What a spread task computes: some 20 µs. A number of steps and no time, for
 /// time also passes for a task whose core another one has.
-const SPREAD_STEPS: u64 = 15_000;
+const SPREAD_STEPS: u64 = 10_000;
 /// Spread tasks that are under way at once.
 const SPREAD_WINDOW: usize = 512;
 /// What the rate of several ranks is called.
@@ -133,9 +133,16 @@ pub fn beside_fewer(mut record: Record, before: &[Record]) -> Record {
 #[collimate::task]
 fn nothing() {}
 
+/// Steps of a xorshift generator, each of which needs the one before.
 #[collimate::task]
 fn compute(steps: u64) -> u64 {
-    (0..steps).fold(steps, |x, _| x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407))
+    let mut x = steps | 1;
+    for _ in 0..steps {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+    }
+    x
 }
 
 #[collimate::task]
