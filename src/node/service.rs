@@ -113,11 +113,11 @@ impl Service {
             let turns = node.turns.load(Ordering::Relaxed);
             let polled = std::mem::replace(&mut turns_seen, turns) != turns || node.idle.searching() > 0;
             quiet = if polled { 0 } else { quiet + 1 };
-            node.wake_for_leftovers();
             if !polled {
                 node.turn();
                 turns_seen = node.turns.load(Ordering::Relaxed);
             }
+            node.wake_for_leftovers();
             if polled || (quiet <= QUIET_TICKS && !node.all_asleep()) {
                 service.bell.sleep(TICK.min(until_timer));
             } else {

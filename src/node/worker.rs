@@ -461,7 +461,10 @@ impl Worker {
             since = None;
         }
         node.service.take_over();
-        if let Some(next) = node.idle.found(|| node.queued() > 1) {
+        // What this worker goes on with is one of the queued tasks, unless it is
+        // a suspended one: then all of them are for others.
+        let resumes = !self.resumable.borrow().is_empty() || !node.workers[self.index].mailbox.is_empty();
+        if let Some(next) = node.idle.found(|| node.queued() > usize::from(!resumes)) {
             node.wake(next);
         }
     }

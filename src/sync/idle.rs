@@ -312,9 +312,6 @@ mod tests {
         assert_eq!(idle.found(|| true), Some(0));
         idle.enlist(77);
         assert_eq!(idle.found(|| false), None);
-        assert!(idle.sleep(1, || false));
-        idle.rise(1);
-        assert_eq!(idle.found(|| false), None);
         assert_eq!(idle.pushed(), Some(77), "all workers are awake");
         assert_eq!(idle.searching(), 0);
         idle.start_search();
