@@ -102,6 +102,8 @@ impl Service {
         let service = &node.service;
         let mut turns_seen = node.turns.load(Ordering::Relaxed);
         let mut quiet = 0;
+        // The first to poll should be a worker: see `Running`.
+        service.bell.sleep(TICK);
         while !node.stopping.load(Ordering::Acquire) {
             let now = Instant::now();
             if let Some(why) = lost() {

@@ -309,7 +309,8 @@ impl Running {
         }
         let deadline = Instant::now() + limits::BOOT_DEADLINE;
         loop {
-            node.turn();
+            // The workers poll: the thread that polls first is the one that an
+            // io_uring backend belongs to.
             let strangers = node.state.take().strangers();
             match node.ended() {
                 Some(Ended { reason: Some(why), .. }) => return Err(StartError::Ended(why)),
@@ -323,7 +324,7 @@ impl Running {
                 let seconds = limits::BOOT_DEADLINE.as_secs();
                 return Err(StartError::Silent { rank: node.rank, missing, seconds });
             }
-            thread::yield_now();
+            thread::sleep(Duration::from_micros(20));
         }
     }
 
