@@ -11,7 +11,7 @@ use super::reference::{Error, Ref, Undecoded};
 use crate::base::{ErrorKind, Rank, TaskError};
 use crate::node::{
     Call, Choice, Demand, Incoming, Lineage, Node, Outgoing, Place, Received, Share, Stored, Target, Task, Waitable,
-    done, frame,
+    Wake, done, frame,
 };
 
 /// Options of one call, for `task::spawn_with`.
@@ -247,7 +247,7 @@ fn schedule_later<F: Function>(node: &'static Node, task: Task) {
                 node.schedule(task);
             }
         };
-        if let Err(wake) = result.register(Box::new(arrived)) {
+        if let Err(wake) = result.register(Wake::new(arrived)) {
             wake.wake();
         }
     }
@@ -305,7 +305,7 @@ where
             _ => encode_ref(&result, F::codec(), out),
         });
     };
-    let registered = handle.register(Box::new(answer));
+    let registered = handle.register(Wake::new(answer));
     debug_assert!(registered.is_ok(), "the task has not run");
     Ok(task)
 }
@@ -350,7 +350,7 @@ where
     let lineage = Lineage::output(all.tag(), output);
     let (task, handle) = frame(|| Projection(all.clone(), pick), lineage, Target::rank(node.rank()).to_flags());
     let arrived = move || node.schedule(task);
-    if let Err(wake) = all.0.register(Box::new(arrived)) {
+    if let Err(wake) = all.0.register(Wake::new(arrived)) {
         wake.wake();
     }
     Ref(handle)

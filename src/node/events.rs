@@ -2,7 +2,7 @@
 
 use super::rank::{Ended, HUNGRY_BASE, Node, Target};
 use super::state::{ARENA, Arriving, Command, Core, Found, Read, Request, State, Value, Waiting};
-use super::transfer::{Incoming, Received, Reply};
+use super::transfer::{Incoming, Received, Reply, Values};
 use crate::base::event::Event as Counted;
 use crate::base::{ErrorKind, Rank, TaskError};
 use crate::fabric::{Event, FabricError, RemoteSpan};
@@ -131,7 +131,7 @@ impl Core {
             self.peers[peer.index()].asked = false;
             node.asked.store(false, std::sync::atomic::Ordering::Relaxed);
         }
-        let mut values = Vec::with_capacity(spawn.arguments.len());
+        let mut values = Values::new();
         let mut far = Vec::new();
         for (at, argument) in spawn.arguments.enumerate() {
             match argument {
@@ -154,7 +154,7 @@ impl Core {
     }
 
     /// Makes a task of a call whose arguments are here.
-    pub(super) fn start_call(&mut self, node: &'static Node, peer: Rank, call: SpawnCall, arguments: Vec<Received<'_>>) {
+    pub(super) fn start_call(&mut self, node: &'static Node, peer: Rank, call: SpawnCall, arguments: Values<'_>) {
         let Some(kind) = node.registry.get(call.function) else {
             let why = format!("{} has no task number {}: its binary differs from the caller's", node.rank, call.function);
             return self.refuse(peer, call.request, ErrorKind::UnknownTask, why);
@@ -203,7 +203,7 @@ impl Core {
             Outcome::Object(record) => match self.find(node, record, peer) {
                 Ok(Found::Here(object)) => self.complete(request, Received::Object(object)),
                 Ok(Found::Far) => {
-                    let values = vec![Received::Inline(&[])];
+                    let values = smallvec::smallvec![Received::Inline(&[])];
                     self.await_objects(peer, Waiting::Result(request), values, vec![(0, record)]);
                 }
                 Err(why) => self.fail(request, TaskError::new(ErrorKind::BadArgument, why)),
@@ -277,7 +277,7 @@ impl Core {
         &mut self,
         from: Rank,
         what: Waiting,
-        values: Vec<Received<'_>>,
+        values: Values<'_>,
         far: Vec<(usize, ObjectRecord)>,
     ) {
         let values = values.into_iter().map(|value| match value {
@@ -314,7 +314,7 @@ impl Core {
             return;
         }
         let Arriving { from, what, values, failed, .. } = self.arriving.remove(read.number);
-        let values: Vec<Received<'_>> = values
+        let values: Values<'_> = values
             .iter()
             .map(|value| match value {
                 Value::Inline(bytes) => Received::Inline(bytes),

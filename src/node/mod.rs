@@ -29,4 +29,4 @@ pub use worker::{Resolved, Waitable};
 pub use crate::mem::{Bytes, Heap};
 pub use crate::sched::{Choice, Demand, Place};
 pub use crate::sys::say_line;
-pub use crate::sync::{Call, Handle, Lineage, Share, Stored, Task, done, frame};
+pub use crate::sync::{Call, Handle, Lineage, Share, Stored, Task, Wake, done, frame};

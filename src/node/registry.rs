@@ -58,7 +58,9 @@ pub fn declare(kind: &'static TaskType) -> Result<(), String> {
 /// every binary that has the same tasks.
 pub struct Registry {
     kinds: Vec<&'static TaskType>,
-    by_id: BTreeMap<FunctionId, u32>,
+    /// Index by the address of the task's description, which is asked for at
+    /// every call that leaves the rank.
+    by_address: BTreeMap<usize, u32>,
     /// A hash over all names and signatures.
     pub hash: u64,
 }
@@ -69,10 +71,11 @@ impl Registry {
         let declared = DECLARED.lock().unwrap_or_else(PoisonError::into_inner);
         let mut kinds: Vec<&'static TaskType> = TASKS.iter().chain(declared.iter().copied()).collect();
         kinds.sort_by_key(|k| k.id());
-        let mut by_id = BTreeMap::new();
+        let mut by_address = BTreeMap::new();
         let mut text = String::new();
         for (index, kind) in kinds.iter().enumerate() {
-            if by_id.insert(kind.id(), index as u32).is_some() {
+            by_address.insert(std::ptr::from_ref(*kind).addr(), index as u32);
+            if index > 0 && kinds[index - 1].id() == kind.id() {
                 return Err(format!("two tasks are named `{}`: rename one of them", kind.name));
             }
             text.push_str(kind.name);
@@ -81,7 +84,7 @@ impl Registry {
             text.push(';');
         }
         let hash = FunctionId::of(&text, "").0;
-        Ok(Registry { kinds, by_id, hash })
+        Ok(Registry { kinds, by_address, hash })
     }
 
     /// The task with this index.
@@ -96,7 +99,7 @@ impl Registry {
 
     /// The index of a task.
     pub fn index_of(&self, kind: &TaskType) -> Option<u32> {
-        self.by_id.get(&kind.id()).copied()
+        self.by_address.get(&std::ptr::from_ref(kind).addr()).copied()
     }
 
     /// The task with this name.

@@ -18,7 +18,7 @@ use crate::boot::{self, Acceptor, BootError, Card, Launcher, Mesh, Stream, Via};
 use crate::fabric::{EpollFabric, Fabric, FabricError, Link, ShmFabric, UringFabric};
 use crate::mem::{Arena, Region};
 use crate::sched::{Choice, Demand, Place, choose};
-use crate::sync::{Call, Fences, Handle, Idle, Lineage, Owner, frame};
+use crate::sync::{Call, Fences, Handle, Idle, Lineage, Owner, Wake, frame};
 use crate::sys;
 
 /// How late a thread that waits for a result sees that the job has ended.
@@ -342,7 +342,7 @@ impl Running {
             };
             node.end(Ended { status, reason: None });
         };
-        assert!(handle.register(Box::new(ended)).is_ok(), "the task has not been given away yet");
+        assert!(handle.register(Wake::new(ended)).is_ok(), "the task has not been given away yet");
         *super::rank::lock(&DRIVING) = Some(node);
         sys::on_exit(leave);
         *super::rank::lock(&node.root) = Some(task);

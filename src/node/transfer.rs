@@ -1,6 +1,7 @@
 //! Arguments and results on their way between ranks: small ones as bytes
 //! inside the message, large ones as objects that are read where they lie.
 
+use smallvec::SmallVec;
 use zerocopy::IntoBytes;
 
 use super::rank::{Node, Target};
@@ -116,10 +117,13 @@ impl Received<'_> {
     }
 }
 
+/// The values of a message; a call rarely has more than four.
+pub type Values<'m> = SmallVec<[Received<'m>; 4]>;
+
 /// A call that arrived.
 pub struct Incoming<'m> {
     /// Its arguments.
-    pub arguments: Vec<Received<'m>>,
+    pub arguments: Values<'m>,
     /// Its place in its parent.
     pub lineage: Lineage,
     /// The frame's flags.

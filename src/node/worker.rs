@@ -256,7 +256,7 @@ impl Worker {
         }
         let number = self.suspended.borrow_mut().insert(None);
         if let ([handle], None) = (handles, deadline) {
-            let wake = Box::new(Resume { node: self.node, worker: self.index, number });
+            let wake = Wake::new(Resume { node: self.node, worker: self.index, number });
             if handle.register(wake).is_err() {
                 self.suspended.borrow_mut().remove(number);
                 return Ok(());
@@ -519,7 +519,7 @@ struct Resume {
 }
 
 impl Wait for Resume {
-    fn wake(self: Box<Self>) {
+    fn wake(self) {
         self.node.resume(self.worker, self.number);
     }
 }
@@ -534,7 +534,7 @@ impl Waiter {
             if sweep {
                 handle.sweep();
             }
-            if handle.is_done() || handle.register(Box::new(OneOf(waiter.clone()))).is_err() {
+            if handle.is_done() || handle.register(Wake::new(OneOf(waiter.clone()))).is_err() {
                 done += 1;
             }
         }
@@ -559,7 +559,7 @@ impl Waiter {
 }
 
 impl Wait for OneOf {
-    fn wake(self: Box<Self>) {
+    fn wake(self) {
         let before = self.0.missing.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1));
         if before == Ok(1) {
             self.0.fire();

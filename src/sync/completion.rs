@@ -17,15 +17,16 @@
 //! removal. A waiter that no longer cares stays in the list as a closure that
 //! does nothing; [`Completion::sweep`] drops those.
 
-use super::shim::{AtomicPtr, Ordering};
+use std::alloc::Layout;
+use std::ptr::NonNull;
 
-/// What is called, once, when the result is there.
-pub type Wake = Box<dyn Wait>;
+use super::shim::{AtomicPtr, Ordering};
+use super::slab;
 
 /// Somebody who waits.
-pub trait Wait: Send {
+pub trait Wait: Send + 'static {
     /// The result is there.
-    fn wake(self: Box<Self>);
+    fn wake(self);
 
     /// Whether being woken would still do something.
     fn cares(&self) -> bool {
@@ -33,15 +34,110 @@ pub trait Wait: Send {
     }
 }
 
-impl<F: FnOnce() + Send> Wait for F {
-    fn wake(self: Box<Self>) {
+impl<F: FnOnce() + Send + 'static> Wait for F {
+    fn wake(self) {
         self();
     }
 }
 
+/// A [`Wait`] of any type: what is woken, once, when the result is there. It is
+/// the node of the list that it will be in, so waiting costs one piece of
+/// memory, and that from the thread's own lists.
+pub struct Wake(NonNull<Node>);
+
+// SAFETY: what is in the node is `Send` (by `Wait`), and the wake owns it.
+unsafe impl Send for Wake {}
+
+#[repr(C)]
 struct Node {
     next: *mut Node,
-    wake: Wake,
+    vtable: &'static VTable,
+}
+
+#[repr(C)]
+struct NodeOf<W> {
+    node: Node,
+    wait: W,
+}
+
+/// What to do with a node whose type is forgotten. Each function but `cares`
+/// ends the node.
+struct VTable {
+    wake: unsafe fn(NonNull<Node>),
+    drop: unsafe fn(NonNull<Node>),
+    cares: unsafe fn(NonNull<Node>) -> bool,
+}
+
+impl Wake {
+    /// Wraps somebody who waits.
+    pub fn new<W: Wait>(wait: W) -> Wake {
+        let memory = slab::allocate(Layout::new::<NodeOf<W>>()).cast::<NodeOf<W>>();
+        let node = Node { next: std::ptr::null_mut(), vtable: &NodeOf::<W>::VTABLE };
+        // SAFETY: fresh memory of this layout.
+        unsafe { memory.write(NodeOf { node, wait }) };
+        Wake(memory.cast())
+    }
+
+    /// Wakes.
+    pub fn wake(self) {
+        let node = self.0;
+        std::mem::forget(self);
+        // SAFETY: the wake owned the node and is gone.
+        unsafe { (node.as_ref().vtable.wake)(node) }
+    }
+
+    fn cares(&self) -> bool {
+        // SAFETY: the wake owns the node.
+        unsafe { (self.0.as_ref().vtable.cares)(self.0) }
+    }
+
+    /// Gives the node to a list.
+    fn into_raw(self) -> *mut Node {
+        let node = self.0.as_ptr();
+        std::mem::forget(self);
+        node
+    }
+
+    /// Takes a node out of a list, with the one that follows it.
+    ///
+    /// # Safety
+    /// `node` came from `into_raw` and is used for this once.
+    unsafe fn from_raw(node: *mut Node) -> (Wake, *mut Node) {
+        // SAFETY: the caller's promise.
+        unsafe { (Wake(NonNull::new_unchecked(node)), (*node).next) }
+    }
+}
+
+impl Drop for Wake {
+    fn drop(&mut self) {
+        // SAFETY: the wake owns the node and is not used after.
+        unsafe { (self.0.as_ref().vtable.drop)(self.0) }
+    }
+}
+
+impl<W: Wait> NodeOf<W> {
+    const VTABLE: VTable = VTable {
+        // SAFETY: see `take`.
+        wake: |node| unsafe { NodeOf::<W>::take(node) }.wake(),
+        // SAFETY: see `take`.
+        drop: |node| drop(unsafe { NodeOf::<W>::take(node) }),
+        // SAFETY: the node is alive and of this type.
+        cares: |node| unsafe { node.cast::<NodeOf<W>>().as_ref() }.wait.cares(),
+    };
+
+    /// Moves the content out and frees the memory.
+    ///
+    /// # Safety
+    /// The node is of this type, alive, and not used after.
+    unsafe fn take(node: NonNull<Node>) -> W {
+        let node = node.cast::<NodeOf<W>>();
+        // SAFETY: the caller's promise; the layout is that of `Wake::new`.
+        unsafe {
+            let wait = node.read().wait;
+            slab::free(node.cast(), Layout::new::<NodeOf<W>>());
+            wait
+        }
+    }
 }
 
 /// See the module.
@@ -49,7 +145,7 @@ pub struct Completion {
     head: AtomicPtr<Node>,
 }
 
-// SAFETY: the nodes are owned by the word and hold `Send` closures only.
+// SAFETY: the nodes are owned by the word and hold `Send` content only.
 unsafe impl Send for Completion {}
 // SAFETY: all shared access is through the atomic word.
 unsafe impl Sync for Completion {}
@@ -77,12 +173,12 @@ impl Completion {
 
     /// Has `wake` called at completion, or hands it back if that has been.
     pub fn register(&self, wake: Wake) -> Result<(), Wake> {
-        let node = Box::into_raw(Box::new(Node { next: std::ptr::null_mut(), wake }));
+        let node = wake.into_raw();
         let mut head = self.head.load(Ordering::Acquire);
         loop {
             if head == DONE {
                 // SAFETY: the node was not published, so it is still ours.
-                return Err(unsafe { Box::from_raw(node) }.wake);
+                return Err(unsafe { Wake::from_raw(node) }.0);
             }
             // SAFETY: as above.
             unsafe { (*node).next = head };
@@ -108,7 +204,7 @@ impl Completion {
         let mut in_order = std::ptr::null_mut();
         while !list.is_null() {
             // SAFETY: the swap gave us the whole list; every node in it came
-            // from `Box::into_raw` and is in it once.
+            // from `Wake::into_raw` and is in it once.
             unsafe {
                 let next = (*list).next;
                 (*list).next = in_order;
@@ -117,10 +213,10 @@ impl Completion {
             }
         }
         while !in_order.is_null() {
-            // SAFETY: as above; each node is freed once, after its `next` was read.
-            let node = unsafe { Box::from_raw(in_order) };
-            in_order = node.next;
-            node.wake.wake();
+            // SAFETY: as above; each node is taken once.
+            let (wake, next) = unsafe { Wake::from_raw(in_order) };
+            in_order = next;
+            wake.wake();
         }
     }
 
@@ -137,10 +233,10 @@ impl Completion {
         };
         while !list.is_null() {
             // SAFETY: the exchange gave us the list, as in `complete`.
-            let node = unsafe { Box::from_raw(list) };
-            list = node.next;
-            if node.wake.cares()
-                && let Err(wake) = self.register(node.wake)
+            let (wake, next) = unsafe { Wake::from_raw(list) };
+            list = next;
+            if wake.cares()
+                && let Err(wake) = self.register(wake)
             {
                 wake.wake();
             }
@@ -169,8 +265,9 @@ impl Drop for Completion {
 fn drop_list(mut list: *mut Node) {
     while !list.is_null() {
         // SAFETY: nobody else has the word any more, so the list is ours.
-        let node = unsafe { Box::from_raw(list) };
-        list = node.next;
+        let (wake, next) = unsafe { Wake::from_raw(list) };
+        list = next;
+        drop(wake);
     }
 }
 
@@ -181,7 +278,7 @@ mod tests {
 
     fn counting(counter: &Arc<AtomicUsize>) -> Wake {
         let counter = counter.clone();
-        Box::new(move || {
+        Wake::new(move || {
             counter.fetch_add(1, Ordering::SeqCst);
         })
     }
@@ -233,7 +330,7 @@ mod tests {
     fn waiters_are_woken_in_order_and_the_careless_are_swept() {
         struct Careless(Arc<AtomicUsize>);
         impl Wait for Careless {
-            fn wake(self: Box<Self>) {
+            fn wake(self) {
                 self.0.fetch_add(100, Ordering::SeqCst);
             }
             fn cares(&self) -> bool {
@@ -242,7 +339,7 @@ mod tests {
         }
         let word = Completion::new();
         let sum = Arc::new(AtomicUsize::new(0));
-        assert!(word.register(Box::new(Careless(sum.clone()))).is_ok());
+        assert!(word.register(Wake::new(Careless(sum.clone()))).is_ok());
         assert!(word.register(counting(&sum)).is_ok());
         word.sweep();
         assert!(!word.is_done());
