@@ -111,7 +111,7 @@ pub struct Node {
     pub(super) outbox: SegQueue<Command>,
     pub(super) service: Service,
     /// Counts turns, so that the service thread sees whether workers poll.
-    pub(super) turns: AtomicU64,
+    pub(super) turns_taken: AtomicU64,
     pub(super) stopping: AtomicBool,
     /// Every peer has been asked for work that has not given any since.
     pub(super) asked: AtomicBool,
@@ -164,7 +164,7 @@ impl Node {
             state: Baton::new(state),
             outbox: SegQueue::new(),
             service,
-            turns: AtomicU64::new(0),
+            turns_taken: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             oversubscribed,
@@ -355,14 +355,27 @@ impl Node {
         match (kind.encode)(task.call(), &mut out) {
             Ok(()) => {
                 let pack = out.finish();
-                self.submit(Command::Spawn { rank, task, kind, pack, stolen });
+                match self.try_state() {
+                    // Not by way of a command, which would be moved twice.
+                    Some(mut state) => {
+                        state.spawn(self, rank, task, kind, pack, stolen);
+                        self.let_go(state);
+                    }
+                    None => self.leave(Command::Spawn { rank, task, kind, pack, stolen }),
+                }
             }
             Err(error) => task.fail(Box::new(error.through(kind.name, self.rank))),
         }
     }
 
     pub(super) fn reply(&'static self, peer: Rank, request: u64, result: Result<Pack, Box<TaskError>>) {
-        self.submit(Command::Reply { peer, request, result });
+        match self.try_state() {
+            Some(mut state) => {
+                state.reply(self, peer, request, result);
+                self.let_go(state);
+            }
+            None => self.leave(Command::Reply { peer, request, result }),
+        }
     }
 
     /// Buffers for an [`Outgoing`], used before if there are any.
@@ -381,32 +394,46 @@ impl Node {
         match self.try_state() {
             Some(mut state) => {
                 state.execute(self, command);
-                drop(state);
-                self.after_state();
+                self.let_go(state);
             }
-            None => {
-                // Either the holder sees the command after it has let go, or we
-                // find the state free now: see `sync::Baton`.
-                self.outbox.push(command);
-                if let Some(mut state) = self.try_state() {
-                    state.drain(self);
-                    drop(state);
-                    self.after_state();
-                }
-            }
+            None => self.leave(command),
         }
+    }
+
+    /// Leaves a command for the thread that has the state.
+    #[cold]
+    fn leave(&'static self, command: Command) {
+        // Either the holder sees the command after it has let go, or we find the
+        // state free now: see `sync::Baton`.
+        self.outbox.push(command);
+        if let Some(mut state) = self.try_state() {
+            state.drain(self);
+            self.let_go(state);
+        }
+    }
+
+    /// Passes the state on, with all that was left meanwhile done.
+    fn let_go(&'static self, mut state: Held<'_, State>) {
+        state.flush(self);
+        drop(state);
+        self.after_state();
     }
 
     /// Polls every fabric once, unless another thread is doing so. Whether
     /// anything happened.
     pub(super) fn turn(&'static self) -> bool {
+        self.turns(1)
+    }
+
+    /// The same up to `rounds` times, until something happens.
+    pub(super) fn turns(&'static self, rounds: u32) -> bool {
         let Some(mut state) = self.try_state() else { return false };
         if self.service.armed.load(Ordering::Relaxed) {
             self.service.armed.store(false, Ordering::SeqCst);
         }
-        let events = state.turn(self);
+        let events = state.turn(self, rounds);
         drop(state);
-        self.turns.store(self.turns.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        self.turns_taken.store(self.turns_taken.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         self.after_state();
         events > 0
     }

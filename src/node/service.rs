@@ -100,7 +100,7 @@ impl Service {
     /// The thread's main function. `lost` says whether the launcher is gone.
     pub fn run(node: &'static Node, lost: impl Fn() -> Option<String>) {
         let service = &node.service;
-        let mut turns_seen = node.turns.load(Ordering::Relaxed);
+        let mut turns_seen = node.turns_taken.load(Ordering::Relaxed);
         let mut quiet = 0;
         // The first to poll should be a worker: see `Running`.
         service.bell.sleep(TICK);
@@ -112,12 +112,12 @@ impl Service {
             let next_timer = service.fire_timers(now);
             let until_timer = next_timer.map_or(SLEEP_MAX, |t| t.saturating_duration_since(now).min(SLEEP_MAX));
 
-            let turns = node.turns.load(Ordering::Relaxed);
+            let turns = node.turns_taken.load(Ordering::Relaxed);
             let polled = std::mem::replace(&mut turns_seen, turns) != turns || node.idle.searching() > 0;
             quiet = if polled { 0 } else { quiet + 1 };
             if !polled {
                 node.turn();
-                turns_seen = node.turns.load(Ordering::Relaxed);
+                turns_seen = node.turns_taken.load(Ordering::Relaxed);
             }
             node.wake_for_leftovers();
             if polled || (quiet <= QUIET_TICKS && !node.all_asleep()) {

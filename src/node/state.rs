@@ -222,13 +222,20 @@ impl State {
         self.core.out.is_empty() && self.core.peers.iter().all(|p| p.backlog.is_empty())
     }
 
-    /// Polls every fabric once; how many events there were.
-    pub fn turn(&mut self, node: &'static Node) -> usize {
+    /// Polls every fabric, up to `rounds` times until something happens; how
+    /// many events there were. More rounds see a message sooner than more
+    /// turns, each of which passes the state on.
+    pub fn turn(&mut self, node: &'static Node, rounds: u32) -> usize {
         self.drain(node);
         let mut events = 0;
-        for fabric in 0..self.fabrics.len() {
-            let core = &mut self.core;
-            events += self.fabrics[fabric].poll(&mut |event| core.on_event(node, event));
+        for _ in 0..rounds {
+            for fabric in &mut self.fabrics {
+                let core = &mut self.core;
+                events += fabric.poll(&mut |event| core.on_event(node, event));
+            }
+            if events > 0 || !node.outbox.is_empty() {
+                break;
+            }
         }
         self.flush(node);
         events
@@ -246,9 +253,10 @@ impl State {
         while !node.outbox.is_empty() {
             match node.outbox.pop() {
                 Some(command) => self.execute(node, command),
-                None => return,
+                None => break,
             }
         }
+        self.flush(node);
     }
 
     /// Executes one command.
@@ -274,10 +282,9 @@ impl State {
                 self.broadcast(&Control::Shutdown(Shutdown { status, reason }));
             }
         }
-        self.flush(node);
     }
 
-    fn spawn(
+    pub(super) fn spawn(
         &mut self,
         node: &'static Node,
         rank: Rank,
@@ -335,7 +342,7 @@ impl State {
         }
     }
 
-    fn reply(&mut self, node: &'static Node, peer: Rank, request: u64, result: Result<Pack, Box<TaskError>>) {
+    pub(super) fn reply(&mut self, node: &'static Node, peer: Rank, request: u64, result: Result<Pack, Box<TaskError>>) {
         if peer == self.core.me {
             return match result {
                 Ok(pack) => {
@@ -438,7 +445,21 @@ impl State {
     }
 
     /// Sends what events produced, tries the backlog, closes what must be.
-    fn flush(&mut self, node: &'static Node) {
+    #[inline]
+    pub(super) fn flush(&mut self, node: &'static Node) {
+        let core = &self.core;
+        let nothing = core.out.is_empty()
+            && core.closing.is_empty()
+            && core.wishes.is_empty()
+            && core.reads_wanted.is_empty()
+            && !core.backlogged;
+        if !nothing {
+            self.flush_all(node);
+        }
+    }
+
+    #[inline(never)]
+    fn flush_all(&mut self, node: &'static Node) {
         loop {
             while let Some((to, message)) = self.core.out.pop_front() {
                 self.send(to, &message);

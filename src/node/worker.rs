@@ -96,8 +96,10 @@ const SPIN: Duration = Duration::from_micros(100);
 const SPIN_OVERSUBSCRIBED: Duration = Duration::from_micros(5);
 /// Idle fibers that a worker keeps; what deep nesting needed beyond is freed.
 const SPARE_MAX: usize = 64;
+/// Polls of the network between two looks at this rank's queues.
+const POLLS_PER_TURN: u32 = 4;
 /// Rounds of searching between two looks at the clock.
-const ROUNDS_PER_LOOK: u32 = 16;
+const ROUNDS_PER_LOOK: u32 = 4;
 /// Tasks between two looks at the network while a worker has work.
 const TASKS_PER_TURN: u32 = 64;
 /// Longest sleep of a worker; it is woken before when there is work.
@@ -439,7 +441,7 @@ impl Worker {
         let spin = if node.oversubscribed { SPIN_OVERSUBSCRIBED } else { SPIN };
         let mut rounds = 0u32;
         loop {
-            let happened = node.turn();
+            let happened = node.turns(POLLS_PER_TURN);
             if self.has_work() {
                 break;
             }
