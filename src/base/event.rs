@@ -43,8 +43,6 @@ events! {
     TaskStolen => "sched.task_stolen_by_rank",
     /// A worker went to sleep.
     WorkerParked => "sched.worker_parked",
-    /// A task waited on a stack of its own.
-    TaskSuspended => "sched.task_suspended",
     /// A put failed because the arena was full.
     StoreFull => "store.full",
 }

@@ -280,7 +280,6 @@ impl Worker {
 
     /// Leaves the running fiber until `number` is resumed.
     fn suspend(&self, number: usize) {
-        self.node.counters.count(Event::TaskSuspended);
         let context = self.context.get();
         self.switch.set(Switch::Wait(number));
         suspend();
