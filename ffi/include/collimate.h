@@ -1,7 +1,7 @@
 /*
  * Collimate: a distributed task and actor runtime for HPC clusters.
  *
- * Generated from ffi/src by `cargo run -p xtask -- header`; not to be edited.
+ * Generated from ffi/src by `cargo xtask header`; not to be edited.
  *
  * A program registers its tasks, the same on every rank, and starts:
  *

@@ -72,6 +72,9 @@ impl Core {
                 self.on_result(node, peer, report.request, Outcome::Error(report.error))
             }
             Control::Goodbye(Goodbye { .. }) => {
+                if node.ended().is_none() {
+                    return Err("it said goodbye before the job ended".into());
+                }
                 self.peers[peer.index()].said_goodbye = true;
                 Ok(())
             }
@@ -120,6 +123,7 @@ impl Core {
 
     fn greeted(&mut self, node: &'static Node, peer: Rank) {
         self.peers[peer.index()].ready = true;
+        self.newly_ready = true;
         // Whoever asked for work before could not ask this one.
         if node.asked.load(std::sync::atomic::Ordering::Relaxed) {
             node.submit(Command::AskForWork);
@@ -150,6 +154,10 @@ impl Core {
             self.start_call(node, peer, spawn.call, values);
         } else {
             self.await_objects(peer, Waiting::Call(spawn.call), values, far);
+        }
+        // One task for a rank that may have more than one idle worker.
+        if spawn.call.stolen && node.idle.searching() + node.idle.asleep(|s| s < HUNGRY_BASE) as u32 > 1 {
+            node.outbox.push(super::state::Command::AskForWork);
         }
     }
 
@@ -233,6 +241,7 @@ impl Core {
         state.lost = Some(cause.clone());
         state.capacity = None;
         node.set_lost(peer);
+        self.newly_ready = true;
         state.backlog.clear();
         if state.said_goodbye || node.ended().is_some() {
             return;

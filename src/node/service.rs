@@ -19,6 +19,9 @@ use crate::sys::WaitSet;
 const TICK: Duration = Duration::from_millis(1);
 /// Ticks without a worker's poll before the thread sleeps on the network.
 const QUIET_TICKS: u32 = 3;
+/// Longest sleep while a worker is awake: how late a task is that a push left
+/// to a searcher who did not see it.
+const LEFTOVER_MAX: Duration = Duration::from_millis(10);
 /// Longest sleep: how late the death of the launcher is seen.
 const SLEEP_MAX: Duration = Duration::from_millis(200);
 
@@ -125,7 +128,11 @@ impl Service {
             } else {
                 service.dozing.store(true, Ordering::SeqCst);
                 if node.arm() {
-                    service.network.sleep(until_timer);
+                    let most = if node.all_asleep() { SLEEP_MAX } else { LEFTOVER_MAX };
+                    service.network.sleep(until_timer.min(most));
+                } else if !node.turn() {
+                    // A peer takes nothing just now.
+                    service.bell.sleep(TICK.min(until_timer));
                 }
                 service.dozing.store(false, Ordering::SeqCst);
             }

@@ -140,23 +140,29 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
         let launcher = launcher.clone();
         move || launcher.lost()
     };
-    let threads = [("clm-service".to_string(), Box::new(move || Service::run(node, lost)) as Box<dyn FnOnce() + Send>)];
-    let workers = owners.into_iter().enumerate().map(|(index, owner)| {
+    let mut threads: Vec<(String, Box<dyn FnOnce() + Send>)> = Vec::new();
+    threads.push(("clm-service".into(), Box::new(move || Service::run(node, lost))));
+    for (index, owner) in owners.into_iter().enumerate() {
         let body = move || {
             let worker: &'static Worker = Box::leak(Box::new(Worker::new(node, index, owner)));
-            // Tasks do not unwind: what does is a defect of the runtime, and
-            // the job must not go on, or wait for ever, with a worker less.
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| worker.run())) {
+            worker.run();
+        };
+        threads.push((format!("clm-worker-{index}"), Box::new(body)));
+    }
+    for (name, body) in threads {
+        let role = name.clone();
+        let guarded = move || {
+            // Tasks do not unwind: what does is a defect of the runtime or of a
+            // value's codec, and the job must not wait for ever for a thread
+            // that is gone.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(body)) {
                 let text = payload.downcast_ref::<&str>().copied().map(str::to_string);
                 let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
-                let reason = format!("internal error in worker {index}, please report it: {text}");
+                let reason = format!("thread {role} panicked outside any task: {text}");
                 node.end(Ended { status: 1, reason: Some(reason) });
             }
         };
-        (format!("clm-worker-{index}"), Box::new(body) as Box<dyn FnOnce() + Send>)
-    });
-    for (name, body) in threads.into_iter().chain(workers) {
-        thread::Builder::new().name(name).spawn(body).map_err(os("cannot start a thread"))?;
+        thread::Builder::new().name(name).spawn(guarded).map_err(os("cannot start a thread"))?;
     }
     let running = Running { node, launcher, _acceptor: acceptor };
     running.wait_for_greetings()?;
@@ -436,7 +442,8 @@ impl Node {
         count: usize,
         patience: Option<Duration>,
     ) -> Result<(), Box<TaskError>> {
-        let deadline = patience.map(|p| Instant::now() + p);
+        // A patience beyond the clock's range is none.
+        let deadline = patience.and_then(|p| Instant::now().checked_add(p));
         match self.my_worker() {
             Some(worker) => worker.wait(handles, count, deadline),
             None => self.wait_outside(handles, count, deadline),

@@ -25,6 +25,10 @@ use crate::wire::{
 /// The region of a rank that holds its arena.
 pub(super) const ARENA: RegionKey = RegionKey(0);
 
+/// Tasks that are looked at to find one for a peer: those with a fixed rank
+/// must stay, and there may be thousands of them.
+const FEED_LOOKS: usize = 16;
+
 /// Something to be done with the state in hand.
 pub(super) enum Command {
     /// Send a task whose arguments are encoded.
@@ -76,6 +80,10 @@ pub(super) struct Core {
     pub scratch: Vec<u8>,
     /// Some peer has a backlog.
     pub backlogged: bool,
+    /// Calls to ranks that have not greeted us yet.
+    early: Vec<Command>,
+    /// Such a rank has greeted us, or is lost.
+    pub newly_ready: bool,
 }
 
 pub(super) struct Peer {
@@ -153,6 +161,7 @@ impl State {
         };
         let mut peers: Vec<Peer> = (0..size).map(peer).collect();
         peers[me.index()].capacity = Some(capacity.clone());
+        peers[me.index()].ready = true;
         State {
             fabrics: Vec::new(),
             core: Core {
@@ -171,6 +180,8 @@ impl State {
                 closing: Vec::new(),
                 scratch: Vec::new(),
                 backlogged: false,
+                early: Vec::new(),
+                newly_ready: false,
             },
         }
     }
@@ -293,6 +304,11 @@ impl State {
         pack: Pack,
         stolen: bool,
     ) {
+        let peer = &self.core.peers[rank.index()];
+        if !peer.ready && peer.lost.is_none() {
+            // Its tasks are not known before its greeting.
+            return self.core.early.push(Command::Spawn { rank, task, kind, pack, stolen });
+        }
         let function = match self.core.function_at(node, rank, kind) {
             Ok(function) => function,
             Err(error) => return task.fail(Box::new(error.through(kind.name, rank))),
@@ -352,6 +368,10 @@ impl State {
                 Err(error) => self.core.fail(request, *error),
             };
         }
+        if self.core.peers[peer.index()].lost.is_some() {
+            // Nobody could give back what it would be lent.
+            return;
+        }
         let mut buffer = std::mem::take(&mut self.core.scratch);
         let written = match &result {
             Ok(pack) => match pack.pieces.first() {
@@ -405,7 +425,7 @@ impl State {
         }
         // Tasks that belong here are put back; there may be only such ones.
         let mut put_back = false;
-        for _ in 0..node.queued().saturating_sub(1) {
+        for _ in 0..node.queued().saturating_sub(1).min(FEED_LOOKS) {
             let Some(task) = node.steal(0, usize::MAX) else { break };
             if Target::from_flags(task.flags()) == Target::ANYWHERE {
                 node.counters.count(Counted::TaskStolen);
@@ -452,7 +472,8 @@ impl State {
             && core.closing.is_empty()
             && core.wishes.is_empty()
             && core.reads_wanted.is_empty()
-            && !core.backlogged;
+            && !core.backlogged
+            && !core.newly_ready;
         if !nothing {
             self.flush_all(node);
         }
@@ -460,6 +481,11 @@ impl State {
 
     #[inline(never)]
     fn flush_all(&mut self, node: &'static Node) {
+        if std::mem::take(&mut self.core.newly_ready) {
+            for command in std::mem::take(&mut self.core.early) {
+                self.execute(node, command);
+            }
+        }
         loop {
             while let Some((to, message)) = self.core.out.pop_front() {
                 self.send(to, &message);

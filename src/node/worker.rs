@@ -166,7 +166,7 @@ impl Worker {
             context.index = RESOLVED;
         }
         let lineage = Lineage { parent: context.seed, index: context.calls };
-        context.calls += 1;
+        context.calls = if context.calls < RESOLVED - 1 { context.calls + 1 } else { too_many_calls() };
         self.context.set(context);
         lineage
     }
@@ -357,6 +357,7 @@ impl Worker {
             tasks = tasks.wrapping_add(1);
             if tasks.is_multiple_of(TASKS_PER_TURN) {
                 self.node.turn();
+                self.node.service.take_over();
             }
             if let Some(task) = self.deque.pop().or_else(|| self.steal()) {
                 self.run_task(task);
@@ -461,14 +462,22 @@ impl Worker {
             }
             since = None;
         }
-        node.service.take_over();
         // What this worker goes on with is one of the queued tasks, unless it is
         // a suspended one: then all of them are for others.
         let resumes = !self.resumable.borrow().is_empty() || !node.workers[self.index].mailbox.is_empty();
-        if let Some(next) = node.idle.found(|| node.queued() > usize::from(!resumes)) {
+        let next = node.idle.found(|| node.queued() > usize::from(!resumes));
+        // After `found`: who went to sleep while this worker still counted as a
+        // searcher has left the network to it.
+        node.service.take_over();
+        if let Some(next) = next {
             node.wake(next);
         }
     }
+}
+
+#[cold]
+fn too_many_calls() -> u32 {
+    panic!("one task has made {RESOLVED} calls: divide its work among several tasks")
 }
 
 /// A result that can be waited for, whatever its type.

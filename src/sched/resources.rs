@@ -14,7 +14,8 @@ impl Demand {
     #[must_use]
     pub fn and(mut self, name: &str, amount: u64) -> Demand {
         if amount > 0 {
-            *self.0.entry(name.to_string()).or_default() += amount;
+            let sum = self.0.entry(name.to_string()).or_default();
+            *sum = sum.saturating_add(amount);
         }
         self
     }

@@ -15,6 +15,7 @@
 //! the value alone until it clears it. A panic while it is held leaves it
 //! cleared by the guard's drop, the value as it is.
 
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
 use super::shim::{AtomicBool, Ordering, UnsafeCell};
@@ -31,7 +32,10 @@ unsafe impl<T: Send> Send for Baton<T> {}
 unsafe impl<T: Send> Sync for Baton<T> {}
 
 /// The right to the value, until it is dropped.
-pub struct Held<'b, T>(&'b Baton<T>);
+pub struct Held<'b, T>(&'b Baton<T>, PhantomData<*const ()>);
+
+// SAFETY: sharing the right shares the value, and nothing else.
+unsafe impl<T: Sync> Sync for Held<'_, T> {}
 
 impl<T> Baton<T> {
     /// A free baton.
@@ -43,8 +47,8 @@ impl<T> Baton<T> {
     #[inline]
     pub fn try_take(&self) -> Option<Held<'_, T>> {
         // The load keeps the line shared while somebody else has the baton.
-        (!self.taken.load(Ordering::Relaxed) && !self.taken.swap(true, Ordering::SeqCst)).then_some(())?;
-        Some(Held(self))
+        (!self.taken.load(Ordering::SeqCst) && !self.taken.swap(true, Ordering::SeqCst)).then_some(())?;
+        Some(Held(self, PhantomData))
     }
 
     /// The value, after waiting for whoever has it. Not for hot paths.

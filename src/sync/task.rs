@@ -250,24 +250,24 @@ impl Task {
     /// Runs the call, stores its result and wakes who waits for it.
     #[inline]
     pub fn run(self) {
-        // SAFETY: the task is the only right to the body, and is consumed.
-        unsafe { (self.header().vtable.run)(self.0) };
-        self.publish();
+        let publish = self.begin();
+        // SAFETY: the task was the only right to the body, and is consumed.
+        unsafe { (publish.header().vtable.run)(publish.0) };
     }
 
     /// Stores an error instead of running the call.
     pub fn fail(self, error: Box<TaskError>) {
+        let publish = self.begin();
         // SAFETY: as in `run`.
-        unsafe { (self.header().vtable.fail)(self.0, error) };
-        self.publish();
+        unsafe { (publish.header().vtable.fail)(publish.0, error) };
     }
 
     /// Stores a result from elsewhere: `fill` gets an `Option<Stored<Output>>`
     /// that is `None` and sets it; left so, or of another type, it is an error.
     pub fn store(self, fill: &mut Fill<'_>) {
+        let publish = self.begin();
         // SAFETY: as in `run`.
-        unsafe { (self.header().vtable.store)(self.0, fill) };
-        self.publish();
+        unsafe { (publish.header().vtable.store)(publish.0, fill) };
     }
 
     /// The call, to be encoded for another rank.
@@ -315,17 +315,34 @@ impl Task {
         unsafe { self.0.as_ref() }
     }
 
-    /// Marks the result as there and gives the count back.
+    /// Gives up the task for the duty to publish what becomes of it. From here
+    /// on a panic, in a destructor of an argument say, cannot lead back to the
+    /// call: the body holds a result at every point where one may come.
     #[inline]
-    fn publish(self) {
-        let frame = self.0;
+    fn begin(self) -> Publish {
+        let publish = Publish(self.0);
         std::mem::forget(self);
-        // SAFETY: the count that was the task's keeps the frame alive until
-        // `release`, which is its last use here.
-        unsafe {
-            frame.as_ref().completion.complete();
-            release(frame);
-        }
+        publish
+    }
+}
+
+/// Marks the result as there and gives the task's count back, when dropped.
+struct Publish(NonNull<Header>);
+
+impl Publish {
+    #[inline]
+    fn header(&self) -> &Header {
+        // SAFETY: the count that was the task's keeps the frame alive.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for Publish {
+    #[inline]
+    fn drop(&mut self) {
+        self.header().completion.complete();
+        // SAFETY: the task's count, given back once; its last use.
+        unsafe { release(self.0) };
     }
 }
 
@@ -538,23 +555,27 @@ unsafe fn fail<C: Call>(frame: NonNull<Header>, error: Box<TaskError>) {
     let frame = frame.cast::<Frame<C>>().as_ptr();
     // SAFETY: the caller's promise.
     unsafe {
-        drop(ManuallyDrop::take(&mut (*frame).body.call));
+        let call = ManuallyDrop::take(&mut (*frame).body.call);
         (*frame).body.result = ManuallyDrop::new(Stored::Failed(error));
+        drop(call);
     }
 }
 
 unsafe fn store<C: Call>(frame: NonNull<Header>, fill: &mut Fill<'_>) {
-    let mut slot: Option<Stored<C::Output>> = None;
-    fill(&mut slot);
-    let result = slot.unwrap_or_else(|| {
-        let error = TaskError::new(ErrorKind::BadArgument, "the result that came back has another type");
-        Stored::Failed(Box::new(error))
-    });
     let frame = frame.cast::<Frame<C>>().as_ptr();
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise. `Absent` stands in the body while code of
+    // others runs.
     unsafe {
-        drop(ManuallyDrop::take(&mut (*frame).body.call));
+        let call = ManuallyDrop::take(&mut (*frame).body.call);
+        (*frame).body.result = ManuallyDrop::new(Stored::Absent);
+        let mut slot: Option<Stored<C::Output>> = None;
+        fill(&mut slot);
+        let result = slot.unwrap_or_else(|| {
+            let error = TaskError::new(ErrorKind::BadArgument, "the result that came back has another type");
+            Stored::Failed(Box::new(error))
+        });
         (*frame).body.result = ManuallyDrop::new(result);
+        drop(call);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Chores of the tree. `cargo run -p xtask -- schema` regenerates the control
+//! Chores of the tree. `cargo xtask schema` regenerates the control
 //! messages from `schema/`, and `header` the C header from `ffi/src`; with
 //! `--check` they only compare.
 
@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo run -p xtask -- schema|header [--check]";
+const USAGE: &str = "usage: cargo xtask schema|header [--check]";
 
 /// A file that is made from others.
 struct Generated {
@@ -65,7 +65,7 @@ impl Generated {
         let full = root().join(path);
         let committed = fs::read_to_string(&full).map_err(|e| format!("cannot read {}: {e}", full.display()))?;
         if committed != make()? {
-            return Err(format!("{path} does not match {source}: run `cargo run -p xtask -- {command}` and commit it"));
+            return Err(format!("{path} does not match {source}: run `cargo xtask {command}` and commit it"));
         }
         Ok(format!("{path} is current"))
     }
@@ -94,7 +94,7 @@ fn control_messages() -> Result<String, String> {
     let code = planus_codegen::generate_rust(&declarations, false).map_err(|e| format!("{SCHEMA}: {e}"))?;
     let tree = syn::parse_file(&code).map_err(|e| format!("planus gave code that does not parse: {e}"))?;
     Ok(format!(
-        "// Generated from {SCHEMA} by `cargo run -p xtask -- schema`; not to be edited.\n{}",
+        "// Generated from {SCHEMA} by `cargo xtask schema`; not to be edited.\n{}",
         prettyplease::unparse(&tree)
     ))
 }

@@ -1,4 +1,4 @@
-// Generated from schema/control.fbs by `cargo run -p xtask -- schema`; not to be edited.
+// Generated from schema/control.fbs by `cargo xtask schema`; not to be edited.
 pub use root::*;
 const _: () = ::planus::check_version_compatibility("planus-1.3.0");
 /// The root namespace
