@@ -125,8 +125,8 @@ impl Core {
         self.peers[peer.index()].ready = true;
         self.newly_ready = true;
         // Whoever asked for work before could not ask this one.
-        if node.asked.load(std::sync::atomic::Ordering::Relaxed) {
-            node.submit(Command::AskForWork);
+        if node.idle_workers() > 0 {
+            node.outbox.push(Command::AskForWork);
         }
     }
 
@@ -156,8 +156,8 @@ impl Core {
             self.await_objects(peer, Waiting::Call(spawn.call), values, far);
         }
         // One task for a rank that may have more than one idle worker.
-        if spawn.call.stolen && node.idle.searching() + node.idle.asleep(|s| s < HUNGRY_BASE) as u32 > 1 {
-            node.outbox.push(super::state::Command::AskForWork);
+        if spawn.call.stolen && node.idle_workers() > 1 {
+            node.outbox.push(Command::AskForWork);
         }
     }
 

@@ -521,6 +521,11 @@ impl Node {
         }
     }
 
+    /// How many workers search or sleep.
+    pub(super) fn idle_workers(&self) -> usize {
+        self.idle.searching() as usize + self.idle.asleep(|sleeper| sleeper < HUNGRY_BASE)
+    }
+
     /// Asks the other ranks for work, once until one has given some.
     pub(super) fn ask_for_work(&'static self) {
         if self.size > 1 && !self.asked.load(Ordering::Relaxed) {
