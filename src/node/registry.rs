@@ -99,7 +99,9 @@ impl Registry {
 
     /// The index of a task.
     pub fn index_of(&self, kind: &TaskType) -> Option<u32> {
-        self.by_address.get(&std::ptr::from_ref(kind).addr()).copied()
+        let by_address = self.by_address.get(&std::ptr::from_ref(kind).addr()).copied();
+        // A raw call of a Rust task has a description of its own.
+        by_address.or_else(|| self.kinds.binary_search_by_key(&kind.id(), |k| k.id()).ok().map(|index| index as u32))
     }
 
     /// The task with this name.
