@@ -302,14 +302,14 @@ impl Core {
         let Some(read) = self.reads.try_remove(token as usize) else { return };
         let object = match (result, Block::from_lease(lease)) {
             (Ok(()), Ok(block)) => Ok(Bytes::from(block.seal())),
-            (Ok(()), Err(_)) => Err("the memory that was read into is not an arena's".to_string()),
-            (Err(e), _) => Err(e.to_string()),
+            (Ok(()), Err(_)) => Err((ErrorKind::BadCall, "the memory that was read into is not an arena's".to_string())),
+            (Err(e), _) => Err((ErrorKind::RankLost, e.to_string())),
         };
         self.arrived(node, &read, object);
     }
 
     /// One object of a waiting message is here, or will never be.
-    pub(super) fn arrived(&mut self, node: &'static Node, read: &Read, object: Result<Bytes, String>) {
+    pub(super) fn arrived(&mut self, node: &'static Node, read: &Read, object: Result<Bytes, (ErrorKind, String)>) {
         let Some(waiting) = self.arriving.get_mut(read.number) else { return };
         let mut release = std::mem::take(&mut self.scratch);
         write_release(&mut release, Release { object: read.record.object, count: 1 });
@@ -330,9 +330,8 @@ impl Core {
                 Value::Object(object) => Received::Object(object.clone()),
             })
             .collect();
-        let error = failed.map(|why| {
-            let text = format!("{} could not read an object of {}: {why}", self.me, read.record.owner);
-            TaskError::new(ErrorKind::RankLost, text)
+        let error = failed.map(|(kind, why)| {
+            TaskError::new(kind, format!("{} could not read an object of {}: {why}", self.me, read.record.owner))
         });
         match (what, error) {
             (Waiting::Call(call), None) => self.start_call(node, from, call, values),
@@ -420,14 +419,14 @@ impl State {
     }
 
     /// `Err(None)`: the fabric has no room now.
-    fn start_read(&mut self, node: &'static Node, read: &Read) -> Result<(), Option<String>> {
+    fn start_read(&mut self, node: &'static Node, read: &Read) -> Result<(), Option<(ErrorKind, String)>> {
         let Read { record, .. } = read;
-        let arena = node.arena.as_ref().ok_or_else(|| Some("this rank has no object store".to_string()))?;
+        let arena = node.arena.as_ref().ok_or_else(|| Some((ErrorKind::BadCall, "this rank has no object store".to_string())))?;
         let route = self.core.peers[record.owner.index()].route;
-        let route = route.ok_or_else(|| Some(format!("{} cannot be reached", record.owner)))?;
+        let route = route.ok_or_else(|| Some((ErrorKind::RankLost, format!("{} cannot be reached", record.owner))))?;
         let block = arena.alloc(record.len as usize).map_err(|full| {
             node.counters.count(Counted::StoreFull);
-            Some(full.to_string())
+            Some((ErrorKind::StoreFull, full.to_string()))
         })?;
         let from = RemoteSpan { key: ARENA, offset: record.offset, len: record.len };
         let token = self.core.reads.insert(*read);
@@ -436,7 +435,7 @@ impl State {
             self.core.reads.remove(token);
             match e {
                 FabricError::Full(_) => None,
-                other => Some(other.to_string()),
+                other => Some((ErrorKind::RankLost, other.to_string())),
             }
         })
     }

@@ -52,8 +52,9 @@ impl Service {
         })
     }
 
-    /// Wakes `waiter` at `deadline`, unless it is woken before.
-    pub fn add_timer(&self, deadline: Instant, waiter: Arc<Waiter>) {
+    /// Wakes `waiter` at `deadline`, unless it is woken before. Returns what
+    /// [`Service::remove_timer`] takes.
+    pub fn add_timer(&self, deadline: Instant, waiter: Arc<Waiter>) -> (Instant, u64) {
         let number = self.timer_numbers.fetch_add(1, Ordering::Relaxed);
         let first = {
             let mut timers = lock(&self.timers);
@@ -63,6 +64,12 @@ impl Service {
         if first {
             self.ring();
         }
+        (deadline, number)
+    }
+
+    /// Forgets a timer whose waiter was woken, if it is still there.
+    pub fn remove_timer(&self, timer: (Instant, u64)) {
+        lock(&self.timers).remove(&timer);
     }
 
     /// The last worker goes to sleep: the network is the service thread's now.

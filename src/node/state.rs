@@ -118,7 +118,7 @@ pub(super) struct Arriving {
     pub what: Waiting,
     pub values: Vec<Value>,
     pub missing: usize,
-    pub failed: Option<String>,
+    pub failed: Option<(ErrorKind, String)>,
 }
 
 pub(super) enum Waiting {

@@ -271,10 +271,11 @@ impl Worker {
             self.suspended.borrow_mut().remove(number);
             return Ok(());
         };
-        if let Some(deadline) = deadline {
-            self.node.service.add_timer(deadline, waiter);
-        }
+        let timer = deadline.map(|deadline| self.node.service.add_timer(deadline, waiter));
         self.suspend(number);
+        if let Some(timer) = timer {
+            self.node.service.remove_timer(timer);
+        }
         Ok(())
     }
 

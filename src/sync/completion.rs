@@ -10,7 +10,8 @@
 //! * **complete** swaps in `DONE` with `AcqRel`: what the completer wrote
 //!   before it (the result) is visible to whoever reads `DONE` with `Acquire`,
 //!   and the waiters' nodes, published by `Release`, are visible to it. It then
-//!   calls the waiters in the order they came.
+//!   calls the waiters in the order they came (those that a sweep kept, in
+//!   reverse).
 //!
 //! The list's nodes belong to the word from the push until the swap and to
 //! `complete` afterwards, so nobody follows a freed node. What is absent:

@@ -505,8 +505,8 @@ unsafe fn free_memory(frame: NonNull<Header>) {
     // SAFETY: the caller's promise; the layout is the one it was made with.
     unsafe {
         let layout = frame.as_ref().vtable.layout;
-        // The completion's list is empty once done, and was never used by
-        // `run_inline`'s frames: waiters need a handle of their own.
+        // The completion's list is empty once done. A frame that `run_inline`
+        // ends without that may have waiters whose time ran out.
         if cfg!(loom) || !frame.as_ref().completion.is_done() {
             std::ptr::drop_in_place(frame.as_ptr());
         }
