@@ -14,9 +14,9 @@ type Made = Result<Box<dyn Fabric>, FabricError>;
 type Make = fn(Rank) -> Made;
 
 const BACKENDS: [(&str, Make); 3] = [
-    ("shm", |rank| Ok(Box::new(ShmFabric::new(rank)?))),
-    ("uring", |rank| Ok(Box::new(UringFabric::new(rank)?))),
-    ("epoll", |rank| Ok(Box::new(EpollFabric::new(rank)?))),
+    ("shm", |rank| Ok(Box::new(ShmFabric::new(rank, Default::default())?))),
+    ("uring", |rank| Ok(Box::new(UringFabric::new(rank, Default::default())?))),
+    ("epoll", |rank| Ok(Box::new(EpollFabric::new(rank, Default::default())?))),
 ];
 
 fn links(name: &str) -> std::io::Result<(Link, Link)> {

@@ -2,20 +2,40 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::limits;
 
 /// Which transport a rank may use for its peers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub enum FabricChoice {
-    /// Shared memory on one host, else the fastest TCP backend that works.
+    /// The fastest that works for each peer: shared memory on one host, else
+    /// RDMA verbs, a libfabric provider with its own hardware, TCP.
     #[default]
     Auto,
     /// Shared memory for every peer; an error for a peer on another host.
     Shm,
+    /// RDMA verbs for every peer.
+    Rdma,
+    /// libfabric for every peer, a provider without hardware included.
+    Ofi,
     /// TCP through io_uring for every peer.
     Uring,
     /// TCP through epoll for every peer.
     Epoll,
+}
+
+impl fmt::Display for FabricChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FabricChoice::Auto => "auto",
+            FabricChoice::Shm => "shm",
+            FabricChoice::Rdma => "rdma",
+            FabricChoice::Ofi => "ofi",
+            FabricChoice::Uring => "uring",
+            FabricChoice::Epoll => "epoll",
+        })
+    }
 }
 
 /// A rank's settings. Every field has an environment variable of the same
@@ -28,8 +48,17 @@ pub struct Config {
     /// `COLLIMATE_STORE`: bytes of the object arena, as `512M`, `2G` or a plain
     /// count; `None` means a share of the host's memory.
     pub store_bytes: Option<usize>,
-    /// `COLLIMATE_FABRIC`: `auto`, `shm`, `uring` or `epoll`.
+    /// `COLLIMATE_FABRIC`: `auto`, `shm`, `rdma`, `ofi`, `uring` or `epoll`.
     pub fabric: FabricChoice,
+    /// `COLLIMATE_RDMA_DEVICE`: the RDMA device to use, as `mlx5_0`, or one of
+    /// its ports, as `mlx5_0:2`; `None` takes the first with an active port.
+    pub rdma_device: Option<String>,
+    /// `COLLIMATE_RDMA_GID_INDEX`: the entry of the port's GID table that this
+    /// rank is addressed by; `None` takes a RoCE v2 entry, an IPv4 one first.
+    pub rdma_gid_index: Option<u8>,
+    /// `COLLIMATE_OFI_PROVIDER`: the libfabric provider to use, as `cxi` or
+    /// `tcp`; `None` takes the best that has hardware here.
+    pub ofi_provider: Option<String>,
     /// `COLLIMATE_STACK`: bytes of a task's stack.
     pub stack_bytes: usize,
     /// `COLLIMATE_INTERFACE`: the address that other hosts reach this one by;
@@ -51,6 +80,9 @@ impl Default for Config {
             workers: None,
             store_bytes: None,
             fabric: FabricChoice::Auto,
+            rdma_device: None,
+            rdma_gid_index: None,
+            ofi_provider: None,
             stack_bytes: limits::STACK_BYTES_DEFAULT,
             interface: None,
             port: 0,
@@ -113,9 +145,29 @@ impl Config {
             config.fabric = match v.1.as_str() {
                 "auto" => FabricChoice::Auto,
                 "shm" => FabricChoice::Shm,
+                "rdma" => FabricChoice::Rdma,
+                "ofi" => FabricChoice::Ofi,
                 "uring" => FabricChoice::Uring,
                 "epoll" => FabricChoice::Epoll,
-                _ => return Err(bad(v, "auto, shm, uring or epoll".into())),
+                _ => return Err(bad(v, "auto, shm, rdma, ofi, uring or epoll".into())),
+            };
+        }
+        if let Some(v) = var("COLLIMATE_RDMA_DEVICE") {
+            config.rdma_device = match is_name(&v.1) {
+                true => Some(v.1),
+                false => return Err(bad(v, "the name of an RDMA device, as mlx5_0 or mlx5_0:1".into())),
+            };
+        }
+        if let Some(v) = var("COLLIMATE_RDMA_GID_INDEX") {
+            config.rdma_gid_index = match v.1.parse() {
+                Ok(index) => Some(index),
+                Err(_) => return Err(bad(v, "an index of the port's GID table, from 0 to 255".into())),
+            };
+        }
+        if let Some(v) = var("COLLIMATE_OFI_PROVIDER") {
+            config.ofi_provider = match is_name(&v.1) {
+                true => Some(v.1),
+                false => return Err(bad(v, "the name of a libfabric provider, as cxi or tcp".into())),
             };
         }
         if let Some(v) = var("COLLIMATE_STACK") {
@@ -158,6 +210,12 @@ impl Config {
     }
 }
 
+/// Whether a text can be the name of a device or a provider: what is printed
+/// back in errors should be short and plain.
+fn is_name(text: &str) -> bool {
+    text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-:;.".contains(&byte))
+}
+
 /// Parses `123`, `64K`, `512M`, `2G` (powers of 1024).
 pub fn parse_bytes(text: &str) -> Option<usize> {
     let (digits, shift) = match text.as_bytes().last()? {
@@ -193,6 +251,9 @@ mod tests {
             ("COLLIMATE_WORKERS", "many"),
             ("COLLIMATE_STORE", "1K"),
             ("COLLIMATE_FABRIC", "smoke"),
+            ("COLLIMATE_RDMA_DEVICE", "a device"),
+            ("COLLIMATE_RDMA_GID_INDEX", "256"),
+            ("COLLIMATE_OFI_PROVIDER", "x\n"),
             ("COLLIMATE_STACK", "1"),
             ("COLLIMATE_INTERFACE", "here"),
             ("COLLIMATE_PORT", "70000"),

@@ -35,8 +35,14 @@ events! {
     RefusedClosed => "admission.refused_closed",
     /// A rank that is already connected, or that does not exist, was offered.
     RefusedRank => "admission.refused_rank",
-    /// A message failed verification and its connection was closed.
+    /// A frame or a message failed verification and its connection was closed.
     BadFrame => "fabric.bad_frame",
+    /// A peer asked for memory that it may not have.
+    RefusedRead => "fabric.refused_read",
+    /// A peer sent more than it had credits for.
+    Overrun => "fabric.overrun",
+    /// A peer took nothing for too long and was given up.
+    StuckPeer => "fabric.stuck_peer",
     /// A peer's connection ended before it said goodbye.
     PeerLost => "node.peer_lost",
     /// A task was taken by another rank.

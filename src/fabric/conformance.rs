@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{EpollFabric, Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan, ShmFabric, UringFabric};
+use crate::base::event::{Counters, Event as Counted};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region, test_lease};
 use crate::sys::{create_region, uring_available};
@@ -39,13 +40,13 @@ impl Backend {
     }
 }
 
-fn make(kind: Backend, rank: Rank) -> Box<dyn Fabric> {
+fn make(kind: Backend, rank: Rank, counters: Arc<Counters>) -> Box<dyn Fabric> {
     match kind {
-        Backend::Shm => Box::new(ShmFabric::new(rank).unwrap()),
-        Backend::Uring => Box::new(UringFabric::new(rank).unwrap()),
+        Backend::Shm => Box::new(ShmFabric::new(rank, counters).unwrap()),
+        Backend::Uring => Box::new(UringFabric::new(rank, counters).unwrap()),
         // Without the direct path for talkative peers.
-        Backend::RingOnly => Box::new(UringFabric::with_active_max(rank, 0).unwrap()),
-        Backend::Epoll => Box::new(EpollFabric::new(rank).unwrap()),
+        Backend::RingOnly => Box::new(UringFabric::with_active_max(rank, 0, counters).unwrap()),
+        Backend::Epoll => Box::new(EpollFabric::new(rank, counters).unwrap()),
     }
 }
 
@@ -69,6 +70,7 @@ fn link_pair(kind: Backend) -> (Link, Link) {
 struct Node {
     rank: Rank,
     fabric: Box<dyn Fabric>,
+    counters: Arc<Counters>,
     messages: VecDeque<(Rank, Vec<u8>)>,
     reads: HashMap<u64, (Lease, Result<(), FabricError>)>,
     lost: Vec<(Rank, FabricError)>,
@@ -77,14 +79,15 @@ struct Node {
 impl Node {
     fn new(kind: Backend, rank: u32) -> Node {
         let rank = Rank(rank);
-        let fabric = make(kind, rank);
+        let counters = Arc::new(Counters::new());
+        let fabric = make(kind, rank, counters.clone());
         let expected = match kind {
             Backend::Shm => Kind::Shm,
             Backend::Uring | Backend::RingOnly => Kind::Uring,
             Backend::Epoll => Kind::Epoll,
         };
         assert_eq!(fabric.kind(), expected);
-        Node { rank, fabric, messages: VecDeque::new(), reads: HashMap::new(), lost: Vec::new() }
+        Node { rank, fabric, counters, messages: VecDeque::new(), reads: HashMap::new(), lost: Vec::new() }
     }
 
     fn poll(&mut self) -> usize {
@@ -652,6 +655,7 @@ fn garbage_is_named_and_harms_nobody(kind: Backend) {
         far.write_all(&[&[2, 0, 0, 0, 1, 0, 0, 0, b'h', b'i'], garbage].concat()).unwrap();
         run(&mut [&mut a], "the loss", |nodes| nodes[0].lost.len() == 1);
         let (lost, cause) = a.lost.remove(0);
+        assert_eq!(a.counters.get(Counted::BadFrame), i as u64 + 1);
         assert!(lost == rank && matches!(&cause, FabricError::BadFrame(peer, _) if *peer == rank), "{cause}");
         assert!(cause.to_string().contains(&rank.to_string()));
         assert_eq!(a.messages.pop_front(), Some((rank, b"hi".to_vec())), "what came before is delivered");

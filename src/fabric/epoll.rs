@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::streams::Streams;
 use super::{Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan};
 use crate::base::Rank;
+use crate::base::event::Counters;
 use crate::mem::{Lease, Region};
 
 /// Past this, asking epoll costs less than trying.
@@ -19,8 +20,8 @@ pub struct EpollFabric {
 
 impl EpollFabric {
     /// A fabric without peers.
-    pub fn new(rank: Rank) -> Result<EpollFabric, FabricError> {
-        Ok(EpollFabric { streams: Streams::new(rank, ACTIVE_MAX)? })
+    pub fn new(rank: Rank, counters: Arc<Counters>) -> Result<EpollFabric, FabricError> {
+        Ok(EpollFabric { streams: Streams::new(rank, ACTIVE_MAX, counters)? })
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::base::Rank;
 use crate::mem::{Lease, Region};
 
+mod choose;
 mod epoll;
 mod frame;
 mod peers;
@@ -21,6 +22,7 @@ mod uring;
 #[cfg(test)]
 mod conformance;
 
+pub use choose::{Choice, Grade, Offer, choose};
 pub use epoll::EpollFabric;
 pub use shm::ShmFabric;
 pub use uring::UringFabric;
@@ -30,6 +32,10 @@ pub use uring::UringFabric;
 pub enum Kind {
     /// Rings in memory shared by the processes of a host.
     Shm,
+    /// RDMA verbs.
+    Rdma,
+    /// libfabric.
+    Ofi,
     /// TCP through io_uring.
     Uring,
     /// TCP through epoll.
@@ -129,6 +135,8 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Kind::Shm => "shm",
+            Kind::Rdma => "rdma",
+            Kind::Ofi => "ofi",
             Kind::Uring => "uring",
             Kind::Epoll => "epoll",
         })

@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use super::peers::Peers;
 use super::{Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan};
+use crate::base::event::{Counters, Event as Counted};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region};
 use crate::sync::{CONTROL_LINES, Consumer, Producer};
@@ -35,6 +36,7 @@ const MAGIC: u64 = u64::from_le_bytes(*b"clm-shm1");
 /// See the module.
 pub struct ShmFabric {
     rank: Rank,
+    counters: Arc<Counters>,
     regions: Vec<(RegionKey, Arc<Region>)>,
     peers: Peers<Peer>,
     /// Regions of all peers that there have been.
@@ -63,9 +65,10 @@ struct ReadDone {
 
 impl ShmFabric {
     /// A fabric without peers.
-    pub fn new(rank: Rank) -> Result<ShmFabric, FabricError> {
+    pub fn new(rank: Rank, counters: Arc<Counters>) -> Result<ShmFabric, FabricError> {
         Ok(ShmFabric {
             rank,
+            counters,
             regions: Vec::new(),
             peers: Peers::new(),
             maps: HashMap::new(),
@@ -93,6 +96,9 @@ impl ShmFabric {
             self.peers.iter().filter_map(|(rank, peer)| peer.over().map(|cause| (rank, cause))).collect();
         for (peer, cause) in &over {
             self.close(*peer);
+            if let FabricError::BadFrame(..) = cause {
+                self.counters.count(Counted::BadFrame);
+            }
             sink(Event::Lost { peer: *peer, cause: cause.clone() });
         }
         over.len()

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::peers::Peers;
 use super::stream::{HEAT, Regions, Stream};
 use super::{Event, FabricError, Link, RegionKey, RemoteSpan};
+use crate::base::event::{Counters, Event as Counted};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region};
 use crate::sys::Poller;
@@ -22,6 +23,7 @@ const ASK_EVERY: u32 = 16;
 
 pub(super) struct Streams {
     rank: Rank,
+    counters: Arc<Counters>,
     pub(super) peers: Peers<Stream>,
     pub(super) regions: Regions,
     poller: Poller,
@@ -40,9 +42,10 @@ pub(super) struct Streams {
 
 impl Streams {
     /// Up to `active_max` sockets are tried without being told to.
-    pub(super) fn new(rank: Rank, active_max: usize) -> Result<Streams, FabricError> {
+    pub(super) fn new(rank: Rank, active_max: usize, counters: Arc<Counters>) -> Result<Streams, FabricError> {
         Ok(Streams {
             rank,
+            counters,
             peers: Peers::new(),
             regions: Regions::new(),
             poller: Poller::new().map_err(|error| FabricError::os(rank, "epoll_create", error))?,
@@ -214,6 +217,9 @@ impl Streams {
         while let Some(peer) = self.over.pop() {
             let Some(mut stream) = self.remove(peer) else { continue };
             let cause = stream.ended.take().unwrap_or(FabricError::Closed(peer));
+            if let FabricError::BadFrame(..) = cause {
+                self.counters.count(Counted::BadFrame);
+            }
             stream.fail_reads(&cause, |token, lease, cause| {
                 sink(Event::ReadDone { peer, token, lease, result: Err(cause) });
                 events += 1;

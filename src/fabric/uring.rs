@@ -43,6 +43,7 @@ use rustix::io::Errno;
 use super::streams::Streams;
 use super::{Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan};
 use crate::base::Rank;
+use crate::base::event::Counters;
 use crate::mem::{Lease, Region};
 use crate::sys::{ReceiveRing, Received, uring_available};
 
@@ -77,14 +78,18 @@ enum Ring {
 impl UringFabric {
     /// A fabric without peers. Fails with the reason if io_uring cannot be used
     /// here.
-    pub fn new(rank: Rank) -> Result<UringFabric, FabricError> {
-        UringFabric::with_active_max(rank, ACTIVE_MAX)
+    pub fn new(rank: Rank, counters: Arc<Counters>) -> Result<UringFabric, FabricError> {
+        UringFabric::with_active_max(rank, ACTIVE_MAX, counters)
     }
 
-    pub(super) fn with_active_max(rank: Rank, active_max: usize) -> Result<UringFabric, FabricError> {
+    pub(super) fn with_active_max(
+        rank: Rank,
+        active_max: usize,
+        counters: Arc<Counters>,
+    ) -> Result<UringFabric, FabricError> {
         uring_available().map_err(|reason| FabricError::os(rank, "io_uring", reason))?;
         Ok(UringFabric {
-            streams: Streams::new(rank, active_max)?,
+            streams: Streams::new(rank, active_max, counters)?,
             ring: Ring::Unmade,
             connections: 0,
             unarmed: Vec::new(),

@@ -11,6 +11,7 @@
 //! | `start` | from a mesh of connections to a running rank, and its end |
 
 mod events;
+mod fabrics;
 mod rank;
 mod registry;
 mod service;

@@ -96,7 +96,7 @@ pub struct Node {
     pub(super) size: u32,
     pub(super) config: Config,
     pub(super) registry: Registry,
-    pub(super) counters: Counters,
+    pub(super) counters: Arc<Counters>,
     pub(super) arena: Option<Arena>,
     /// The arena, as a peer sees it.
     pub(super) own_view: Option<Arc<Region>>,
@@ -147,13 +147,14 @@ impl Node {
         state: State,
         service: Service,
         oversubscribed: bool,
+        counters: Arc<Counters>,
     ) -> Node {
         Node {
             rank,
             size,
             config,
             registry,
-            counters: Counters::new(),
+            counters,
             arena,
             own_view,
             workers,

@@ -6,16 +6,17 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::fabrics::connect;
 use super::rank::{Ended, Node, WorkerPort};
 use super::registry::Registry;
 use super::service::Service;
-use super::state::{ARENA, Command, State};
+use super::state::{Command, State};
 use super::worker::{Waitable, Worker, wait_on_thread};
 use super::{Resolved, Target};
 use crate::base::config::FabricChoice;
 use crate::base::{Config, ErrorKind, Rank, Tag, TaskError, limits};
-use crate::boot::{self, Acceptor, BootError, Card, Launcher, Mesh, Stream, Via};
-use crate::fabric::{EpollFabric, Fabric, FabricError, Link, ShmFabric, UringFabric};
+use crate::boot::{self, Acceptor, BootError, Card, Launcher, Mesh, Via};
+use crate::fabric::FabricError;
 use crate::mem::{Arena, Region};
 use crate::sched::{Choice, Demand, Place, choose};
 use crate::sync::{Call, Fences, Handle, Idle, Lineage, Owner, Wake, frame};
@@ -37,6 +38,16 @@ pub enum StartError {
         rank: Rank,
         /// What went wrong.
         cause: FabricError,
+    },
+    /// Two ranks have no fabric in common.
+    #[error("{rank} and {peer} have no fabric in common: {why}")]
+    NoFabric {
+        /// Which rank.
+        rank: Rank,
+        /// And which other.
+        peer: Rank,
+        /// What each lacks.
+        why: String,
     },
     /// The operating system refused something.
     #[error("{rank}: {what}: {cause}")]
@@ -90,7 +101,7 @@ pub fn start(config: Config) -> Result<Running, StartError> {
 }
 
 fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, StartError> {
-    let Mesh { rank, size, local_size, links, launcher, acceptor, .. } = mesh;
+    let Mesh { rank, size, local_size, links, launcher, acceptor, counters, .. } = mesh;
     let share = Share::of_this_rank(local_size);
     let workers = config.workers.unwrap_or(share.cores.max(1));
     let oversubscribed = match share.own {
@@ -111,7 +122,7 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     let capacity = config.resources.clone();
     let capacity: Demand = capacity.parse().expect("checked when the configuration was read");
     let mut state = State::new(rank, size, capacity);
-    for (fabric, peers) in connect(&config, rank, links, arena.as_ref())? {
+    for (fabric, peers) in connect(&config, rank, links, arena.as_ref(), &counters)? {
         state.add_fabric(fabric, &peers);
     }
 
@@ -127,7 +138,7 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     let ports = owners.iter().map(|owner| WorkerPort::new(owner.stealer())).collect();
     let idle = Idle::new(Fences { everywhere: sys::fence_everywhere() });
     let node = Node::new(
-        rank, size, config, registry, arena, own_view, ports, idle, state, service, oversubscribed,
+        rank, size, config, registry, arena, own_view, ports, idle, state, service, oversubscribed, counters,
     );
     // Suspended tasks and user threads may refer to the node until the process
     // ends, so it is never freed.
@@ -211,93 +222,6 @@ pub fn default_store_bytes(local_size: u32) -> usize {
     let total = info.totalram as usize * (info.mem_unit as usize).max(1);
     let share = total / 10 * 3 / local_size.max(1) as usize;
     (share & !0xf_ffff).max(limits::ARENA_BYTES_MIN)
-}
-
-type Connected = Vec<(Box<dyn Fabric>, Vec<Rank>)>;
-
-/// Hands every connection to the fabric that serves it.
-fn connect(
-    config: &Config,
-    rank: Rank,
-    mut links: Vec<(Rank, Stream)>,
-    arena: Option<&Arena>,
-) -> Result<Connected, StartError> {
-    let failed = |cause| StartError::Fabric { rank, cause };
-    // All ranks connect in one order, so that no two wait for each other.
-    links.sort_by_key(|(peer, _)| *peer);
-    let mut shm: Option<(ShmFabric, Vec<Rank>)> = None;
-    let mut tcp: Option<(Box<dyn Fabric>, Vec<Rank>)> = None;
-    for (peer, stream) in links {
-        match stream {
-            Stream::Unix(stream) => {
-                if shm.is_none() {
-                    let mut fabric = ShmFabric::new(rank).map_err(failed)?;
-                    register(&mut fabric, arena).map_err(failed)?;
-                    shm = Some((fabric, Vec::new()));
-                }
-                let (fabric, peers) = shm.as_mut().expect("made above");
-                fabric.connect(peer, Link::Unix(stream)).map_err(failed)?;
-                peers.push(peer);
-            }
-            Stream::Tcp(stream) => {
-                if tcp.is_none() {
-                    let mut fabric = tcp_fabric(config, rank).map_err(failed)?;
-                    register(&mut *fabric, arena).map_err(failed)?;
-                    tcp = Some((fabric, Vec::new()));
-                }
-                let (fabric, peers) = tcp.as_mut().expect("made above");
-                fabric.connect(peer, Link::Tcp(stream)).map_err(failed)?;
-                peers.push(peer);
-            }
-        }
-    }
-    let mut connected: Connected = Vec::new();
-    connected.extend(shm.map(|(fabric, peers)| (Box::new(fabric) as Box<dyn Fabric>, peers)));
-    connected.extend(tcp);
-    if config.log {
-        for (fabric, peers) in &connected {
-            let ranks: Vec<String> = peers.iter().map(|p| p.0.to_string()).collect();
-            sys::say_line(format_args!("collimate: {rank}: {} to ranks {}", fabric.kind(), ranks.join(", ")));
-        }
-    }
-    Ok(connected)
-}
-
-fn register(fabric: &mut dyn Fabric, arena: Option<&Arena>) -> Result<(), FabricError> {
-    match arena {
-        Some(arena) => fabric.register(ARENA, arena.region().clone()),
-        None => Ok(()),
-    }
-}
-
-/// The TCP backend that was asked for, or else the best that works here; the
-/// reason is logged.
-fn tcp_fabric(config: &Config, rank: Rank) -> Result<Box<dyn Fabric>, FabricError> {
-    let log = |line: &str| {
-        if config.log {
-            sys::say_line(format_args!("collimate: {rank}: {line}"));
-        }
-    };
-    match config.fabric {
-        FabricChoice::Epoll => {
-            log("epoll for TCP: COLLIMATE_FABRIC asks for it");
-            Ok(Box::new(EpollFabric::new(rank)?))
-        }
-        FabricChoice::Uring => {
-            log("uring for TCP: COLLIMATE_FABRIC asks for it");
-            Ok(Box::new(UringFabric::new(rank)?))
-        }
-        FabricChoice::Auto | FabricChoice::Shm => match UringFabric::new(rank) {
-            Ok(fabric) => {
-                log("uring for TCP: the kernel has what it needs");
-                Ok(Box::new(fabric))
-            }
-            Err(why) => {
-                log(&format!("epoll for TCP: {why}"));
-                Ok(Box::new(EpollFabric::new(rank)?))
-            }
-        },
-    }
 }
 
 impl WorkerPort {

@@ -4,7 +4,6 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use collimate::base::config::FabricChoice;
 use collimate::base::{Config, Rank};
 use collimate::fabric::{EpollFabric, FabricError, ShmFabric, UringFabric};
 use rustix::thread::{CpuSet, sched_getaffinity};
@@ -76,9 +75,9 @@ impl Report {
         Report {
             version: env!("CARGO_PKG_VERSION"),
             fabrics: vec![
-                FabricState::of("shm", "shared memory, within a host", ShmFabric::new(me)),
-                FabricState::of("uring", "TCP through io_uring", UringFabric::new(me)),
-                FabricState::of("epoll", "TCP through epoll", EpollFabric::new(me)),
+                FabricState::of("shm", "shared memory, within a host", ShmFabric::new(me, Default::default())),
+                FabricState::of("uring", "TCP through io_uring", UringFabric::new(me, Default::default())),
+                FabricState::of("epoll", "TCP through epoll", EpollFabric::new(me, Default::default())),
             ],
             cores: (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect(),
             memory_bytes: memory.totalram * u64::from(memory.mem_unit.max(1)),
@@ -138,18 +137,27 @@ fn is_program(path: &std::path::Path) -> bool {
 
 /// Every setting as its variable would be set; `auto` is decided at start.
 fn settings(config: &Config) -> Map<String, Value> {
-    let Config { workers, store_bytes, fabric, stack_bytes, interface, port, resources, log } = config;
-    let fabric = match fabric {
-        FabricChoice::Auto => "auto",
-        FabricChoice::Shm => "shm",
-        FabricChoice::Uring => "uring",
-        FabricChoice::Epoll => "epoll",
-    };
+    let Config {
+        workers,
+        store_bytes,
+        fabric,
+        rdma_device,
+        rdma_gid_index,
+        ofi_provider,
+        stack_bytes,
+        interface,
+        port,
+        resources,
+        log,
+    } = config;
     let or_auto = |value: Option<String>| value.unwrap_or_else(|| "auto".into());
     let pairs = [
         ("COLLIMATE_WORKERS", or_auto(workers.map(|n| n.to_string()))),
         ("COLLIMATE_STORE", or_auto(store_bytes.map(|n| n.to_string()))),
-        ("COLLIMATE_FABRIC", fabric.into()),
+        ("COLLIMATE_FABRIC", fabric.to_string()),
+        ("COLLIMATE_RDMA_DEVICE", or_auto(rdma_device.clone())),
+        ("COLLIMATE_RDMA_GID_INDEX", or_auto(rdma_gid_index.map(|index| index.to_string()))),
+        ("COLLIMATE_OFI_PROVIDER", or_auto(ofi_provider.clone())),
         ("COLLIMATE_STACK", stack_bytes.to_string()),
         ("COLLIMATE_INTERFACE", or_auto(interface.map(|a| a.to_string()))),
         ("COLLIMATE_PORT", port.to_string()),

@@ -88,7 +88,7 @@ impl Stage {
     pub fn obstacle(self) -> Option<String> {
         match self {
             Stage::TcpUring => {
-                let tried = collimate::fabric::UringFabric::new(collimate::base::Rank(0));
+                let tried = collimate::fabric::UringFabric::new(collimate::base::Rank(0), Default::default());
                 tried.err().map(|why| format!("io_uring is not available: {why}"))
             }
             Stage::CrossWorker if cores().len() < 2 => Some("two workers need two cores, and there is one".into()),

@@ -1,0 +1,225 @@
+//! Which fabric serves which peer: makes those that work here, agrees with each
+//! peer on one, and hands the connections over.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::start::StartError;
+use super::state::ARENA;
+use crate::base::config::FabricChoice;
+use crate::base::event::Counters;
+use crate::base::{Config, Rank, limits};
+use crate::boot::Stream;
+use crate::fabric::{EpollFabric, Fabric, FabricError, Grade, Kind, Link, Offer, ShmFabric, UringFabric, choose};
+use crate::mem::{Arena, Region};
+use crate::sys;
+
+/// Fabrics and the peers that each reaches.
+pub(super) type Connected = Vec<(Box<dyn Fabric>, Vec<Rank>)>;
+
+/// The first byte of an offer on the wire.
+const OFFER_VERSION: u8 = 1;
+
+/// The longest offer, in bytes: a few grades and a provider's name.
+const OFFER_BYTES_MAX: usize = 255;
+
+/// Hands every connection to the fabric that serves it.
+pub(super) fn connect(
+    config: &Config,
+    rank: Rank,
+    mut links: Vec<(Rank, Stream)>,
+    arena: Option<&Arena>,
+    counters: &Arc<Counters>,
+) -> Result<Connected, StartError> {
+    // All ranks connect in one order, so that no two wait for each other.
+    links.sort_by_key(|(peer, _)| *peer);
+    let (mut near, mut far) = (Vec::new(), Vec::new());
+    for (peer, stream) in links {
+        match stream {
+            Stream::Unix(stream) => near.push((peer, stream)),
+            Stream::Tcp(stream) => far.push((peer, stream)),
+        }
+    }
+    let failed = |cause| StartError::Fabric { rank, cause };
+    let region = arena.map(|arena| arena.region().clone());
+    let mut table = Table { config, rank, connected: Vec::new() };
+    if !near.is_empty() {
+        let mut fabric = ShmFabric::new(rank, counters.clone()).map_err(failed)?;
+        if let Some(region) = &region {
+            fabric.register(ARENA, region.clone()).map_err(failed)?;
+        }
+        table.connected.push((Box::new(fabric), Vec::new()));
+    }
+    for (peer, stream) in near {
+        table.add(Kind::Shm, "the same host", peer, Link::Unix(stream))?;
+    }
+    if far.is_empty() {
+        return Ok(table.finish());
+    }
+
+    let means = Means::find(config, rank, region, counters)?;
+    for (peer, stream) in &far {
+        send_offer(stream, &means.offer).map_err(|e| failed(os(*peer, "offer", e)))?;
+    }
+    table.connected.extend(means.fabrics.into_iter().map(|fabric| (fabric, Vec::new())));
+    for (peer, stream) in far {
+        let theirs = receive_offer(&stream, peer).map_err(failed)?;
+        let choice = choose(&means.offer, &theirs).map_err(|why| StartError::NoFabric { rank, peer, why })?;
+        let mine = means.missing.iter().map(|why| format!("; here {why}")).collect::<String>();
+        table.add(choice.kind, &(choice.reason + &mine), peer, Link::Tcp(stream))?;
+    }
+    Ok(table.finish())
+}
+
+/// What this rank can use towards other hosts.
+struct Means {
+    /// Those that work, with the arena registered.
+    fabrics: Vec<Box<dyn Fabric>>,
+    offer: Offer,
+    /// Why others do not.
+    missing: Vec<String>,
+}
+
+impl Means {
+    /// Tries what the configuration leaves open. What it asks for by name must
+    /// work.
+    fn find(
+        config: &Config,
+        rank: Rank,
+        region: Option<Arc<Region>>,
+        counters: &Arc<Counters>,
+    ) -> Result<Means, StartError> {
+        let mut means = Means {
+            fabrics: Vec::new(),
+            offer: Offer { wish: config.fabric, ..Offer::default() },
+            missing: Vec::new(),
+        };
+        for kind in [Kind::Uring, Kind::Epoll] {
+            let (asked_for, is_open) = stance(config.fabric, kind);
+            // Epoll stands in for io_uring, never beside it.
+            let is_needless = kind == Kind::Epoll && means.offer.uring != Grade::Absent;
+            if !asked_for && (!is_open || is_needless) {
+                continue;
+            }
+            let made = make(kind, rank, counters).and_then(|mut fabric| {
+                if let Some(region) = &region {
+                    fabric.register(ARENA, region.clone())?;
+                }
+                Ok(fabric)
+            });
+            match made {
+                Ok(fabric) => means.take(kind, fabric),
+                Err(cause) if asked_for => return Err(StartError::Fabric { rank, cause }),
+                Err(cause) => means.missing.push(format!("{kind} is not to be had: {cause}")),
+            }
+        }
+        Ok(means)
+    }
+
+    fn take(&mut self, kind: Kind, fabric: Box<dyn Fabric>) {
+        if kind == Kind::Uring {
+            self.offer.uring = Grade::Native;
+        }
+        self.fabrics.push(fabric);
+    }
+}
+
+fn make(kind: Kind, rank: Rank, counters: &Arc<Counters>) -> Result<Box<dyn Fabric>, FabricError> {
+    Ok(match kind {
+        Kind::Uring => Box::new(UringFabric::new(rank, counters.clone())?),
+        _ => Box::new(EpollFabric::new(rank, counters.clone())?),
+    })
+}
+
+/// Whether a kind is asked for by name, and whether it may be used unasked.
+fn stance(wish: FabricChoice, kind: Kind) -> (bool, bool) {
+    let asked_for = matches!(
+        (wish, kind),
+        (FabricChoice::Rdma, Kind::Rdma)
+            | (FabricChoice::Ofi, Kind::Ofi)
+            | (FabricChoice::Uring, Kind::Uring)
+            | (FabricChoice::Epoll, Kind::Epoll)
+    );
+    (asked_for, matches!(wish, FabricChoice::Auto | FabricChoice::Shm))
+}
+
+/// The fabrics while they take their connections over.
+struct Table<'a> {
+    config: &'a Config,
+    rank: Rank,
+    connected: Connected,
+}
+
+impl Table<'_> {
+    fn add(&mut self, kind: Kind, reason: &str, peer: Rank, link: Link) -> Result<(), StartError> {
+        let (fabric, peers) =
+            self.connected.iter_mut().find(|(fabric, _)| fabric.kind() == kind).expect("only what was made is chosen");
+        fabric.connect(peer, link).map_err(|cause| StartError::Fabric { rank: self.rank, cause })?;
+        peers.push(peer);
+        if self.config.log {
+            sys::say_line(format_args!("collimate: {}: {kind} to {peer}: {reason}", self.rank));
+        }
+        Ok(())
+    }
+
+    /// Those that have a peer.
+    fn finish(self) -> Connected {
+        self.connected.into_iter().filter(|(_, peers)| !peers.is_empty()).collect()
+    }
+}
+
+fn send_offer(mut stream: &TcpStream, offer: &Offer) -> std::io::Result<()> {
+    let body = postcard::to_stdvec(offer).map_err(std::io::Error::other)?;
+    stream.set_nonblocking(false)?;
+    stream.set_write_timeout(Some(limits::ADMISSION_DEADLINE))?;
+    stream.write_all(&[&[OFFER_VERSION, body.len() as u8], &body[..]].concat())
+}
+
+/// A peer may need long before it sends its offer: it registers its memory
+/// first.
+fn receive_offer(mut stream: &TcpStream, peer: Rank) -> Result<Offer, FabricError> {
+    let deadline = Instant::now() + limits::BOOT_DEADLINE;
+    let mut read = |bytes: &mut [u8]| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        stream.set_read_timeout(Some(left.max(std::time::Duration::from_millis(1))))?;
+        stream.read_exact(bytes)
+    };
+    let bad = |what: &str| FabricError::BadFrame(peer, what.into());
+    let mut head = [0; 2];
+    read(&mut head).map_err(|e| os(peer, "waiting for its offer of fabrics", e))?;
+    if head[0] != OFFER_VERSION {
+        return Err(bad("an offer of another version: start all ranks from one build of Collimate"));
+    }
+    let mut body = [0; OFFER_BYTES_MAX];
+    let body = &mut body[..usize::from(head[1])];
+    read(body).map_err(|e| os(peer, "waiting for its offer of fabrics", e))?;
+    postcard::from_bytes(body).map_err(|_| bad("an offer that cannot be read"))
+}
+
+fn os(peer: Rank, what: &'static str, cause: std::io::Error) -> FabricError {
+    FabricError::Os { peer, what, cause: cause.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn offers_arrive_and_bad_ones_are_refused() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let far = listener.accept().unwrap().0;
+        let offer = Offer { ofi: Grade::Emulated, provider: "x".repeat(64), ..Offer::default() };
+        send_offer(&near, &offer).unwrap();
+        assert_eq!(receive_offer(&far, Rank(3)), Ok(offer));
+        for bytes in [&[9, 0][..], &[OFFER_VERSION, 1, 77], &[OFFER_VERSION, 0]] {
+            near.write_all(bytes).unwrap();
+            assert!(matches!(receive_offer(&far, Rank(3)), Err(FabricError::BadFrame(Rank(3), _))));
+        }
+        drop(near);
+        assert!(matches!(receive_offer(&far, Rank(3)), Err(FabricError::Os { peer: Rank(3), .. })));
+    }
+}
