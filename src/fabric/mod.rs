@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::base::Rank;
 use crate::mem::{Lease, Region};
 
-mod choose;
+mod choice;
 mod epoll;
 mod frame;
 mod peers;
@@ -22,7 +22,7 @@ mod uring;
 #[cfg(test)]
 mod conformance;
 
-pub use choose::{Choice, Grade, Offer, choose};
+pub use choice::{Choice, Grade, Offer, choose};
 pub use epoll::EpollFabric;
 pub use shm::ShmFabric;
 pub use uring::UringFabric;
