@@ -56,6 +56,7 @@ impl Core {
                 self.wishes.push(peer);
                 Ok(())
             }
+            Message::Bulk(_) => Err("bulk".into()),
             Message::Control(control) => self.on_control(node, peer, control),
         }
     }
