@@ -154,6 +154,8 @@ struct Arrival {
     /// Words of the set of chunks that changed since the last report.
     changed: Option<(u32, u32)>,
     failed: bool,
+    /// Its end is among the actions.
+    ended: bool,
 }
 
 /// A holder that keeps its copy for us, or was asked to.
@@ -238,6 +240,7 @@ impl Exchange {
             causes: Vec::new(),
             changed: None,
             failed: false,
+            ended: false,
         });
         if chunking.count() == 1 {
             // Not worth the question who else has it.
@@ -251,6 +254,7 @@ impl Exchange {
         } else {
             self.by_copy.insert(wanted.copy, arrival);
             self.locate(arrival, None);
+            self.proceed(arrival);
         }
         arrival
     }
@@ -340,7 +344,11 @@ impl Exchange {
         if self.actions.is_empty() {
             self.tell_news();
         }
-        self.actions.pop_front()
+        let mut action = self.actions.pop_front()?;
+        if let Action::Done { arrival, kept, .. } | Action::Failed { arrival, kept, .. } = &mut action {
+            *kept = self.settle(*arrival);
+        }
+        Some(action)
     }
 
     /// Objects on their way here.
@@ -552,7 +560,21 @@ impl Exchange {
             None if entry.fetch.chunking().count() > 1 && gone != Some(owner) && !self.lost.contains_key(&owner) => {
                 self.use_source(arrival, owner);
             }
-            None => entry.failed = true,
+            None => self.give_up(arrival),
+        }
+    }
+
+    /// No rank is left that could be asked.
+    fn give_up(&mut self, arrival: usize) {
+        let entry = &mut self.arrivals[arrival];
+        entry.failed = true;
+        let Wanted { copy, owner, .. } = entry.wanted;
+        let nobody = "it knows of no rank that has a copy".to_string();
+        for (rank, otherwise) in [(copy.lender, Some(nobody)), (owner, None)] {
+            let cause = self.lost.get(&rank).cloned().or(otherwise);
+            if let Some(cause) = cause.filter(|_| !entry.causes.iter().any(|(known, _)| *known == rank)) {
+                entry.causes.push((rank, cause));
+            }
         }
     }
 
@@ -571,8 +593,9 @@ impl Exchange {
         let left = entry.subscribed.extract_if(.., |s| (s.leaving || over) && fetch.in_flight_from(s.rank) == 0);
         let left: Vec<Subscription> = left.collect();
         if !over && !entry.locating && entry.fetch.sources().next().is_none() && entry.subscribed.is_empty() {
-            entry.failed = true;
+            self.give_up(arrival);
         }
+        let entry = &self.arrivals[arrival];
         let over = entry.failed || entry.is_whole();
         let ended = over && entry.fetch.in_flight() == 0;
         for rank in entry.fetch.sources() {
@@ -587,36 +610,45 @@ impl Exchange {
     }
 
     fn end(&mut self, arrival: usize) {
-        let Arrival { wanted, fetch, failed, causes, .. } = self.arrivals.remove(arrival);
-        let Wanted { copy, owner, len, .. } = wanted;
-        let complete = fetch.is_complete();
-        if fetch.chunking().count() > 1 {
+        let entry = &mut self.arrivals[arrival];
+        entry.ended = true;
+        let complete = entry.is_whole();
+        debug_assert!(complete || entry.failed);
+        let Wanted { copy, owner, len, .. } = entry.wanted;
+        let causes = std::mem::take(&mut entry.causes);
+        if entry.fetch.chunking().count() > 1 {
             self.by_copy.remove(&copy);
             self.send(copy.lender, copy, BulkBody::Arrived { complete });
         }
-        let mut kept = false;
-        if let Some(served) = self.served.get_mut(&copy)
-            && served.state == Serving::Partly(arrival)
-        {
-            served.state = match complete {
-                true => Serving::Whole { offset: wanted.to, chunks: fetch.chunking().count() },
-                false => Serving::Broken,
-            };
-            kept = true;
-            let words = fetch.here().words().to_vec();
-            for (reader, number) in served.readers.clone() {
-                let what = match complete {
-                    true => BulkBody::Holding { number, offset: wanted.to, first: 0, words: words.clone() },
-                    false => BulkBody::Gone { number },
-                };
-                self.send(reader, copy, what);
-            }
-        }
-        debug_assert!(complete || failed);
         self.actions.push_back(match complete {
-            true => Action::Done { arrival, copy, kept },
-            false => Action::Failed { arrival, copy, kept, error: FetchError { copy, owner, len, causes } },
+            true => Action::Done { arrival, copy, kept: false },
+            false => {
+                Action::Failed { arrival, copy, kept: false, error: FetchError { copy, owner, len, causes } }
+            }
         });
+    }
+
+    /// Forgets an arrival whose end is being told; whether others read from it.
+    fn settle(&mut self, arrival: usize) -> bool {
+        let Arrival { wanted, fetch, .. } = self.arrivals.remove(arrival);
+        let served = self.served.get_mut(&wanted.copy).filter(|served| served.state == Serving::Partly(arrival));
+        let Some(served) = served else { return false };
+        let complete = fetch.is_complete();
+        served.state = match complete {
+            true => Serving::Whole { offset: wanted.to, chunks: fetch.chunking().count() },
+            false => Serving::Broken,
+        };
+        for (reader, number) in served.readers.clone() {
+            let what = match complete {
+                true => {
+                    let words = fetch.here().words().to_vec();
+                    BulkBody::Holding { number, offset: wanted.to, first: 0, words }
+                }
+                false => BulkBody::Gone { number },
+            };
+            self.send(reader, wanted.copy, what);
+        }
+        true
     }
 
     fn read_more(&mut self, now_ns: u64) {
