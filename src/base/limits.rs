@@ -79,7 +79,8 @@ pub const BULK_SOURCES_MAX: usize = 4;
 pub const BULK_LOCATES_MAX: u32 = 64;
 
 /// How long a peer's host may be silent, with data or keep-alive probes under
-/// way, before the connection counts as ended.
+/// way, before the connection counts as ended; and how long a peer may take
+/// nothing of what is sent to it.
 pub const PEER_SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// How long a connection may take to prove the job's key, first byte to last.

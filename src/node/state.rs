@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use slab::Slab;
 
@@ -11,6 +12,7 @@ use super::rank::{HUNGRY_BASE, Node, Target};
 use super::registry::TaskType;
 use super::transfer::{Pack, Piece, Received};
 use crate::base::event::Event as Counted;
+use crate::base::limits::PEER_SILENCE_MAX;
 use crate::base::{ErrorKind, Rank, TaskError};
 use crate::fabric::{Fabric, FabricError, RegionKey};
 use crate::mem::{Bytes, Region};
@@ -97,6 +99,8 @@ pub(super) struct Peer {
     pub functions: Option<Vec<Option<u32>>>,
     /// Messages that the fabric had no room for.
     pub backlog: VecDeque<Vec<u8>>,
+    /// Since when it has taken none of them.
+    pub stuck_since: Option<Instant>,
     /// We asked it for work and got none yet.
     pub asked: bool,
     /// Why it is gone.
@@ -155,6 +159,7 @@ impl State {
             capacity: None,
             functions: None,
             backlog: VecDeque::new(),
+                stuck_since: None,
             asked: false,
             lost: None,
             said_goodbye: false,
@@ -508,13 +513,26 @@ impl State {
         for rank in 0..self.core.peers.len() {
             let peer = &mut self.core.peers[rank];
             let Some(route) = peer.route else { continue };
+            let waiting = peer.backlog.len();
             while let Some(message) = peer.backlog.front() {
                 match self.fabrics[route].send(Rank(rank as u32), &[message]) {
                     Err(FabricError::Full(_)) => break,
                     _ => drop(peer.backlog.pop_front()),
                 }
             }
-            self.core.backlogged |= !peer.backlog.is_empty();
+            if peer.backlog.len() < waiting || waiting == 0 {
+                peer.stuck_since = None;
+            }
+            if peer.backlog.is_empty() {
+                continue;
+            }
+            self.core.backlogged = true;
+            if peer.stuck_since.get_or_insert_with(Instant::now).elapsed() > PEER_SILENCE_MAX {
+                node.counters.count(Counted::StuckPeer);
+                let (left, seconds) = (peer.backlog.len(), PEER_SILENCE_MAX.as_secs());
+                let why = format!("it took none of the {left} messages for it in {seconds} s: is its process stopped?");
+                self.core.closing.push((Rank(rank as u32), why));
+            }
         }
     }
 }
