@@ -137,6 +137,15 @@ pub trait Memory {
     fn unpin(&mut self, copy: CopyId);
 }
 
+/// A chunk that has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Landed {
+    /// Its bytes.
+    pub bytes: u64,
+    /// From the owner's memory, not from another reader's copy.
+    pub from_owner: bool,
+}
+
 /// A message that a peer must not send: what it did.
 pub type Violation = &'static str;
 
@@ -294,11 +303,12 @@ impl Exchange {
         }
     }
 
-    /// A read ended, well or not.
-    pub fn read_ended(&mut self, token: usize, result: Result<(), String>, now_ns: u64) {
-        let Some(ReadUnderWay { arrival, rank, chunk, len }) = self.reads.try_remove(token) else { return };
+    /// A read ended, well or not. What it brought.
+    pub fn read_ended(&mut self, token: usize, result: Result<(), String>, now_ns: u64) -> Option<Landed> {
+        let ReadUnderWay { arrival, rank, chunk, len } = self.reads.try_remove(token)?;
         self.flow.ended(rank, len);
-        let Some(entry) = self.arrivals.get_mut(arrival) else { return };
+        let entry = self.arrivals.get_mut(arrival)?;
+        let landed = result.is_ok().then_some(Landed { bytes: len, from_owner: rank == entry.wanted.owner });
         match result {
             Ok(()) => {
                 entry.fetch.arrived(rank, chunk, now_ns);
@@ -313,6 +323,7 @@ impl Exchange {
             }
         }
         self.proceed(arrival);
+        landed
     }
 
     /// A peer is gone; reads from it have ended or will.
@@ -359,6 +370,11 @@ impl Exchange {
     /// Bytes on their way here.
     pub fn bytes_in_flight(&self) -> u64 {
         self.flow.in_flight()
+    }
+
+    /// Whether readers were told from whom to read an object of this rank.
+    pub fn directs(&self) -> bool {
+        !self.directory.is_empty()
     }
 
     /// Copies that others read from here, and objects in the directory.

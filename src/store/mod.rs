@@ -9,7 +9,7 @@ mod fetch;
 mod flow;
 mod index;
 
-pub use bulk::{Action, Exchange, FetchError, Memory, Violation, Wanted};
+pub use bulk::{Action, Exchange, FetchError, Landed, Memory, Violation, Wanted};
 pub use chunks::{ChunkSet, Chunking, NoSuchChunk};
 pub use directory::{Directory, Plan};
 pub use fetch::{ChunkRead, Fetch};
