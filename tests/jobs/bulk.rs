@@ -38,10 +38,19 @@ pub fn tests() -> Vec<Test> {
 
 const MIB: usize = 1 << 20;
 
-/// Bytes that tell where they are.
-fn pattern(len: usize, seed: u64) -> Vec<u8> {
+/// Repeats after a length that no chunk is a multiple of.
+const PERIOD: usize = MIB - 7;
+
+/// One period of bytes that tell where they are.
+fn period(seed: u64) -> Vec<u8> {
     let word = |i: u64| (i ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23);
-    (0..len.div_ceil(8) as u64).flat_map(|i| word(i).to_le_bytes()).take(len).collect()
+    (0..MIB as u64 / 8).flat_map(|i| word(i).to_le_bytes()).take(PERIOD).collect()
+}
+
+fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = period(seed).repeat(len.div_ceil(PERIOD));
+    bytes.truncate(len);
+    bytes
 }
 
 fn read() -> (u64, u64) {
@@ -58,10 +67,9 @@ static KEPT: Mutex<Vec<Array<u8>>> = Mutex::new(Vec::new());
 /// Checks an object, and keeps it if told to.
 #[collimate::task]
 fn check(bytes: Array<u8>, seed: u64, keep: bool) -> Result<usize, String> {
-    let expected = pattern(bytes.len(), seed);
-    if bytes[..] != expected[..] {
-        let first = bytes.iter().zip(&expected).position(|(a, b)| a != b);
-        return Err(format!("rank {} has other bytes from {first:?} on", collimate::rank()));
+    let expected = period(seed);
+    if let Some(at) = bytes.chunks(PERIOD).position(|part| part != &expected[..part.len()]) {
+        return Err(format!("rank {} has other bytes in part {at}", collimate::rank()));
     }
     let len = bytes.len();
     if keep {
@@ -112,7 +120,7 @@ fn die_amid(bytes: u64) {
 
 #[collimate::main]
 fn a_source_dies() -> Result<(), Error> {
-    let len = 128 * MIB;
+    let len = 64 * MIB;
     let object = collimate::put(&pattern(len, 9))?;
     die_amid::spawn_with(on(1), (len / 4) as u64).get()?;
     let dies = check::spawn_with(on(1), &object, 9, false);
