@@ -12,7 +12,7 @@ use crate::Scenario;
 use crate::harness::{Test, job, test};
 
 pub const SCENARIOS: &[Scenario] =
-    &[("broadcast", broadcast), ("a source dies", a_source_dies), ("many arguments", many_arguments)];
+    &[("broadcast", broadcast), ("a source dies", a_source_dies), ("many arguments", many_arguments), ("two holders", two_holders)];
 
 pub fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
@@ -28,6 +28,9 @@ pub fn tests() -> Vec<Test> {
             let done = with_fabric(4, "a source dies").env("COLLIMATE_STORE", "512M").run();
             assert!(done.status == Some(1) && done.stderr.contains("rank 1 (pid "), "{done:#?}");
             assert!(done.stdout.contains("went on"), "{done:#?}");
+        }));
+        tests.push(test(format!("two_holders_{fabric}"), move || {
+            with_fabric(4, "two holders").env("COLLIMATE_STORE", "256M").run().succeeded();
         }));
         tests.push(test(format!("many_arguments_{fabric}"), move || {
             with_fabric(2, "many arguments").env("COLLIMATE_STORE", "256M").run().succeeded();
@@ -155,5 +158,31 @@ fn many_arguments() -> Result<(), Error> {
     assert!(from_owner < 80 * MIB as u64, "the long object was read more than once: {from_owner}");
     // It still has the long one; nothing of that is read again.
     check::spawn_with(on(1), &long, 1, false).get()?;
+    assert_eq!(bytes_read::spawn_with(on(1)).get()?, (from_owner, 0));
     Ok(())
+}
+
+/// Whoever has a copy serves it, as long as it has it.
+#[collimate::main]
+fn two_holders() -> Result<(), Error> {
+    let len = 24 * MIB + 5;
+    let object = collimate::put(&pattern(len, 3))?;
+    for rank in 1..3 {
+        check::spawn_with(on(rank), &object, 3, true).get()?;
+    }
+    // Both are done, and nobody has the object on loan.
+    check::spawn_with(on(3), &object, 3, false).get()?;
+    assert_eq!(bytes_read::spawn_with(on(3)).get()?, (0, len as u64));
+    // Nobody has a copy any more, though the owner does not know.
+    for rank in 1..3 {
+        drop_kept::spawn_with(on(rank)).get()?;
+    }
+    check::spawn_with(on(3), &object, 3, false).get()?;
+    assert_eq!(bytes_read::spawn_with(on(3)).get()?, (len as u64, len as u64));
+    Ok(())
+}
+
+#[collimate::task]
+fn drop_kept() {
+    KEPT.lock().unwrap().clear();
 }
