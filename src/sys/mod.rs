@@ -25,5 +25,5 @@ pub use populate::populate_fresh;
 pub use process::{Signals, duplicate_inherited_socket, on_exit, spawn_bound};
 pub use say::say_line;
 pub use socket::send_from_region;
-pub use uring::{ReceiveRing, Received, available as uring_available};
+pub use uring::{Features as UringFeatures, ReceiveRing, Received};
 pub use wait::WaitSet;
