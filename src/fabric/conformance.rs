@@ -81,6 +81,8 @@ impl Backend {
     }
 }
 
+mod robustness;
+
 fn make(kind: Backend, rank: Rank, counters: Arc<Counters>) -> Box<dyn Fabric> {
     match kind {
         Backend::Shm => Box::new(ShmFabric::new(rank, counters).unwrap()),
@@ -147,10 +149,14 @@ struct Node {
 
 impl Node {
     fn new(kind: Backend, rank: u32) -> Node {
-        let rank = Rank(rank);
         let counters = Arc::new(Counters::new());
-        let fabric = make(kind, rank, counters.clone());
+        let fabric = make(kind, Rank(rank), counters.clone());
         assert_eq!(fabric.kind(), kind.kind());
+        Node::of(fabric, rank, counters)
+    }
+
+    fn of(fabric: Box<dyn Fabric>, rank: u32, counters: Arc<Counters>) -> Node {
+        let rank = Rank(rank);
         Node { rank, fabric, counters, messages: VecDeque::new(), reads: HashMap::new(), lost: Vec::new() }
     }
 
@@ -450,6 +456,9 @@ fn reads_out_of_range_fail_alone(kind: Backend) {
         assert_eq!(a.reads[&(token as u64)].1, Err(error));
     }
     assert_eq!(a.reads[&99].1, Ok(()));
+    if kind != Backend::Shm {
+        assert_eq!(b.counters.get(Counted::RefusedRead), bad.len() as u64);
+    }
     assert!(a.lost.is_empty() && b.lost.is_empty());
 }
 
