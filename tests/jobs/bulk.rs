@@ -11,8 +11,12 @@ use rustix::process::{Signal, getpid, kill_process};
 use crate::Scenario;
 use crate::harness::{Test, job, test};
 
-pub const SCENARIOS: &[Scenario] =
-    &[("broadcast", broadcast), ("a source dies", a_source_dies), ("many arguments", many_arguments), ("two holders", two_holders)];
+pub const SCENARIOS: &[Scenario] = &[
+    ("broadcast", broadcast),
+    ("a source dies", a_source_dies),
+    ("many arguments", many_arguments),
+    ("two holders", two_holders),
+];
 
 pub fn tests() -> Vec<Test> {
     let mut tests = Vec::new();

@@ -6,6 +6,7 @@
 //! measures what that job's shape allows.
 
 mod bare;
+mod broadcast;
 mod latency;
 mod measure;
 mod record;
@@ -64,6 +65,8 @@ pub enum Metric {
     Throughput,
     /// put and get from 8 B to 256 MiB
     Store,
+    /// One object to 2 to 64 hosts of a simulated network
+    Broadcast,
 }
 
 impl Bench {
@@ -108,6 +111,9 @@ impl Bench {
         if stage == Stage::Start {
             gathered.add(start::measure(self.metric, effort)?);
             return Ok(());
+        }
+        if stage == Stage::Broadcast {
+            return broadcast::simulate(effort, &mut |record| gathered.add(record)).map_err(|e| e.to_string());
         }
         let mut job = Job::start(self.metric, stage, effort)?;
         while let Some(line) = job.line()? {

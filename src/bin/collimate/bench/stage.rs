@@ -10,7 +10,7 @@ use collimate::base::config::FabricChoice;
 
 use super::measure::{Effort, Failed, cores};
 use super::record::{Record, table};
-use super::{Metric, latency, print, store, throughput};
+use super::{Metric, broadcast, latency, print, store, throughput};
 
 /// One part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -37,6 +37,8 @@ pub enum Stage {
     Store,
     /// Nothing but a first task.
     Start,
+    /// Hosts that only exist in virtual time.
+    Broadcast,
 }
 
 /// The job that a stage wants.
@@ -59,6 +61,7 @@ impl Metric {
             Metric::Latency => &[InWorker, CrossWorker, CrossProcess, TcpUring, TcpEpoll, Start],
             Metric::Throughput => &[Tasks, TasksShared, Spread, SpreadMore],
             Metric::Store => &[Store],
+            Metric::Broadcast => &[Broadcast],
         }
     }
 }
@@ -73,7 +76,7 @@ impl Stage {
     pub fn shape(self, effort: Effort) -> Shape {
         let shape = |ranks, workers, fabric| Shape { ranks, workers, fabric, store: "64M" };
         match self {
-            Stage::InWorker | Stage::Tasks => shape(1, 1, "auto"),
+            Stage::InWorker | Stage::Tasks | Stage::Broadcast => shape(1, 1, "auto"),
             Stage::CrossWorker | Stage::TasksShared => shape(1, 2, "auto"),
             Stage::CrossProcess | Stage::Spread | Stage::Start => shape(2, 1, "auto"),
             Stage::TcpUring => shape(2, 1, "uring"),
@@ -117,6 +120,7 @@ impl Stage {
             }
             Stage::Spread | Stage::Store => two_ranks,
             Stage::SpreadMore => Some("it compares two jobs: leave the ranks to `collimate bench`"),
+            Stage::Broadcast => None,
             Stage::Start => Some("the ranks have started already: leave them to `collimate bench`"),
         }
     }
@@ -133,6 +137,7 @@ impl Stage {
             Stage::SpreadMore => throughput::spread(effort, emit).and_then(|()| throughput::idle(effort, emit)),
             Stage::Store => store::objects(effort, emit),
             Stage::Start => super::start::first_task(),
+            Stage::Broadcast => broadcast::simulate(effort, emit),
         }
     }
 }
