@@ -5,12 +5,12 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use super::rank::Node;
-use super::state::{ARENA, Core, Read, State};
+use super::state::{ARENA, Command, Core, Read, State};
 use crate::base::event::Event as Counted;
 use crate::base::{ErrorKind, Rank};
 use crate::fabric::{FabricError, RemoteSpan};
-use crate::mem::{Assembly, Bytes, Lease, Pin, WeakSealed};
-use crate::store::{Action, ChunkRead, Exchange, FetchError, Index, Memory, ObjectId, Violation, Wanted};
+use crate::mem::{Assembly, Bytes, Foreign, Lease, Pin, WeakSealed};
+use crate::store::{Action, ChunkRead, Exchange, FetchError, Index, Memory, NearCopy, ObjectId, Violation, Wanted};
 use crate::wire::{Bulk as Said, CopyId, ObjectRecord, write_bulk};
 
 /// What a rank has under way.
@@ -33,8 +33,12 @@ pub(super) struct Bulk {
 
 /// An object on its way, and the messages that wait for it.
 struct Arriving {
-    assembly: Assembly,
+    len: u64,
+    /// Once the first chunk is asked for.
+    assembly: Option<Assembly>,
     readers: Vec<Read>,
+    /// Why there is no assembly.
+    no_room: Option<(ErrorKind, String)>,
 }
 
 /// This rank's memory, as the exchange sees it.
@@ -60,6 +64,11 @@ impl Bulk {
             pending: false,
             start: Instant::now(),
         }
+    }
+
+    /// The memory of `rank` is read in place.
+    pub fn map(&mut self, rank: Rank) {
+        self.exchange.map(rank);
     }
 
     /// Whether [`State::flush`] has something to do here.
@@ -154,7 +163,7 @@ impl Core {
     }
 
     /// Starts to bring an object here, or joins those that wait for it.
-    fn bring(&mut self, node: &Node, read: Read) -> Result<(), (ErrorKind, String)> {
+    fn bring(&mut self, read: Read) -> Result<(), (ErrorKind, String)> {
         let Read { record, lender, .. } = read;
         let ObjectRecord { owner, offset, len, object, .. } = record;
         let copy = CopyId { lender, object };
@@ -167,28 +176,50 @@ impl Core {
             arriving.readers.push(read);
             return Ok(());
         }
-        let arena = node.arena.as_ref().ok_or((ErrorKind::BadCall, "this rank has no object store".to_string()))?;
-        let block = arena.alloc(len as usize).map_err(|full| {
-            node.counters.count(Counted::StoreFull);
-            (ErrorKind::StoreFull, full.to_string())
-        })?;
-        let assembly = Assembly::new(block, Exchange::chunking(len).chunk_bytes());
-        let wanted = Wanted { copy, owner, from: offset, len, to: assembly.offset() };
-        let arrival = self.bulk.exchange.start(wanted);
+        let arrival = self.bulk.exchange.start(Wanted { copy, owner, from: offset, len });
         self.bulk.pending = true;
-        self.bulk.arriving.insert(arrival, Arriving { assembly, readers: vec![read] });
+        let arriving = Arriving { len, assembly: None, readers: vec![read], no_room: None };
+        self.bulk.arriving.insert(arrival, arriving);
         Ok(())
+    }
+
+    /// Memory for a chunk, and for the whole at the first one.
+    fn chunk_lease(&mut self, node: &Node, arrival: usize, chunk: u32) -> Option<Lease> {
+        let arriving = self.bulk.arriving.get_mut(&arrival)?;
+        if arriving.assembly.is_none() {
+            let block = match &node.arena {
+                Some(arena) => arena.alloc(arriving.len as usize).map_err(|full| {
+                    node.counters.count(Counted::StoreFull);
+                    (ErrorKind::StoreFull, full.to_string())
+                }),
+                None => Err((ErrorKind::BadCall, "this rank has no object store".to_string())),
+            };
+            match block {
+                Ok(block) => {
+                    let assembly = Assembly::new(block, Exchange::chunking(arriving.len).chunk_bytes());
+                    self.bulk.exchange.placed(arrival, assembly.offset());
+                    arriving.assembly = Some(assembly);
+                }
+                Err(why) => {
+                    arriving.no_room = Some(why);
+                    self.bulk.exchange.cannot_place(arrival);
+                }
+            }
+        }
+        arriving.assembly.as_ref()?.lease(chunk)
     }
 
     /// An object is here, or will never be.
     fn landed(&mut self, node: &'static Node, arrival: usize, copy: CopyId, kept: bool, error: Option<FetchError>) {
-        let Some(Arriving { assembly, readers }) = self.bulk.arriving.remove(&arrival) else { return };
-        if kept {
+        let Some(Arriving { assembly, readers, no_room, .. }) = self.bulk.arriving.remove(&arrival) else { return };
+        if let Some(assembly) = assembly.as_ref().filter(|_| kept) {
             self.bulk.kept.insert(copy, assembly.pin());
         }
-        let object = match error {
-            None => assembly.seal().map_err(|_| (ErrorKind::BadCall, "some of it never came".to_string())),
-            Some(error) => Err((ErrorKind::RankLost, error.to_string())),
+        let object = match (error, no_room, assembly.map(Assembly::seal)) {
+            (None, _, Some(Ok(object))) => Ok(object),
+            (None, ..) => Err((ErrorKind::BadCall, "some of it never came".to_string())),
+            (Some(_), Some(why), _) => Err(why),
+            (Some(error), None, _) => Err((ErrorKind::RankLost, error.to_string())),
         };
         if let Ok(object) = &object
             && Exchange::chunking(object.len() as u64).count() > 1
@@ -201,11 +232,33 @@ impl Core {
     }
 }
 
+impl Core {
+    /// An object is in the arena of a rank of this host.
+    fn is_near(&mut self, node: &'static Node, arrival: usize, place: NearCopy) {
+        let Some(Arriving { readers, .. }) = self.bulk.arriving.remove(&arrival) else { return };
+        let NearCopy { holder, offset, len, .. } = place;
+        let view = self.views[holder.index()].clone();
+        let view = view.ok_or_else(|| format!("the arena of {holder} cannot be read in place"));
+        let leave = move || node.submit(Command::Leave { place });
+        let object = view.and_then(|view| Foreign::new(holder, view, offset, len, leave).map_err(|e| e.to_string()));
+        let object = object.map(Bytes::from).map_err(|why| (ErrorKind::BadArgument, why));
+        for read in readers {
+            self.arrived(node, &read, object.clone());
+        }
+    }
+
+    /// A copy in another rank's arena is not used any more.
+    pub(super) fn leave(&mut self, place: NearCopy) {
+        self.bulk.exchange.left(place);
+        self.bulk.pending = true;
+    }
+}
+
 impl State {
     /// Brings what messages wait for, and does what the exchange wants done.
     pub(super) fn move_objects(&mut self, node: &'static Node) {
         while let Some(read) = self.core.reads_wanted.pop_front() {
-            if let Err(why) = self.core.bring(node, read) {
+            if let Err(why) = self.core.bring(read) {
                 self.core.arrived(node, &read, Err(why));
             }
         }
@@ -224,6 +277,7 @@ impl State {
                     self.send(to, &buffer);
                 }
                 Action::Read { token, arrival, rank, read } => self.read_chunk(node, token, arrival, rank, read),
+                Action::Near { arrival, place } => self.core.is_near(node, arrival, place),
                 Action::Done { arrival, copy, kept } => self.core.landed(node, arrival, copy, kept, None),
                 Action::Failed { arrival, copy, kept, error } => {
                     self.core.landed(node, arrival, copy, kept, Some(error));
@@ -233,7 +287,7 @@ impl State {
     }
 
     fn read_chunk(&mut self, node: &'static Node, token: usize, arrival: usize, rank: Rank, read: ChunkRead) {
-        let lease = self.core.bulk.arriving.get(&arrival).and_then(|a| a.assembly.lease(read.chunk));
+        let lease = self.core.chunk_lease(node, arrival, read.chunk);
         let route = self.core.peers[rank.index()].route;
         let (Some(lease), Some(route)) = (lease, route) else {
             let why = format!("{rank} cannot be reached");

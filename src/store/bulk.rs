@@ -9,13 +9,13 @@
 //! the [`Directory`]. The owner's memory needs no subscription, for whoever
 //! reads it has it on loan.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 
 use slab::Slab;
 
 use super::chunks::{ChunkSet, Chunking};
-use super::directory::{Directory, Plan};
+use super::directory::{Asker, Directory, Plan};
 use super::fetch::{ChunkRead, Fetch};
 use super::flow::{Flow, Turn};
 use crate::base::Rank;
@@ -26,6 +26,8 @@ use crate::wire::{Bulk, BulkBody, CopyId};
 #[derive(Debug)]
 pub struct Exchange {
     me: Rank,
+    /// Ranks whose memory this one reads in place.
+    mapped: BTreeSet<Rank>,
     arrivals: Slab<Arrival>,
     /// Arrivals in chunks, which others may read from.
     by_copy: HashMap<CopyId, usize>,
@@ -52,8 +54,6 @@ pub struct Wanted {
     pub from: u64,
     /// Its bytes.
     pub len: u64,
-    /// Its first byte in this rank's arena, where it goes.
-    pub to: u64,
 }
 
 /// What the exchange wants done.
@@ -61,7 +61,9 @@ pub struct Wanted {
 pub enum Action {
     /// Send a message.
     Send(Rank, Bulk),
-    /// Read a chunk; to be answered by [`Exchange::read_ended`].
+    /// Read a chunk; to be answered by [`Exchange::read_ended`]. The first one of
+    /// an arrival needs memory for the whole, to be told by
+    /// [`Exchange::placed`] or [`Exchange::cannot_place`].
     Read {
         /// Names the read.
         token: usize,
@@ -82,6 +84,14 @@ pub enum Action {
         /// Others still read from it.
         kept: bool,
     },
+    /// An object is in the memory of a rank whose memory this one reads in
+    /// place. It stays there until [`Exchange::left`].
+    Near {
+        /// The arrival, whose number is used again.
+        arrival: usize,
+        /// Where it is.
+        place: NearCopy,
+    },
     /// An object will not come; otherwise as [`Action::Done`].
     Failed {
         /// The arrival.
@@ -93,6 +103,21 @@ pub enum Action {
         /// Why.
         error: FetchError,
     },
+}
+
+/// A copy that is read in place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NearCopy {
+    /// The object.
+    pub copy: CopyId,
+    /// Who keeps it.
+    pub holder: Rank,
+    /// The subscription under which it does.
+    pub number: u32,
+    /// Its first byte in the holder's arena.
+    pub offset: u64,
+    /// Its bytes.
+    pub len: u64,
 }
 
 /// An object that could not be read from anybody.
@@ -149,10 +174,16 @@ pub struct Landed {
 /// A message that a peer must not send: what it did.
 pub type Violation = &'static str;
 
+const NO_SUCH_CHUNK: Violation = "chunks that the object does not have";
+
 #[derive(Debug)]
 struct Arrival {
     wanted: Wanted,
+    /// Its first byte in this rank's arena, once it has a place.
+    to: Option<u64>,
     fetch: Fetch,
+    /// The one whose copy will be used in place.
+    near: Option<Near>,
     subscribed: Vec<Subscription>,
     /// Whom to try if the lender cannot be asked.
     reserves: Vec<Rank>,
@@ -177,10 +208,23 @@ struct Subscription {
 }
 
 #[derive(Debug)]
+struct Near {
+    rank: Rank,
+    has: ChunkSet,
+    offset: u64,
+}
+
+#[derive(Debug)]
 struct Served {
-    /// With the numbers of their subscriptions.
-    readers: Vec<(Rank, u32)>,
+    readers: Vec<ReaderHere>,
     state: Serving,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct ReaderHere {
+    rank: Rank,
+    number: u32,
+    in_place: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -206,6 +250,7 @@ impl Exchange {
     pub fn new(me: Rank) -> Exchange {
         Exchange {
             me,
+            mapped: BTreeSet::new(),
             arrivals: Slab::new(),
             by_copy: HashMap::new(),
             served: HashMap::new(),
@@ -241,7 +286,9 @@ impl Exchange {
         let chunking = Exchange::chunking(wanted.len);
         let arrival = self.arrivals.insert(Arrival {
             wanted,
+            to: None,
             fetch: Fetch::new(chunking),
+            near: None,
             subscribed: Vec::new(),
             reserves: Vec::new(),
             locating: false,
@@ -268,11 +315,31 @@ impl Exchange {
         arrival
     }
 
+    /// The memory of `rank` is read in place.
+    pub fn map(&mut self, rank: Rank) {
+        self.mapped.insert(rank);
+    }
+
+    /// An arrival goes to `offset` of this rank's arena.
+    pub fn placed(&mut self, arrival: usize, offset: u64) {
+        self.arrivals[arrival].to = Some(offset);
+    }
+
+    /// There is no memory for an arrival: it fails.
+    pub fn cannot_place(&mut self, arrival: usize) {
+        self.arrivals[arrival].failed = true;
+    }
+
+    /// A copy is not read in place any more.
+    pub fn left(&mut self, place: NearCopy) {
+        self.send(place.holder, place.copy, BulkBody::Unsubscribe { number: place.number });
+    }
+
     /// A peer's message. An error means that the peer is broken.
     pub fn receive(&mut self, from: Rank, message: Bulk, memory: &mut dyn Memory) -> Result<(), Violation> {
         let copy = message.copy;
         match message.what {
-            BulkBody::Locate { gone } => self.on_locate(from, copy, gone, memory),
+            BulkBody::Locate { gone, group } => self.on_locate(copy, Asker { rank: from, group, gone }, memory),
             BulkBody::Arrived { complete } => {
                 if copy.lender != self.me {
                     return Err("a report about an object that this rank has not lent");
@@ -287,10 +354,12 @@ impl Exchange {
                 self.on_sources(copy, primaries as usize, &ranks);
                 Ok(())
             }
-            BulkBody::Subscribe { number } => self.on_subscribe(from, copy, number, memory),
+            BulkBody::Subscribe { number, in_place } => {
+                self.on_subscribe(copy, ReaderHere { rank: from, number, in_place }, memory)
+            }
             BulkBody::Unsubscribe { number } => {
                 // If it was refused, there is none.
-                self.unsubscribe(copy, memory, |reader| *reader == (from, number));
+                self.unsubscribe(copy, memory, |reader| (reader.rank, reader.number) == (from, number));
                 Ok(())
             }
             BulkBody::Holding { number, offset, first, words } => {
@@ -331,12 +400,15 @@ impl Exchange {
         self.lost.insert(rank, cause.to_string());
         self.directory.lost(rank);
         for copy in self.served.keys().copied().collect::<Vec<_>>() {
-            self.unsubscribe(copy, memory, |(reader, _)| *reader == rank);
+            // Who read in place may have lent it on: that memory stays as it is
+            // for good, as what was lent to a rank that died does.
+            let told = self.served.get(&copy).is_some_and(|served| !matches!(served.state, Serving::Partly(_)));
+            self.unsubscribe(copy, memory, |reader| reader.rank == rank && !(reader.in_place && told));
         }
         let affected = self.arrivals.iter().filter(|(_, a)| a.concerns(rank)).map(|(n, _)| n);
         for arrival in affected.collect::<Vec<_>>() {
-            self.arrivals[arrival].subscribed.retain(|s| s.rank != rank);
             self.drop_source(arrival, rank, cause.to_string());
+            self.arrivals[arrival].subscribed.retain(|s| s.rank != rank);
             self.proceed(arrival);
         }
     }
@@ -356,8 +428,10 @@ impl Exchange {
             self.tell_news();
         }
         let mut action = self.actions.pop_front()?;
-        if let Action::Done { arrival, kept, .. } | Action::Failed { arrival, kept, .. } = &mut action {
-            *kept = self.settle(*arrival);
+        match &mut action {
+            Action::Done { arrival, kept, .. } | Action::Failed { arrival, kept, .. } => *kept = self.settle(*arrival),
+            Action::Near { arrival, .. } => _ = self.settle(*arrival),
+            Action::Send(..) | Action::Read { .. } => (),
         }
         Some(action)
     }
@@ -383,18 +457,13 @@ impl Exchange {
         }
     }
 
-    fn on_locate(
-        &mut self,
-        from: Rank,
-        copy: CopyId,
-        gone: Option<Rank>,
-        memory: &mut dyn Memory,
-    ) -> Result<(), Violation> {
+    fn on_locate(&mut self, copy: CopyId, asker: Asker, memory: &mut dyn Memory) -> Result<(), Violation> {
+        let from = asker.rank;
         let lent = memory.lent(copy.object, from).filter(|_| copy.lender == self.me);
         let (owner, len) = lent.ok_or("a question for an object that it was not lent")?;
         let chunks = Exchange::chunking(len).count();
         let lost = &self.lost;
-        let plan = self.directory.locate(copy.object, from, owner, chunks, gone, |rank| !lost.contains_key(&rank));
+        let plan = self.directory.locate(copy.object, asker, owner, chunks, |rank| !lost.contains_key(&rank));
         let Plan { primaries, ranks } = plan;
         self.send(from, copy, BulkBody::Sources { primaries, ranks });
         Ok(())
@@ -433,21 +502,27 @@ impl Exchange {
             let number = self.subscriptions;
             self.subscriptions = self.subscriptions.wrapping_add(1);
             entry.subscribed.push(Subscription { rank, number, leaving: false });
-            self.send(rank, copy, BulkBody::Subscribe { number });
+            // Once something was read it is as well to read the rest.
+            let in_place = self.mapped.contains(&rank) && entry.to.is_none() && entry.near.is_none();
+            if in_place {
+                let has = ChunkSet::none(entry.fetch.chunking().count());
+                entry.near = Some(Near { rank, has, offset: 0 });
+            }
+            self.send(rank, copy, BulkBody::Subscribe { number, in_place });
         }
     }
 
     fn on_subscribe(
         &mut self,
-        from: Rank,
         copy: CopyId,
-        number: u32,
+        reader: ReaderHere,
         memory: &mut dyn Memory,
     ) -> Result<(), Violation> {
+        let ReaderHere { rank: from, number, .. } = reader;
         let arriving = self.by_copy.get(&copy).copied().filter(|arrival| !self.arrivals[*arrival].failed);
         let state = match (self.served.get(&copy), arriving) {
-            (Some(served), _) if served.readers.iter().any(|(reader, _)| *reader == from) => {
-                return Err("a second subscription to one copy");
+            (Some(served), _) if served.readers.iter().any(|r| (r.rank, r.number) == (from, number)) => {
+                return Err("a subscription with a number that is in use");
             }
             (None, Some(arrival)) => Some(Serving::Partly(arrival)),
             (None, None) => memory.pin(copy).map(|(offset, len)| {
@@ -459,7 +534,7 @@ impl Exchange {
         let (offset, words) = match state {
             Some(Serving::Partly(arrival)) => {
                 let entry = &self.arrivals[arrival];
-                (entry.wanted.to, entry.fetch.here().words().to_vec())
+                (entry.to.unwrap_or(0), entry.fetch.here().words().to_vec())
             }
             Some(Serving::Whole { offset, chunks }) => (offset, ChunkSet::all(chunks).words().to_vec()),
             Some(Serving::Broken) | None => {
@@ -469,13 +544,13 @@ impl Exchange {
         };
         let state = state.unwrap_or(Serving::Broken);
         let served = self.served.entry(copy).or_insert_with(|| Served { readers: Vec::new(), state });
-        served.readers.push((from, number));
+        served.readers.push(reader);
         self.send(from, copy, BulkBody::Holding { number, offset, first: 0, words });
         Ok(())
     }
 
     /// Ends the subscriptions of those readers for whom `leaves` holds.
-    fn unsubscribe(&mut self, copy: CopyId, memory: &mut dyn Memory, leaves: impl Fn(&(Rank, u32)) -> bool) {
+    fn unsubscribe(&mut self, copy: CopyId, memory: &mut dyn Memory, leaves: impl Fn(&ReaderHere) -> bool) {
         let Some(served) = self.served.get_mut(&copy) else { return };
         served.readers.retain(|reader| !leaves(reader));
         if served.readers.is_empty() {
@@ -504,9 +579,18 @@ impl Exchange {
         if self.arrivals[arrival].subscribed[subscription].leaving {
             return Ok(());
         }
-        let added = self.arrivals[arrival].fetch.add_chunks(from, offset, first, words);
-        added.map_err(|_| "chunks that the object does not have")?;
-        self.flow.want(from, arrival);
+        let entry = &mut self.arrivals[arrival];
+        match entry.near.as_mut().filter(|near| near.rank == from) {
+            Some(near) => {
+                near.offset = offset;
+                near.has.merge(first, words).map_err(|_| NO_SUCH_CHUNK)?;
+                self.proceed(arrival);
+            }
+            None => {
+                entry.fetch.add_chunks(from, offset, first, words).map_err(|_| NO_SUCH_CHUNK)?;
+                self.flow.want(from, arrival);
+            }
+        }
         Ok(())
     }
 
@@ -530,6 +614,7 @@ impl Exchange {
         let awaited = entry.locating && rank == entry.wanted.copy.lender;
         let used = entry.fetch.has_source(rank) || entry.subscribed.iter().any(|s| s.rank == rank && !s.leaving);
         entry.fetch.drop_source(rank);
+        entry.near.take_if(|near| near.rank == rank);
         entry.reserves.retain(|reserve| *reserve != rank);
         entry.subscribed.iter_mut().filter(|s| s.rank == rank).for_each(|s| s.leaving = true);
         if awaited {
@@ -561,7 +646,8 @@ impl Exchange {
         {
             entry.locates += 1;
             entry.locating = true;
-            return self.send(copy.lender, copy, BulkBody::Locate { gone });
+            let group = self.mapped.first().map_or(self.me, |first| self.me.min(*first));
+            return self.send(copy.lender, copy, BulkBody::Locate { gone, group });
         }
         if entry.fetch.sources().next().is_some() || entry.subscribed.iter().any(|s| !s.leaving) {
             return;
@@ -598,7 +684,17 @@ impl Exchange {
     /// Goes on with an arrival after something has changed: reads more, or ends
     /// it.
     fn proceed(&mut self, arrival: usize) {
-        let Some(entry) = self.arrivals.get_mut(arrival) else { return };
+        let Some(entry) = self.arrivals.get_mut(arrival).filter(|entry| !entry.ended) else { return };
+        if let Some(near) = entry.near.take_if(|near| near.has.is_full())
+            && let Some(at) = entry.subscribed.iter().position(|s| s.rank == near.rank)
+        {
+            if entry.to.is_none() {
+                let Subscription { rank: holder, number, .. } = entry.subscribed.swap_remove(at);
+                return self.end_near(arrival, holder, number, near.offset);
+            }
+            entry.fetch.add_whole(near.rank, near.offset);
+        }
+        // A source that has left is told so once nothing is read from it.
         let over = entry.failed || entry.is_whole();
         let (copy, fetch) = (entry.wanted.copy, &entry.fetch);
         let left = entry.subscribed.extract_if(.., |s| (s.leaving || over) && fetch.in_flight_from(s.rank) == 0);
@@ -639,25 +735,38 @@ impl Exchange {
         });
     }
 
+    /// Ends an arrival by a copy that is read where it is.
+    fn end_near(&mut self, arrival: usize, holder: Rank, number: u32, offset: u64) {
+        let entry = &mut self.arrivals[arrival];
+        entry.ended = true;
+        let Wanted { copy, len, .. } = entry.wanted;
+        for Subscription { rank, number, .. } in std::mem::take(&mut entry.subscribed) {
+            self.send(rank, copy, BulkBody::Unsubscribe { number });
+        }
+        self.by_copy.remove(&copy);
+        self.send(copy.lender, copy, BulkBody::Arrived { complete: false });
+        let place = NearCopy { copy, holder, number, offset, len };
+        self.actions.push_back(Action::Near { arrival, place });
+    }
+
     /// Forgets an arrival whose end is being told; whether others read from it.
     fn settle(&mut self, arrival: usize) -> bool {
-        let Arrival { wanted, fetch, .. } = self.arrivals.remove(arrival);
+        let Arrival { wanted, to, fetch, .. } = self.arrivals.remove(arrival);
         let served = self.served.get_mut(&wanted.copy).filter(|served| served.state == Serving::Partly(arrival));
         let Some(served) = served else { return false };
-        let complete = fetch.is_complete();
+        let complete = to.filter(|_| fetch.is_complete());
         served.state = match complete {
-            true => Serving::Whole { offset: wanted.to, chunks: fetch.chunking().count() },
-            false => Serving::Broken,
+            Some(offset) => Serving::Whole { offset, chunks: fetch.chunking().count() },
+            None => Serving::Broken,
         };
-        for (reader, number) in served.readers.clone() {
+        for ReaderHere { rank, number, .. } in served.readers.clone() {
             let what = match complete {
-                true => {
-                    let words = fetch.here().words().to_vec();
-                    BulkBody::Holding { number, offset: wanted.to, first: 0, words }
+                Some(offset) => {
+                    BulkBody::Holding { number, offset, first: 0, words: fetch.here().words().to_vec() }
                 }
-                false => BulkBody::Gone { number },
+                None => BulkBody::Gone { number },
             };
-            self.send(reader, wanted.copy, what);
+            self.send(rank, wanted.copy, what);
         }
         true
     }
@@ -684,9 +793,9 @@ impl Exchange {
                 continue;
             }
             let words = &entry.fetch.here().words()[first as usize..=last as usize];
-            let (offset, words) = (entry.wanted.to, words.to_vec());
-            for (reader, number) in served.readers.clone() {
-                self.send(reader, copy, BulkBody::Holding { number, offset, first, words: words.clone() });
+            let (offset, words) = (entry.to.unwrap_or(0), words.to_vec());
+            for ReaderHere { rank, number, .. } in served.readers.clone() {
+                self.send(rank, copy, BulkBody::Holding { number, offset, first, words: words.clone() });
             }
         }
     }
