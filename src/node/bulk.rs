@@ -22,7 +22,7 @@ pub(super) struct Bulk {
     /// Copies from which on those that are gone are looked for.
     sweep_at: usize,
     /// Memory that others read from.
-    kept: HashMap<CopyId, Pin>,
+    kept: HashMap<CopyId, Vec<Pin>>,
     /// Reads that the fabric had no room for.
     postponed: VecDeque<(usize, usize, Rank, ChunkRead)>,
     /// The exchange may have something to do.
@@ -36,6 +36,8 @@ struct Arriving {
     len: u64,
     /// Once the first chunk is asked for.
     assembly: Option<Assembly>,
+    /// Memory that it was in before, and that others may be reading from.
+    former: Vec<Pin>,
     readers: Vec<Read>,
     /// Why there is no assembly.
     no_room: Option<(ErrorKind, String)>,
@@ -46,7 +48,7 @@ struct Keeper<'c> {
     me: Rank,
     index: &'c Index,
     copies: &'c HashMap<CopyId, WeakSealed>,
-    kept: &'c mut HashMap<CopyId, Pin>,
+    kept: &'c mut HashMap<CopyId, Vec<Pin>>,
 }
 
 /// Copies at which those that are gone are looked for first.
@@ -109,7 +111,7 @@ impl Memory for Keeper<'_> {
     fn pin(&mut self, copy: CopyId) -> Option<(u64, u64)> {
         let whole = self.copies.get(&copy)?.upgrade()?;
         let place = (whole.offset(), whole.len() as u64);
-        self.kept.insert(copy, Pin::of(whole));
+        self.kept.insert(copy, vec![Pin::of(whole)]);
         Some(place)
     }
 
@@ -178,42 +180,65 @@ impl Core {
         }
         let arrival = self.bulk.exchange.start(Wanted { copy, owner, from: offset, len });
         self.bulk.pending = true;
-        let arriving = Arriving { len, assembly: None, readers: vec![read], no_room: None };
+        let arriving = Arriving { len, assembly: None, former: Vec::new(), readers: vec![read], no_room: None };
         self.bulk.arriving.insert(arrival, arriving);
         Ok(())
     }
 
     /// Memory for a chunk, and for the whole at the first one.
     fn chunk_lease(&mut self, node: &Node, arrival: usize, chunk: u32) -> Option<Lease> {
-        let arriving = self.bulk.arriving.get_mut(&arrival)?;
-        if arriving.assembly.is_none() {
-            let block = match &node.arena {
-                Some(arena) => arena.alloc(arriving.len as usize).map_err(|full| {
-                    node.counters.count(Counted::StoreFull);
-                    (ErrorKind::StoreFull, full.to_string())
-                }),
-                None => Err((ErrorKind::BadCall, "this rank has no object store".to_string())),
-            };
-            match block {
-                Ok(block) => {
-                    let assembly = Assembly::new(block, Exchange::chunking(arriving.len).chunk_bytes());
-                    self.bulk.exchange.placed(arrival, assembly.offset());
-                    arriving.assembly = Some(assembly);
-                }
-                Err(why) => {
-                    arriving.no_room = Some(why);
-                    self.bulk.exchange.cannot_place(arrival);
-                }
+        if self.bulk.arriving.get(&arrival)?.assembly.is_none() {
+            self.place(node, arrival);
+        }
+        self.bulk.arriving.get(&arrival)?.assembly.as_ref()?.lease(chunk)
+    }
+
+    /// Takes memory for an arrival, and moves it there if it has some.
+    fn place(&mut self, node: &Node, arrival: usize) {
+        let Some(arriving) = self.bulk.arriving.get_mut(&arrival) else { return };
+        let block = match &node.arena {
+            Some(arena) => arena.alloc(arriving.len as usize).map_err(|full| {
+                node.counters.count(Counted::StoreFull);
+                (ErrorKind::StoreFull, full.to_string())
+            }),
+            None => Err((ErrorKind::BadCall, "this rank has no object store".to_string())),
+        };
+        match block {
+            Ok(block) => {
+                let assembly = match arriving.assembly.take() {
+                    Some(before) => {
+                        arriving.former.push(before.pin());
+                        before.move_to(block)
+                    }
+                    None => Assembly::new(block, Exchange::chunking(arriving.len).chunk_bytes()),
+                };
+                let offset = assembly.offset();
+                arriving.assembly = Some(assembly);
+                self.bulk.exchange.placed(arrival, offset);
+            }
+            Err(why) => {
+                arriving.no_room = Some(why);
+                self.bulk.exchange.cannot_place(arrival);
             }
         }
-        arriving.assembly.as_ref()?.lease(chunk)
+    }
+
+    /// Looks for ranks that do not send what was asked of them.
+    pub(super) fn check_transfers(&mut self) {
+        if !self.bulk.arriving.is_empty() {
+            let now_ns = self.bulk.now_ns();
+            self.bulk.exchange.check_stalls(now_ns);
+            self.bulk.pending = true;
+        }
     }
 
     /// An object is here, or will never be.
     fn landed(&mut self, node: &'static Node, arrival: usize, copy: CopyId, kept: bool, error: Option<FetchError>) {
-        let Some(Arriving { assembly, readers, no_room, .. }) = self.bulk.arriving.remove(&arrival) else { return };
-        if let Some(assembly) = assembly.as_ref().filter(|_| kept) {
-            self.bulk.kept.insert(copy, assembly.pin());
+        let Some(arriving) = self.bulk.arriving.remove(&arrival) else { return };
+        let Arriving { assembly, mut former, readers, no_room, .. } = arriving;
+        if kept {
+            former.extend(assembly.as_ref().map(Assembly::pin));
+            self.bulk.kept.insert(copy, former);
         }
         let object = match (error, no_room, assembly.map(Assembly::seal)) {
             (None, _, Some(Ok(object))) => Ok(object),
@@ -277,6 +302,7 @@ impl State {
                     self.send(to, &buffer);
                 }
                 Action::Read { token, arrival, rank, read } => self.read_chunk(node, token, arrival, rank, read),
+                Action::Move { arrival } => self.core.place(node, arrival),
                 Action::Near { arrival, place } => self.core.is_near(node, arrival, place),
                 Action::Done { arrival, copy, kept } => self.core.landed(node, arrival, copy, kept, None),
                 Action::Failed { arrival, copy, kept, error } => {

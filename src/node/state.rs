@@ -42,6 +42,8 @@ pub(super) enum Command {
     Release { lender: Rank, object: u64 },
     /// A copy in the arena of a rank of this host is not used any more.
     Leave { place: NearCopy },
+    /// Look for ranks that do not send what was asked of them.
+    CheckTransfers,
     /// Start a task when its demand can be granted.
     Admit { task: Task },
     /// A task with a demand ended.
@@ -295,6 +297,7 @@ impl State {
                 self.core.scratch = buffer;
             }
             Command::Leave { place } => self.core.leave(place),
+            Command::CheckTransfers => self.core.check_transfers(),
             Command::Admit { task } => self.core.admit(node, task),
             Command::GiveBack { demand } => {
                 for task in self.core.ledger.give_back(&demand) {

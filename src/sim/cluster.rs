@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::network::{Happening, Network, NetworkConfig};
 use crate::base::Rank;
-use crate::base::limits::{FETCH_BYTES_MAX, FETCH_PEER_BYTES_MAX};
+use crate::base::limits::{FETCH_BYTES_MAX, FETCH_PEER_BYTES_MAX, STALL_CHECK_EVERY};
 use crate::store::{Action, ChunkRead, ChunkSet, Exchange, FetchError, Memory, NearCopy, Wanted};
 use crate::wire::{Bulk, CopyId, Message, write_bulk};
 
@@ -23,6 +23,8 @@ pub struct Scenario {
     pub objects: Vec<Object>,
     /// Which host dies when.
     pub deaths: Vec<(Rank, u64)>,
+    /// Which rank stops when, and for how long, as by SIGSTOP.
+    pub stops: Vec<(Rank, u64, u64)>,
     /// Hosts with faster or slower links.
     pub speeds: Vec<(Rank, f64)>,
     /// Whether readers drop what they have read at once, or keep it.
@@ -101,6 +103,7 @@ impl Scenario {
             network,
             objects: vec![object],
             deaths: Vec::new(),
+            stops: Vec::new(),
             speeds: Vec::new(),
             drop_when_read: false,
             ranks_per_host: 1,
@@ -125,6 +128,8 @@ struct Cluster<'s> {
     network: Network<Parcel>,
     ranks: Vec<Member>,
     ends: BTreeMap<(usize, Rank), End>,
+    /// Reads that will end, if nobody dies.
+    expected: usize,
     messages: u64,
     message_bytes: u64,
 }
@@ -137,8 +142,10 @@ struct Member {
     arrivals: HashMap<usize, (usize, Option<u64>)>,
     /// Copies that are used in place, until the end.
     near: Vec<NearCopy>,
-    /// From whom, what and for which arrival.
-    reads: HashMap<usize, (Rank, ChunkRead, usize)>,
+    /// From whom, what, for which arrival and where to.
+    reads: HashMap<usize, (Rank, ChunkRead, usize, Option<u64>)>,
+    /// Where objects were before they were moved.
+    former: HashMap<usize, Vec<u64>>,
     in_flight: HashMap<Rank, u64>,
     known_dead: Vec<Rank>,
 }
@@ -153,6 +160,8 @@ struct Store {
     places: BTreeMap<u64, Place>,
     complete: HashMap<CopyId, u64>,
     kept: HashMap<CopyId, u64>,
+    /// Where kept objects were before.
+    also_kept: HashMap<CopyId, Vec<u64>>,
     next: u64,
 }
 
@@ -176,6 +185,12 @@ enum Parcel {
 }
 
 const ALIGN: u64 = 1 << 20;
+
+/// The alarm at which a rank looks for stalled sources, and how often it does;
+/// after the last one, whatever has not ended never will.
+const CHECK: u64 = u64::MAX;
+const CHECK_NS: u64 = STALL_CHECK_EVERY.as_nanos() as u64;
+const CHECKS_END_NS: u64 = 60_000_000_000;
 
 impl Store {
     fn take(&mut self, bytes: u64, chunks: ChunkSet) -> u64 {
@@ -223,6 +238,7 @@ impl Memory for Store {
         if let Some(at) = self.kept.remove(&copy) {
             self.leave(at);
         }
+        self.also_kept.remove(&copy).unwrap_or_default().into_iter().for_each(|at| self.leave(at));
     }
 }
 
@@ -234,6 +250,7 @@ impl<'s> Cluster<'s> {
             store: Store { me: Rank(rank), next: ALIGN, ..Store::default() },
             arrivals: HashMap::new(),
             near: Vec::new(),
+            former: HashMap::new(),
             reads: HashMap::new(),
             in_flight: HashMap::new(),
             known_dead: Vec::new(),
@@ -258,10 +275,17 @@ impl<'s> Cluster<'s> {
         for (rank, at_ns) in &scenario.deaths {
             network.kill(rank.index(), *at_ns);
         }
+        for (rank, at_ns, for_ns) in &scenario.stops {
+            network.stop(rank.index(), *at_ns, *for_ns);
+        }
+        for rank in 0..ranks.len() {
+            network.at(rank, CHECK_NS, CHECK);
+        }
         for (rank, speed) in &scenario.speeds {
             network.set_speed(rank.index(), *speed);
         }
-        Cluster { scenario, network, ranks, ends: BTreeMap::new(), messages: 0, message_bytes: 0 }
+        let expected = scenario.objects.iter().map(|object| object.readers.len()).sum();
+        Cluster { scenario, network, ranks, ends: BTreeMap::new(), expected, messages: 0, message_bytes: 0 }
     }
 
     fn play(&mut self) {
@@ -282,6 +306,12 @@ impl<'s> Cluster<'s> {
             let now_ns = self.network.now_ns();
             let member = &mut self.ranks[host];
             match happening {
+                Happening::Alarm { what: CHECK } => {
+                    member.exchange.check_stalls(now_ns);
+                    if now_ns < CHECKS_END_NS && self.ends.len() < self.expected {
+                        self.network.at(host, CHECK_NS, CHECK);
+                    }
+                }
                 Happening::Alarm { what } => self.start(host, what as usize),
                 Happening::Message { from, message: Parcel::Bulk(bytes) } => {
                     if member.known_dead.contains(&Rank(from as u32)) {
@@ -319,14 +349,16 @@ impl<'s> Cluster<'s> {
     }
 
     fn read_ended(&mut self, host: usize, token: usize, ok: bool, now_ns: u64) {
-        let (source, read, arrival) = self.ranks[host].reads.remove(&token).expect("a read ends once");
+        let (source, read, arrival, to) = self.ranks[host].reads.remove(&token).expect("a read ends once");
         if ok && self.network.is_alive(source.index()) {
             let serves = self.ranks[source.index()].store.serves(read.offset, read.len);
             assert!(serves, "rank {host} read {read:?} of {source}, which keeps nothing there");
         }
         let member = &mut self.ranks[host];
         *member.in_flight.get_mut(&source).expect("it was started") -= read.len;
-        if ok {
+        // What was moved meanwhile, or has ended, comes to where it was.
+        let waited_for = member.arrivals.get(&arrival).is_some_and(|(_, at)| *at == to);
+        if ok && waited_for {
             let at = member.arrivals[&arrival].1.expect("it has a place");
             let place = member.store.places.get_mut(&at).expect("it is arriving");
             assert!(place.chunks.insert(read.chunk), "rank {host} read {read:?} twice");
@@ -340,7 +372,8 @@ impl<'s> Cluster<'s> {
         while let Some(action) = self.ranks[host].exchange.next(now_ns) {
             match action {
                 Action::Send(to, message) => self.send(host, to, &message),
-                Action::Read { token, rank, read, arrival } => self.read(host, rank, token, (rank, read, arrival)),
+                Action::Read { token, rank, read, arrival } => self.read(host, rank, token, read, arrival),
+                Action::Move { arrival } => self.relocate(host, arrival),
                 Action::Near { arrival, place } => self.near(host, arrival, place),
                 Action::Done { arrival, copy, kept } => self.end(host, arrival, copy, kept, None),
                 Action::Failed { arrival, copy, kept, error } => self.end(host, arrival, copy, kept, Some(error)),
@@ -356,26 +389,38 @@ impl<'s> Cluster<'s> {
         self.network.send(from, to.index(), Parcel::Bulk(bytes));
     }
 
-    fn read(&mut self, host: usize, source: Rank, token: usize, what: (Rank, ChunkRead, usize)) {
-        let read = what.1;
+    fn read(&mut self, host: usize, source: Rank, token: usize, read: ChunkRead, arrival: usize) {
         if self.network.is_alive(source.index()) {
             let serves = self.ranks[source.index()].store.serves(read.offset, read.len);
             assert!(serves, "rank {host} reads {read:?} of {source}, which has nothing there");
         }
         let member = &mut self.ranks[host];
-        let (number, at) = member.arrivals.get_mut(&what.2).expect("it is arriving");
+        let (number, at) = member.arrivals.get_mut(&arrival).expect("it is arriving");
         if at.is_none() {
             let bytes = self.scenario.objects[*number].bytes;
             let to = member.store.take(bytes, ChunkSet::none(Exchange::chunking(bytes).count()));
             *at = Some(to);
-            member.exchange.placed(what.2, to);
+            member.exchange.placed(arrival, to);
         }
+        let to = *at;
         let from_it = member.in_flight.entry(source).or_default();
         *from_it += read.len;
         assert!(*from_it < FETCH_PEER_BYTES_MAX + read.len, "too much under way from {source}");
         assert!(member.in_flight.values().sum::<u64>() < FETCH_BYTES_MAX + read.len, "too much under way");
-        member.reads.insert(token, what);
+        member.reads.insert(token, (source, read, arrival, to));
         self.network.read(host, source.index(), read.len, token);
+    }
+
+    /// An object goes on elsewhere, with what is here of it.
+    fn relocate(&mut self, host: usize, arrival: usize) {
+        let member = &mut self.ranks[host];
+        let (number, at) = member.arrivals.get_mut(&arrival).expect("it is arriving");
+        let from = at.expect("something was under way to it");
+        let chunks = member.store.places[&from].chunks.clone();
+        let to = member.store.take(self.scenario.objects[*number].bytes, chunks);
+        *at = Some(to);
+        member.former.entry(arrival).or_default().push(from);
+        member.exchange.placed(arrival, to);
     }
 
     fn end(&mut self, host: usize, arrival: usize, copy: CopyId, kept: bool, error: Option<FetchError>) {
@@ -384,6 +429,12 @@ impl<'s> Cluster<'s> {
         if kept && let Some(at) = at {
             member.store.places.get_mut(&at).expect("it has just come").users += 1;
             assert!(member.store.kept.insert(copy, at).is_none(), "kept twice");
+        }
+        for former in member.former.remove(&arrival).unwrap_or_default() {
+            match kept {
+                true => member.store.also_kept.entry(copy).or_default().push(former),
+                false => member.store.leave(former),
+            }
         }
         assert!(error.is_some() || at.is_some(), "an object without a place");
         if let Some(at) = at {

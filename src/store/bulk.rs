@@ -19,7 +19,7 @@ use super::directory::{Asker, Directory, Plan};
 use super::fetch::{ChunkRead, Fetch};
 use super::flow::{Flow, Turn};
 use crate::base::Rank;
-use crate::base::limits::{BULK_BYTES_MIN, BULK_LOCATES_MAX, OBJECT_ALIGN};
+use crate::base::limits::{BULK_BYTES_MIN, BULK_LOCATES_MAX, OBJECT_ALIGN, SOURCE_STALL_MAX};
 use crate::wire::{Bulk, BulkBody, CopyId};
 
 /// See the module.
@@ -73,6 +73,14 @@ pub enum Action {
         rank: Rank,
         /// What.
         read: ChunkRead,
+    },
+    /// Part of an arrival is under way from a rank that may never send it. The
+    /// arrival goes on in other memory, with what is here; to be answered by
+    /// [`Exchange::placed`] or [`Exchange::cannot_place`]. All that was under
+    /// way is asked for again, and may still come to where it was.
+    Move {
+        /// The arrival.
+        arrival: usize,
     },
     /// An object is here. If it is `kept`, its memory must stay until
     /// [`Memory::unpin`].
@@ -174,6 +182,9 @@ pub struct Landed {
 /// A message that a peer must not send: what it did.
 pub type Violation = &'static str;
 
+/// For what is under way and not waited for.
+const NO_ARRIVAL: usize = usize::MAX;
+
 const NO_SUCH_CHUNK: Violation = "chunks that the object does not have";
 
 #[derive(Debug)]
@@ -243,6 +254,8 @@ struct ReadUnderWay {
     rank: Rank,
     chunk: u32,
     len: u64,
+    /// The chunk was asked of another rank since.
+    reclaimed: bool,
 }
 
 impl Exchange {
@@ -322,12 +335,19 @@ impl Exchange {
 
     /// An arrival goes to `offset` of this rank's arena.
     pub fn placed(&mut self, arrival: usize, offset: u64) {
-        self.arrivals[arrival].to = Some(offset);
+        let entry = &mut self.arrivals[arrival];
+        if entry.to.replace(offset).is_some() {
+            // It was moved: all that is here is news.
+            entry.changed = Some((0, entry.fetch.here().words().len() as u32 - 1));
+            self.news.push(arrival);
+        }
+        self.proceed(arrival);
     }
 
     /// There is no memory for an arrival: it fails.
     pub fn cannot_place(&mut self, arrival: usize) {
         self.arrivals[arrival].failed = true;
+        self.proceed(arrival);
     }
 
     /// A copy is not read in place any more.
@@ -374,9 +394,14 @@ impl Exchange {
 
     /// A read ended, well or not. What it brought.
     pub fn read_ended(&mut self, token: usize, result: Result<(), String>, now_ns: u64) -> Option<Landed> {
-        let ReadUnderWay { arrival, rank, chunk, len } = self.reads.try_remove(token)?;
+        let ReadUnderWay { arrival, rank, chunk, len, reclaimed } = self.reads.try_remove(token)?;
         self.flow.ended(rank, len);
         let entry = self.arrivals.get_mut(arrival)?;
+        if reclaimed {
+            entry.fetch.revive(rank);
+            self.proceed(arrival);
+            return None;
+        }
         let landed = result.is_ok().then_some(Landed { bytes: len, from_owner: rank == entry.wanted.owner });
         match result {
             Ok(()) => {
@@ -413,6 +438,39 @@ impl Exchange {
         }
     }
 
+    /// Looks for ranks that send nothing of what was asked of them, and asks
+    /// others. To be called now and then.
+    pub fn check_stalls(&mut self, now_ns: u64) {
+        let all: Vec<usize> = self.arrivals.iter().filter(|(_, entry)| !entry.ended).map(|(n, _)| n).collect();
+        for arrival in all {
+            let most_ns = SOURCE_STALL_MAX.as_nanos() as u64;
+            for rank in self.arrivals[arrival].fetch.newly_stalled(now_ns, most_ns) {
+                self.find_help(arrival, rank);
+            }
+            let reclaimed = self.arrivals[arrival].fetch.reclaim();
+            if !reclaimed.is_empty() {
+                for read in self.reads.iter_mut().map(|(_, read)| read).filter(|read| read.arrival == arrival) {
+                    read.reclaimed |= reclaimed.contains(&(read.rank, read.chunk));
+                }
+                self.actions.push_back(Action::Move { arrival });
+            }
+        }
+    }
+
+    /// Finds another source beside `rank`, which may come back.
+    fn find_help(&mut self, arrival: usize, rank: Rank) {
+        let entry = &mut self.arrivals[arrival];
+        let copy = entry.wanted.copy;
+        if entry.failed || entry.fetch.chunking().count() == 1 {
+            return;
+        }
+        if rank != copy.lender && !self.lost.contains_key(&copy.lender) && entry.locates < BULK_LOCATES_MAX {
+            self.locate(arrival, Some(rank));
+        } else if let Some(reserve) = entry.reserves.pop() {
+            self.use_source(arrival, reserve);
+        }
+    }
+
     /// The last loan of an object has ended.
     pub fn freed(&mut self, object: u64) {
         self.directory.freed(object);
@@ -431,7 +489,7 @@ impl Exchange {
         match &mut action {
             Action::Done { arrival, kept, .. } | Action::Failed { arrival, kept, .. } => *kept = self.settle(*arrival),
             Action::Near { arrival, .. } => _ = self.settle(*arrival),
-            Action::Send(..) | Action::Read { .. } => (),
+            Action::Send(..) | Action::Read { .. } | Action::Move { .. } => (),
         }
         Some(action)
     }
@@ -752,6 +810,8 @@ impl Exchange {
     /// Forgets an arrival whose end is being told; whether others read from it.
     fn settle(&mut self, arrival: usize) -> bool {
         let Arrival { wanted, to, fetch, .. } = self.arrivals.remove(arrival);
+        // What may still come belongs to no arrival any more.
+        self.reads.iter_mut().filter(|(_, read)| read.arrival == arrival).for_each(|(_, read)| read.arrival = NO_ARRIVAL);
         let served = self.served.get_mut(&wanted.copy).filter(|served| served.state == Serving::Partly(arrival));
         let Some(served) = served else { return false };
         let complete = to.filter(|_| fetch.is_complete());
@@ -776,7 +836,7 @@ impl Exchange {
         let next = self.flow.next(|rank, arrival| {
             let entry = arrivals.get_mut(arrival).filter(|entry| !entry.failed);
             let Some(read) = entry.and_then(|entry| entry.fetch.next(rank, now_ns)) else { return Turn::Passes };
-            let token = reads.insert(ReadUnderWay { arrival, rank, chunk: read.chunk, len: read.len });
+            let token = reads.insert(ReadUnderWay { arrival, rank, chunk: read.chunk, len: read.len, reclaimed: false });
             Turn::Reads(read.len, Action::Read { token, arrival, rank, read })
         });
         self.actions.extend(next);
