@@ -52,9 +52,6 @@ pub struct ChunkRead {
 /// How much of the last measurement enters a source's speed.
 const NEW_SHARE: f64 = 0.3;
 
-/// How much later than by the other sources a chunk may be there by a slow one.
-const PATIENCE: f64 = 1.5;
-
 impl Fetch {
     /// An object of which nothing is here, and of which nobody is known to have
     /// anything.
@@ -217,7 +214,7 @@ impl Fetch {
     }
 
     /// Whether asking source `at` for a chunk gets it here about as soon as
-    /// leaving it to the others that have it.
+    /// leaving the rest to the others that have it.
     fn is_worth(&self, at: usize, chunk: u32, now_ns: u64) -> bool {
         let others = self.sources.iter().enumerate().filter(|(i, s)| *i != at && !s.gone && !s.stalled && s.has.contains(chunk));
         let mut others = others.map(|(_, s)| s).peekable();
@@ -239,7 +236,7 @@ impl Fetch {
         let here_after = (me.in_flight.len() + 1) as f64 * mine;
         let all_of_theirs = f64::from(self.missing.filled() + theirs_in_flight as u32) / their_rate;
         // The fastest of idle sources is never refused, so that there is always one.
-        their_rate == 0.0 || here_after <= PATIENCE * all_of_theirs.max(first_of_theirs)
+        their_rate == 0.0 || here_after <= all_of_theirs.max(first_of_theirs)
     }
 
     fn at(&self, rank: Rank) -> Option<usize> {

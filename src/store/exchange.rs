@@ -9,14 +9,18 @@
 //! the [`Directory`]. The owner's memory needs no subscription, for whoever
 //! reads it has it on loan.
 
+mod holder;
+mod terms;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::fmt;
 
 use slab::Slab;
 
+use self::holder::{ReaderHere, Served, Serving};
+pub use self::terms::{Action, FetchError, Landed, Memory, NearCopy, Violation, Wanted};
 use super::chunks::{ChunkSet, Chunking};
 use super::directory::{Asker, Directory, Plan};
-use super::fetch::{ChunkRead, Fetch};
+use super::fetch::Fetch;
 use super::flow::{Flow, Turn};
 use crate::base::Rank;
 use crate::base::limits::{BULK_BYTES_MIN, BULK_LOCATES_MAX, OBJECT_ALIGN, SOURCE_STALL_MAX};
@@ -42,145 +46,6 @@ pub struct Exchange {
     news: Vec<usize>,
     subscriptions: u32,
 }
-
-/// An object that is to be brought here.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Wanted {
-    /// Its name.
-    pub copy: CopyId,
-    /// In whose memory it lies, on loan to us.
-    pub owner: Rank,
-    /// Its first byte there.
-    pub from: u64,
-    /// Its bytes.
-    pub len: u64,
-}
-
-/// What the exchange wants done.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Action {
-    /// Send a message.
-    Send(Rank, Bulk),
-    /// Read a chunk; to be answered by [`Exchange::read_ended`]. The first one of
-    /// an arrival needs memory for the whole, to be told by
-    /// [`Exchange::placed`] or [`Exchange::cannot_place`].
-    Read {
-        /// Names the read.
-        token: usize,
-        /// The arrival that it is for.
-        arrival: usize,
-        /// From whom.
-        rank: Rank,
-        /// What.
-        read: ChunkRead,
-    },
-    /// Part of an arrival is under way from a rank that may never send it. The
-    /// arrival goes on in other memory, with what is here; to be answered by
-    /// [`Exchange::placed`] or [`Exchange::cannot_place`]. All that was under
-    /// way is asked for again, and may still come to where it was.
-    Move {
-        /// The arrival.
-        arrival: usize,
-    },
-    /// An object is here. If it is `kept`, its memory must stay until
-    /// [`Memory::unpin`].
-    Done {
-        /// The arrival, whose number is used again.
-        arrival: usize,
-        /// The object.
-        copy: CopyId,
-        /// Others still read from it.
-        kept: bool,
-    },
-    /// An object is in the memory of a rank whose memory this one reads in
-    /// place. It stays there until [`Exchange::left`].
-    Near {
-        /// The arrival, whose number is used again.
-        arrival: usize,
-        /// Where it is.
-        place: NearCopy,
-    },
-    /// An object will not come; otherwise as [`Action::Done`].
-    Failed {
-        /// The arrival.
-        arrival: usize,
-        /// The object.
-        copy: CopyId,
-        /// Others still read from it.
-        kept: bool,
-        /// Why.
-        error: FetchError,
-    },
-}
-
-/// A copy that is read in place.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NearCopy {
-    /// The object.
-    pub copy: CopyId,
-    /// Who keeps it.
-    pub holder: Rank,
-    /// The subscription under which it does.
-    pub number: u32,
-    /// Its first byte in the holder's arena.
-    pub offset: u64,
-    /// Its bytes.
-    pub len: u64,
-}
-
-/// An object that could not be read from anybody.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct FetchError {
-    /// The object.
-    pub copy: CopyId,
-    /// In whose memory it was.
-    pub owner: Rank,
-    /// Its bytes.
-    pub len: u64,
-    /// Who was tried, and why each had to be given up.
-    pub causes: Vec<(Rank, String)>,
-}
-
-impl fmt::Display for FetchError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let FetchError { copy, owner, len, causes } = self;
-        let (lender, object) = (copy.lender, copy.object);
-        write!(f, "object {object:#x} of {lender}, {len} bytes in the memory of {owner}, has no source left")?;
-        for (at, (rank, cause)) in causes.iter().enumerate() {
-            write!(f, "{}{rank}: {cause}", if at == 0 { ": " } else { "; " })?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for FetchError {}
-
-/// What the exchange asks of this rank's memory.
-pub trait Memory {
-    /// The object that this rank has lent to `borrower`: whose memory it lies
-    /// in, and its bytes.
-    fn lent(&self, object: u64, borrower: Rank) -> Option<(Rank, u64)>;
-
-    /// Keeps the complete copy where it is, if there still is one: its first
-    /// byte in this rank's arena, and its bytes.
-    fn pin(&mut self, copy: CopyId) -> Option<(u64, u64)>;
-
-    /// Ends [`Memory::pin`], or what [`Action::Done`] and [`Action::Failed`] say
-    /// is kept.
-    fn unpin(&mut self, copy: CopyId);
-}
-
-/// A chunk that has come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Landed {
-    /// Its bytes.
-    pub bytes: u64,
-    /// From the owner's memory, not from another reader's copy.
-    pub from_owner: bool,
-}
-
-/// A message that a peer must not send: what it did.
-pub type Violation = &'static str;
 
 /// For what is under way and not waited for.
 const NO_ARRIVAL: usize = usize::MAX;
@@ -223,29 +88,6 @@ struct Near {
     rank: Rank,
     has: ChunkSet,
     offset: u64,
-}
-
-#[derive(Debug)]
-struct Served {
-    readers: Vec<ReaderHere>,
-    state: Serving,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct ReaderHere {
-    rank: Rank,
-    number: u32,
-    in_place: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Serving {
-    /// While it arrives.
-    Partly(usize),
-    /// All of it, pinned from `offset` on.
-    Whole { offset: u64, chunks: u32 },
-    /// What has come before it was given up, pinned.
-    Broken,
 }
 
 #[derive(Debug)]
@@ -395,7 +237,10 @@ impl Exchange {
     /// A read ended, well or not. What it brought.
     pub fn read_ended(&mut self, token: usize, result: Result<(), String>, now_ns: u64) -> Option<Landed> {
         let ReadUnderWay { arrival, rank, chunk, len, reclaimed } = self.reads.try_remove(token)?;
-        self.flow.ended(rank, len);
+        match reclaimed {
+            true => self.flow.ended_late(rank, len),
+            false => self.flow.ended(rank, len),
+        }
         let entry = self.arrivals.get_mut(arrival)?;
         if reclaimed {
             entry.fetch.revive(rank);
@@ -450,7 +295,10 @@ impl Exchange {
             let reclaimed = self.arrivals[arrival].fetch.reclaim();
             if !reclaimed.is_empty() {
                 for read in self.reads.iter_mut().map(|(_, read)| read).filter(|read| read.arrival == arrival) {
-                    read.reclaimed |= reclaimed.contains(&(read.rank, read.chunk));
+                    if !read.reclaimed && reclaimed.contains(&(read.rank, read.chunk)) {
+                        read.reclaimed = true;
+                        self.flow.given_up(read.len);
+                    }
                 }
                 self.actions.push_back(Action::Move { arrival });
             }
@@ -567,56 +415,6 @@ impl Exchange {
                 entry.near = Some(Near { rank, has, offset: 0 });
             }
             self.send(rank, copy, BulkBody::Subscribe { number, in_place });
-        }
-    }
-
-    fn on_subscribe(
-        &mut self,
-        copy: CopyId,
-        reader: ReaderHere,
-        memory: &mut dyn Memory,
-    ) -> Result<(), Violation> {
-        let ReaderHere { rank: from, number, .. } = reader;
-        let arriving = self.by_copy.get(&copy).copied().filter(|arrival| !self.arrivals[*arrival].failed);
-        let state = match (self.served.get(&copy), arriving) {
-            (Some(served), _) if served.readers.iter().any(|r| (r.rank, r.number) == (from, number)) => {
-                return Err("a subscription with a number that is in use");
-            }
-            (None, Some(arrival)) => Some(Serving::Partly(arrival)),
-            (None, None) => memory.pin(copy).map(|(offset, len)| {
-                Serving::Whole { offset, chunks: Exchange::chunking(len).count() }
-            }),
-            (Some(Served { state: Serving::Broken, .. }), _) => None,
-            (Some(served), _) => Some(served.state),
-        };
-        let (offset, words) = match state {
-            Some(Serving::Partly(arrival)) => {
-                let entry = &self.arrivals[arrival];
-                (entry.to.unwrap_or(0), entry.fetch.here().words().to_vec())
-            }
-            Some(Serving::Whole { offset, chunks }) => (offset, ChunkSet::all(chunks).words().to_vec()),
-            Some(Serving::Broken) | None => {
-                self.send(from, copy, BulkBody::Gone { number });
-                return Ok(());
-            }
-        };
-        let state = state.unwrap_or(Serving::Broken);
-        let served = self.served.entry(copy).or_insert_with(|| Served { readers: Vec::new(), state });
-        served.readers.push(reader);
-        self.send(from, copy, BulkBody::Holding { number, offset, first: 0, words });
-        Ok(())
-    }
-
-    /// Ends the subscriptions of those readers for whom `leaves` holds.
-    fn unsubscribe(&mut self, copy: CopyId, memory: &mut dyn Memory, leaves: impl Fn(&ReaderHere) -> bool) {
-        let Some(served) = self.served.get_mut(&copy) else { return };
-        served.readers.retain(|reader| !leaves(reader));
-        if served.readers.is_empty() {
-            let state = served.state;
-            self.served.remove(&copy);
-            if !matches!(state, Serving::Partly(_)) {
-                memory.unpin(copy);
-            }
         }
     }
 
@@ -807,30 +605,6 @@ impl Exchange {
         self.actions.push_back(Action::Near { arrival, place });
     }
 
-    /// Forgets an arrival whose end is being told; whether others read from it.
-    fn settle(&mut self, arrival: usize) -> bool {
-        let Arrival { wanted, to, fetch, .. } = self.arrivals.remove(arrival);
-        // What may still come belongs to no arrival any more.
-        self.reads.iter_mut().filter(|(_, read)| read.arrival == arrival).for_each(|(_, read)| read.arrival = NO_ARRIVAL);
-        let served = self.served.get_mut(&wanted.copy).filter(|served| served.state == Serving::Partly(arrival));
-        let Some(served) = served else { return false };
-        let complete = to.filter(|_| fetch.is_complete());
-        served.state = match complete {
-            Some(offset) => Serving::Whole { offset, chunks: fetch.chunking().count() },
-            None => Serving::Broken,
-        };
-        for ReaderHere { rank, number, .. } in served.readers.clone() {
-            let what = match complete {
-                Some(offset) => {
-                    BulkBody::Holding { number, offset, first: 0, words: fetch.here().words().to_vec() }
-                }
-                None => BulkBody::Gone { number },
-            };
-            self.send(rank, wanted.copy, what);
-        }
-        true
-    }
-
     fn read_more(&mut self, now_ns: u64) {
         let (arrivals, reads) = (&mut self.arrivals, &mut self.reads);
         let next = self.flow.next(|rank, arrival| {
@@ -840,24 +614,6 @@ impl Exchange {
             Turn::Reads(read.len, Action::Read { token, arrival, rank, read })
         });
         self.actions.extend(next);
-    }
-
-    /// Tells those that read from here what has come since.
-    fn tell_news(&mut self) {
-        for arrival in std::mem::take(&mut self.news) {
-            let Some(entry) = self.arrivals.get_mut(arrival) else { continue };
-            let Some((first, last)) = entry.changed.take() else { continue };
-            let copy = entry.wanted.copy;
-            let Some(served) = self.served.get(&copy) else { continue };
-            if served.state != Serving::Partly(arrival) {
-                continue;
-            }
-            let words = &entry.fetch.here().words()[first as usize..=last as usize];
-            let (offset, words) = (entry.to.unwrap_or(0), words.to_vec());
-            for ReaderHere { rank, number, .. } in served.readers.clone() {
-                self.send(rank, copy, BulkBody::Holding { number, offset, first, words: words.clone() });
-            }
-        }
     }
 }
 
@@ -874,3 +630,6 @@ impl Arrival {
             || self.locating && self.wanted.copy.lender == rank
     }
 }
+
+#[cfg(test)]
+mod tests;
