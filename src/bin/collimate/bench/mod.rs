@@ -6,8 +6,10 @@
 //! measures what that job's shape allows.
 
 mod bare;
+mod fabric;
 mod latency;
 mod measure;
+mod openmpi;
 mod record;
 mod stage;
 mod start;
@@ -64,6 +66,8 @@ pub enum Metric {
     Throughput,
     /// put and get from 8 B to 256 MiB
     Store,
+    /// Objects, messages and round trips over TCP, without the runtime
+    Fabric,
 }
 
 impl Bench {
