@@ -21,6 +21,7 @@ mod shm;
 mod stream;
 mod streams;
 mod uring;
+mod zerocopy;
 
 #[cfg(test)]
 mod conformance;

@@ -26,6 +26,6 @@ pub use process::{Signals, duplicate_inherited_socket, on_exit, spawn_bound};
 pub use say::say_line;
 #[cfg(test)]
 pub(crate) use socket::deafen;
-pub use socket::send_from_region;
+pub use socket::{SendNotices, allow_uncopied, send_from_region, send_uncopied, take_send_notices};
 pub use uring::{Features as UringFeatures, ReceiveRing, Received};
 pub use wait::WaitSet;
