@@ -140,6 +140,10 @@ pub const LOSS_GRACE: Duration = Duration::from_secs(2);
 /// How long ranks have between SIGTERM and SIGKILL.
 pub const TERM_GRACE: Duration = Duration::from_secs(2);
 
+/// How long the launcher waits for word that killed ranks have ended: only a
+/// host that cannot be reached sends none.
+pub const KILL_GRACE: Duration = Duration::from_secs(2);
+
 /// The largest frame between a launcher and its ranks: every rank's card.
 pub const LAUNCH_FRAME_BYTES_MAX: usize = RANKS_MAX as usize * CARD_BYTES_MAX;
 
