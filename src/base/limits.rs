@@ -73,8 +73,46 @@ pub const STREAM_QUEUES_BYTES: usize = 64 << 20;
 /// One-sided reads under way from one peer over one connection.
 pub const STREAM_READS_MAX: usize = 256;
 
+/// Objects from this size on are read in chunks, from whoever has them. Asking
+/// who that is costs a round trip, which is little beside the time that so many
+/// bytes take.
+pub const BULK_BYTES_MIN: u64 = 1 << 20;
+
+/// The smallest chunk: what comes in one is on its way for longer than a
+/// message about it.
+pub const CHUNK_BYTES_MIN: u64 = 256 << 10;
+
+/// Chunks of an object that is neither small nor huge: each rank of a chain is
+/// one chunk behind the rank before it.
+pub const CHUNKS_AIM: u64 = 1024;
+
+/// Chunks of an object; from `CHUNKS_AIM` on they have `CHUNK_BYTES_MAX`, and
+/// only the largest objects have larger ones.
+pub const CHUNKS_MAX: usize = 4096;
+
+/// See [`CHUNKS_MAX`].
+pub const CHUNK_BYTES_MAX: u64 = 4 << 20;
+
+/// Bytes under way for one object from one rank, but two chunks always: what a
+/// link of 100 Gb/s holds in 300 us, and little to wait for at the end.
+pub const FETCH_SOURCE_BYTES_MAX: u64 = 4 << 20;
+
+/// Bytes under way from one rank over all objects.
+pub const FETCH_PEER_BYTES_MAX: u64 = 16 << 20;
+
+/// Bytes under way from all ranks.
+pub const FETCH_BYTES_MAX: u64 = 64 << 20;
+
+/// Ranks that a reader is told at once to read an object from.
+pub const BULK_SOURCES_MAX: usize = 4;
+
+/// How often a reader asks for other sources of an object before it gives up:
+/// each answer follows a rank that was lost or had no copy any more.
+pub const BULK_LOCATES_MAX: u32 = 64;
+
 /// How long a peer's host may be silent, with data or keep-alive probes under
-/// way, before the connection counts as ended.
+/// way, before the connection counts as ended; and how long a peer may take
+/// nothing of what is sent to it.
 pub const PEER_SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// How long a connection may take to prove the job's key, first byte to last.
@@ -101,6 +139,10 @@ pub const LOSS_GRACE: Duration = Duration::from_secs(2);
 
 /// How long ranks have between SIGTERM and SIGKILL.
 pub const TERM_GRACE: Duration = Duration::from_secs(2);
+
+/// How long the launcher waits for word that killed ranks have ended: only a
+/// host that cannot be reached sends none.
+pub const KILL_GRACE: Duration = Duration::from_secs(2);
 
 /// The largest frame between a launcher and its ranks: every rank's card.
 pub const LAUNCH_FRAME_BYTES_MAX: usize = RANKS_MAX as usize * CARD_BYTES_MAX;
@@ -167,3 +209,6 @@ const _: () = assert!(OBJECT_ALIGN.is_power_of_two());
 const _: () = assert!(INLINE_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(MESSAGE_BYTES_MAX <= 1 << 16);
 const _: () = assert!(TEXT_BYTES_MAX + TRAIL_HOPS_MAX * (NAME_BYTES_MAX + 64) <= MESSAGE_BYTES_MAX / 2);
+const _: () = assert!(CHUNKS_MAX % 64 == 0 && CHUNKS_AIM <= CHUNKS_MAX as u64);
+const _: () = assert!(CHUNK_BYTES_MIN < BULK_BYTES_MIN && CHUNK_BYTES_MIN <= CHUNK_BYTES_MAX);
+const _: () = assert!(FETCH_SOURCE_BYTES_MAX <= FETCH_PEER_BYTES_MAX && FETCH_PEER_BYTES_MAX <= FETCH_BYTES_MAX);
