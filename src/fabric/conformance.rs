@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::{EpollFabric, Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan, ShmFabric, UringFabric};
+use super::{EpollFabric, Event, Fabric, FabricError, Kind, Link, OfiFabric, RegionKey, RemoteSpan, ShmFabric, UringFabric};
 use crate::base::event::{Counters, Event as Counted};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region, test_lease};
-use crate::sys::{create_region, uring_available};
+use crate::sys::{create_region, ofi_available, uring_available};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const KEY: RegionKey = RegionKey(5);
@@ -27,6 +27,8 @@ enum Backend {
     Uring,
     RingOnly,
     Epoll,
+    OfiTcp,
+    OfiShm,
 }
 
 impl Backend {
@@ -36,6 +38,18 @@ impl Backend {
             Backend::Uring => "uring",
             Backend::RingOnly => "ring_only",
             Backend::Epoll => "epoll",
+            Backend::OfiTcp => "ofi_tcp",
+            Backend::OfiShm => "ofi_shm",
+        }
+    }
+
+    /// Why it cannot be tried here: then the node uses another.
+    fn missing(self) -> Option<String> {
+        match self {
+            Backend::Uring | Backend::RingOnly => uring_available().err().map(|why| why.to_string()),
+            Backend::OfiTcp => ofi_available(Some("tcp")).err(),
+            Backend::OfiShm => ofi_available(Some("shm")).err(),
+            Backend::Shm | Backend::Epoll => None,
         }
     }
 }
@@ -47,6 +61,8 @@ fn make(kind: Backend, rank: Rank, counters: Arc<Counters>) -> Box<dyn Fabric> {
         // Without the direct path for talkative peers.
         Backend::RingOnly => Box::new(UringFabric::with_active_max(rank, 0, counters).unwrap()),
         Backend::Epoll => Box::new(EpollFabric::new(rank, counters).unwrap()),
+        Backend::OfiTcp => Box::new(OfiFabric::at(rank, Some("tcp"), Some("127.0.0.1"), counters).unwrap()),
+        Backend::OfiShm => Box::new(OfiFabric::new(rank, Some("shm"), counters).unwrap()),
     }
 }
 
@@ -85,6 +101,7 @@ impl Node {
             Backend::Shm => Kind::Shm,
             Backend::Uring | Backend::RingOnly => Kind::Uring,
             Backend::Epoll => Kind::Epoll,
+            Backend::OfiTcp | Backend::OfiShm => Kind::Ofi,
         };
         assert_eq!(fabric.kind(), expected);
         Node { rank, fabric, counters, messages: VecDeque::new(), reads: HashMap::new(), lost: Vec::new() }
@@ -693,12 +710,9 @@ macro_rules! conformance {
             $(
                 #[test]
                 fn $test() {
-                    // Where io_uring is refused, the node uses epoll.
-                    let is_ring = matches!($kind, Backend::Uring | Backend::RingOnly);
-                    if is_ring && uring_available().is_err() {
-                        return;
+                    if $kind.missing().is_none() {
+                        super::$test($kind);
                     }
-                    super::$test($kind);
                 }
             )*
 
@@ -723,3 +737,5 @@ for_all!(shm, Backend::Shm, a_wrong_set_up_is_refused);
 for_all!(epoll, Backend::Epoll, garbage_is_named_and_harms_nobody);
 for_all!(uring, Backend::Uring, garbage_is_named_and_harms_nobody);
 for_all!(ring_only, Backend::RingOnly, garbage_is_named_and_harms_nobody);
+for_all!(ofi_tcp, Backend::OfiTcp,);
+for_all!(ofi_shm, Backend::OfiShm,);

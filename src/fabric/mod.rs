@@ -13,6 +13,7 @@ use crate::mem::{Lease, Region};
 mod choice;
 mod epoll;
 mod frame;
+mod ofi;
 mod peers;
 mod shm;
 mod stream;
@@ -24,6 +25,7 @@ mod conformance;
 
 pub use choice::{Choice, Grade, Offer, choose};
 pub use epoll::EpollFabric;
+pub use ofi::{OfiFabric, parse_ofi_frame};
 pub use shm::ShmFabric;
 pub use uring::UringFabric;
 

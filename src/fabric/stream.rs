@@ -552,7 +552,7 @@ impl Inbox {
 }
 
 /// Non-blocking, without delay, and with an end to the kernel's patience.
-fn prepare(socket: &TcpStream) -> std::io::Result<()> {
+pub(super) fn prepare(socket: &TcpStream) -> std::io::Result<()> {
     let silence = limits::PEER_SILENCE_MAX;
     socket.set_nonblocking(true)?;
     socket.set_nodelay(true)?;

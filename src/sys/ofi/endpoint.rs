@@ -48,9 +48,9 @@ pub enum OfiEvent<'a> {
     /// A message that could not be received.
     Unreceived(OfiError),
     /// A message left, or never will.
-    Sent(u64, Result<(), OfiError>),
-    /// Part of a transfer ended.
-    Read(TransferId, Result<(), OfiError>),
+    Sent((u64, u64), Result<(), OfiError>),
+    /// Part of a transfer with that tag ended.
+    Read(u64, TransferId, Result<(), OfiError>),
 }
 
 /// See the folder's module.
@@ -90,6 +90,7 @@ struct Handles {
 
 struct Transfer {
     lease: Lease,
+    tag: u64,
     mr: Option<Mr>,
     descriptor: *mut c_void,
     under_way: u32,
@@ -239,7 +240,7 @@ impl OfiEndpoint {
     pub fn send<'p>(
         &mut self,
         to: Address,
-        tag: u64,
+        tag: (u64, u64),
         bytes: usize,
         parts: impl Iterator<Item = &'p [u8]>,
     ) -> Result<Posted, OfiError> {
@@ -284,7 +285,7 @@ impl OfiEndpoint {
     }
 
     /// Takes a lease to fill it with reads.
-    pub fn begin_transfer(&mut self, lease: Lease) -> Result<TransferId, (Lease, OfiError)> {
+    pub fn begin_transfer(&mut self, lease: Lease, tag: u64) -> Result<TransferId, (Lease, OfiError)> {
         let (mut mr, mut descriptor) = (None, null_mut());
         if self.registrar.is_needed_locally() {
             match self.regions.iter().find(|(region, _)| Arc::ptr_eq(region, lease.region())) {
@@ -303,7 +304,7 @@ impl OfiEndpoint {
                 }
             }
         }
-        let transfer = Transfer { lease, mr, descriptor, under_way: 0, is_abandoned: false };
+        let transfer = Transfer { lease, tag, mr, descriptor, under_way: 0, is_abandoned: false };
         let free = self.transfers.iter().position(Option::is_none);
         let place = free.unwrap_or_else(|| {
             self.transfers.push(None);
@@ -498,7 +499,7 @@ impl OfiEndpoint {
                 if state.is_abandoned {
                     self.end_transfer(TransferId(transfer));
                 } else {
-                    sink(OfiEvent::Read(TransferId(transfer), result.map(|_| ())));
+                    sink(OfiEvent::Read(state.tag, TransferId(transfer), result.map(|_| ())));
                 }
             }
         }

@@ -69,7 +69,7 @@ impl Registrar {
         // A key that a stranger can guess would let it read. One that is in use
         // already is refused, and the next one tried.
         for _ in 0..8 {
-            let key = random_key() & self.key_mask;
+            let key = random_key()? & self.key_mask;
             // SAFETY: the domain is open (`new`), its table of operations
             // belongs to it, and the range is the caller's promise.
             let (status, mr) = unsafe {
@@ -147,14 +147,13 @@ impl Mr {
     }
 }
 
-fn random_key() -> u64 {
+/// Never all ones, which stands for no key.
+fn random_key() -> Result<u64, OfiError> {
     let mut bytes = [0; 8];
-    // Without randomness keys are still distinct enough to be used once.
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => u64::from_ne_bytes(bytes) & (u64::MAX >> 1),
-        Err(_) => {
-            use std::hash::{BuildHasher, Hasher, RandomState};
-            RandomState::new().build_hasher().finish() & (u64::MAX >> 1)
-        }
-    }
+    getrandom::fill(&mut bytes).map_err(|error| OfiError {
+        call: "getrandom",
+        code: FI_EOTHER as i32,
+        text: error.to_string(),
+    })?;
+    Ok(u64::from_ne_bytes(bytes) & (u64::MAX >> 1))
 }

@@ -10,7 +10,7 @@ use super::generated::fi_context2;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Operation {
     Receive { buffer: u32 },
-    Send { buffer: u32, tag: u64 },
+    Send { buffer: u32, tag: (u64, u64) },
     Read { transfer: u32 },
 }
 
