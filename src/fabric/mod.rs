@@ -13,7 +13,10 @@ use crate::mem::{Lease, Region};
 mod choice;
 mod epoll;
 mod frame;
+mod inbox;
+mod lanes;
 mod ofi;
+mod outbox;
 mod peers;
 mod shm;
 mod stream;
@@ -51,6 +54,8 @@ pub enum Link {
     Unix(UnixStream),
     /// To any rank.
     Tcp(TcpStream),
+    /// To any rank, with further connections for large reads.
+    Lanes(TcpStream, Vec<TcpStream>),
 }
 
 /// A registered region's name: the same number at its owner and at every peer.
@@ -121,6 +126,14 @@ pub enum FabricError {
     /// The peer has no such memory; the connection stays.
     #[error("{0} has no {1}")]
     NoSuchMemory(Rank, RemoteSpan),
+    /// The other side's host does not answer, or its process takes nothing.
+    #[error("{peer} has not answered for {seconds} s: is its host down, the network cut or its process stopped?")]
+    Silent {
+        /// Who.
+        peer: Rank,
+        /// For how long.
+        seconds: u64,
+    },
     /// The operating system refused something.
     #[error("{what} for {peer}: {cause}")]
     Os {

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use slab::Slab;
 
+use super::bulk::Bulk;
 use super::rank::{HUNGRY_BASE, Node, Target};
 use super::registry::TaskType;
 use super::transfer::{Pack, Piece, Received};
@@ -69,9 +70,9 @@ pub(super) struct Core {
     pub index: Index,
     /// Calls and results whose objects are being read.
     pub arriving: Slab<Arriving>,
-    /// Reads to be started, and those under way.
+    /// Objects to be brought here, and those on their way.
     pub reads_wanted: VecDeque<Read>,
-    pub reads: Slab<Read>,
+    pub bulk: Bulk,
     pub ledger: Ledger<Task>,
     /// Ranks that asked for work during a poll.
     pub wishes: Vec<Rank>,
@@ -141,6 +142,8 @@ pub(super) struct Read {
     pub number: usize,
     pub at: usize,
     pub record: ObjectRecord,
+    /// Who lent it.
+    pub lender: Rank,
 }
 
 /// What a record turned into.
@@ -178,7 +181,7 @@ impl State {
                 index: Index::new(),
                 arriving: Slab::new(),
                 reads_wanted: VecDeque::new(),
-                reads: Slab::new(),
+                bulk: Bulk::new(me),
                 ledger: Ledger::new(capacity),
                 wishes: Vec::new(),
                 out: VecDeque::new(),
@@ -455,7 +458,7 @@ impl State {
     }
 
     /// Sends, or keeps for later, in order.
-    fn send(&mut self, to: Rank, message: &[u8]) {
+    pub(super) fn send(&mut self, to: Rank, message: &[u8]) {
         let peer = &mut self.core.peers[to.index()];
         let Some(route) = peer.route.filter(|_| peer.lost.is_none()) else { return };
         if peer.backlog.is_empty() {
@@ -477,6 +480,7 @@ impl State {
             && core.closing.is_empty()
             && core.wishes.is_empty()
             && core.reads_wanted.is_empty()
+            && !core.bulk.is_pending()
             && !core.backlogged
             && !core.newly_ready;
         if !nothing {
@@ -501,7 +505,7 @@ impl State {
                 }
                 self.core.on_lost(node, rank, why);
             }
-            self.start_reads(node);
+            self.move_objects(node);
             self.grant_wishes(node);
             if self.core.out.is_empty() && self.core.closing.is_empty() {
                 break;

@@ -159,6 +159,20 @@ impl Index {
         Ok(&object.ok_or(StoreError::Unknown { by: reader, id })?.bytes)
     }
 
+    /// The bytes of an object that `borrower` has borrowed.
+    pub fn lent(&self, id: ObjectId, borrower: Rank) -> Option<&Bytes> {
+        let slot = self.slots.get(id.slot as usize).filter(|slot| slot.generation == id.generation)?;
+        let object = slot.object.as_ref()?;
+        object.borrows.binary_search_by_key(&borrower, |b| b.0).ok()?;
+        Some(&object.bytes)
+    }
+
+    /// Whether there is such an object.
+    pub fn knows(&self, id: ObjectId) -> bool {
+        let slot = self.slots.get(id.slot as usize).filter(|slot| slot.generation == id.generation);
+        slot.is_some_and(|slot| slot.object.is_some())
+    }
+
     /// Counts one borrow by `borrower`, and says where the object is.
     pub fn lend(&mut self, id: ObjectId, borrower: Rank) -> Result<ObjectInfo, StoreError> {
         let object = self.object_mut(id).ok_or(StoreError::Unknown { by: borrower, id })?;
@@ -256,12 +270,14 @@ mod tests {
         let offset = object.offset();
         let id = index.export(&object);
         assert_eq!(index.lend(id, A), Ok(ObjectInfo { offset, len: 100_000 }));
+        assert!(index.lent(id, A).is_some() && index.lent(id, B).is_none());
         drop(object);
         index.withdraw(id).unwrap();
         assert!(arena.usage().free < free);
         assert_eq!(index.stats(), Stats { objects: 1, bytes: 100_000, exports: 0, borrows: 1 });
         assert!(index.get(id, A).unwrap().iter().all(|b| *b == 7));
         index.give_back(id, A, 1).unwrap();
+        assert!(!index.knows(id) && index.lent(id, A).is_none());
         assert_eq!(arena.usage().free, free);
         assert_eq!(index.stats(), Stats::default());
     }

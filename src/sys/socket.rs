@@ -34,6 +34,27 @@ pub fn send_from_region(
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
 }
 
+/// Makes a socket deaf, for a test: whatever the other side sends is dropped on
+/// arrival, as if the network were cut.
+#[cfg(test)]
+pub(crate) fn deafen(socket: impl AsFd) {
+    const RETURN_CONSTANT: u16 = 0x06;
+    let mut drop_all = [libc::sock_filter { code: RETURN_CONSTANT, jt: 0, jf: 0, k: 0 }];
+    let program = libc::sock_fprog { len: 1, filter: drop_all.as_mut_ptr() };
+    // SAFETY: the option takes a program by address, with its length, and
+    // copies it; both live during the call.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of_val(&program) as libc::socklen_t,
+        )
+    };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

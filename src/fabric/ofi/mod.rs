@@ -16,7 +16,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 mod frame;
 mod leftovers;
@@ -45,6 +45,13 @@ pub use frame::parse as parse_ofi_frame;
 /// Polls between two looks for ended peers: often enough for a spinning rank,
 /// rare enough to cost a spin nothing.
 const LOOK_EVERY: u32 = 1024;
+
+/// How often a sleeper looks that nobody else would wake: late enough to cost
+/// little, early enough for a message that nobody waits for in a hurry.
+const TICK: Duration = Duration::from_millis(1);
+
+/// How often a sleeper looks whether those that owe something are still there.
+const WATCH: Duration = Duration::from_secs(1);
 
 /// The number of a greeting, which is no message.
 const GREETING: u64 = u64::MAX;
@@ -243,6 +250,9 @@ impl OfiFabric {
         for rank in over {
             let Some(mut peer) = self.peers.remove(rank) else { continue };
             let cause = peer.ending.take().map_or(FabricError::Closed(rank), |ending| ending.cause);
+            if matches!(cause, FabricError::Silent { .. }) {
+                self.counters.count(Counted::StuckPeer);
+            }
             peer.reads.abandon(&mut self.endpoint, &cause, &mut self.done);
             self.reads_open -= self.done.len();
             events += self.done.len() + 1;
@@ -279,6 +289,8 @@ impl OfiFabric {
                 // Its stream would wake every sleeper until it is closed.
                 self.sleeper.forget(&peer.stream);
                 peer.look();
+            } else if peer.is_stuck() {
+                peer.end(peer.silent());
             } else if peer.misses_one() {
                 self.counters.count(Counted::BadFrame);
                 peer.end(FabricError::BadFrame(rank, "a message is missing between others".into()));
@@ -401,7 +413,7 @@ impl Fabric for OfiFabric {
             regions: self.regions.clone(),
         };
         let theirs = hello.exchange(peer, &mut stream, deadline)?;
-        prepare(&stream).map_err(|error| FabricError::os(peer, "setsockopt", error))?;
+        prepare(&stream, limits::PEER_SILENCE_MAX).map_err(|error| FabricError::os(peer, "setsockopt", error))?;
         let address =
             self.endpoint.insert(&theirs.address).map_err(|error| FabricError::os(peer, "libfabric", error))?;
         self.connections = self.connections.wrapping_add(1);
@@ -502,13 +514,20 @@ impl Fabric for OfiFabric {
         if !self.inbox.is_empty() {
             return false;
         }
-        let can_post = |peer: &Peer| peer.reads.can_post() || peer.has_gap();
-        let needs_clock = self.was_full
+        let needs_hand = |peer: &Peer| peer.ending.is_some() || peer.reads.can_post();
+        let needs_watch = |peer: &Peer| peer.owes() || peer.has_gap();
+        let tick = if self.was_full
             || self.endpoint.wait_fd().is_none()
-            || self.some_end()
-            || !self.leftovers.is_empty()
-            || self.peers.iter().any(|(_, peer)| can_post(peer));
-        self.sleeper.tick(needs_clock);
+            || !self.leaving.is_empty()
+            || self.peers.iter().any(|(_, peer)| needs_hand(peer))
+        {
+            TICK
+        } else if !self.leftovers.is_empty() || self.peers.iter().any(|(_, peer)| needs_watch(peer)) {
+            WATCH
+        } else {
+            Duration::ZERO
+        };
+        self.sleeper.tick(tick);
         self.endpoint.wait_fd().is_none() || self.endpoint.try_wait()
     }
 
@@ -532,11 +551,15 @@ impl Drop for OfiFabric {
     /// Peers learn of the end from their streams, and wait for what was sent
     /// before: it may still need this side to leave.
     fn drop(&mut self) {
-        let ranks: Vec<Rank> = self.peers.iter().map(|(rank, _)| rank).collect();
+        let is_there = |(rank, peer): (Rank, &mut Peer)| {
+            peer.look();
+            peer.ending.is_none().then_some(rank)
+        };
+        let ranks: Vec<Rank> = self.peers.iter_mut().filter_map(is_there).collect();
         ranks.into_iter().for_each(|rank| self.close(rank));
         let deadline = Instant::now() + limits::OFI_DRAIN_DEADLINE;
         let mut quiet = 0;
-        while quiet < QUIET_TURNS && Instant::now() < deadline {
+        while !self.leaving.is_empty() && quiet < QUIET_TURNS && Instant::now() < deadline {
             self.progress(&mut |_| ());
             quiet = if self.leaving.iter().all(Peer::has_left) { quiet + 1 } else { 0 };
             std::thread::yield_now();

@@ -52,6 +52,8 @@ pub(super) struct Peer {
     early_since: Option<Instant>,
     goodbye: Vec<u8>,
     quiet_turns: u32,
+    /// What was the oldest under way when last looked, and since when it is.
+    oldest: Option<([u64; 2], Instant)>,
 }
 
 struct Leaving {
@@ -102,6 +104,7 @@ impl Peer {
             early_since: None,
             goodbye: Vec::new(),
             quiet_turns: 0,
+            oldest: None,
         }
     }
 
@@ -188,6 +191,24 @@ impl Peer {
         self.early_since.is_some_and(|since| since.elapsed() > limits::PEER_SILENCE_MAX)
     }
 
+    /// Whether messages or parts of reads are under way.
+    pub fn owes(&self) -> bool {
+        !self.leaving.is_empty() || self.reads.are_under_way()
+    }
+
+    /// Whether the peer takes no message and lets no read go on, for so long
+    /// that its process must have stopped. To be asked from time to time.
+    pub fn is_stuck(&mut self) -> bool {
+        let oldest = self.owes().then(|| [self.leaving.front().map_or(0, |first| first.number), self.reads.ended()]);
+        match (oldest, self.oldest) {
+            (Some(now), Some((before, since))) if now == before => since.elapsed() > limits::PEER_SILENCE_MAX,
+            (oldest, _) => {
+                self.oldest = oldest.map(|oldest| (oldest, Instant::now()));
+                false
+            }
+        }
+    }
+
     /// Whether messages wait for one that is missing.
     pub fn has_gap(&self) -> bool {
         self.early_since.is_some()
@@ -216,10 +237,16 @@ impl Peer {
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR) => {}
                 Err(Errno::CONNRESET | Errno::PIPE) => break FabricError::Closed(self.rank),
+                Err(Errno::TIMEDOUT | Errno::HOSTUNREACH | Errno::NETUNREACH) => break self.silent(),
                 Err(error) => break FabricError::os(self.rank, "recv", error),
             }
         };
         self.end_with(cause, None, true);
+    }
+
+    /// That nothing is heard of the peer.
+    pub fn silent(&self) -> FabricError {
+        FabricError::Silent { peer: self.rank, seconds: limits::PEER_SILENCE_MAX.as_secs() }
     }
 
     /// Ends the connection for a reason of our own; no message is waited for.

@@ -15,8 +15,9 @@ const TURN_BYTES: usize = 2 * limits::OFI_READ_BYTES;
 pub(super) struct Reads {
     waiting: VecDeque<Waiting>,
     active: Vec<Active>,
-    /// Parts under way.
+    /// Parts under way, and those that have ended.
     parts: usize,
+    ended: u64,
 }
 
 /// A read that ended.
@@ -61,6 +62,16 @@ impl Reads {
                 || !self.waiting.is_empty() && self.active.len() < limits::OFI_READS_PEER_MAX)
     }
 
+    /// Whether parts are under way.
+    pub fn are_under_way(&self) -> bool {
+        self.parts > 0
+    }
+
+    /// Parts that have ended.
+    pub fn ended(&self) -> u64 {
+        self.ended
+    }
+
     pub fn some_failed(&self) -> bool {
         self.active.iter().any(|read| read.failed.is_some())
     }
@@ -103,6 +114,7 @@ impl Reads {
         let Some(read) = self.active.iter_mut().find(|read| read.transfer == transfer) else { return };
         read.parts -= 1;
         self.parts -= 1;
+        self.ended += 1;
         if let Err(cause) = result {
             read.failed.get_or_insert(FabricError::os(peer, "fi_read", cause));
         }

@@ -10,10 +10,6 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 
 use crate::base::Rank;
 
-/// How often a sleeper looks that nobody else would wake: late enough to cost
-/// little, early enough for a message that nobody waits for in a hurry.
-const TICK: Duration = Duration::from_millis(1);
-
 const PROVIDER: u64 = u64::MAX;
 const CLOCK: u64 = u64::MAX - 1;
 
@@ -21,7 +17,7 @@ const CLOCK: u64 = u64::MAX - 1;
 pub(super) struct Sleeper {
     all: OwnedFd,
     clock: OwnedFd,
-    is_ticking: bool,
+    every: Duration,
 }
 
 impl Sleeper {
@@ -33,7 +29,7 @@ impl Sleeper {
         if let Some(provider) = provider {
             epoll::add(&all, provider, epoll::EventData::new_u64(PROVIDER), epoll::EventFlags::IN)?;
         }
-        Ok(Sleeper { all, clock, is_ticking: false })
+        Ok(Sleeper { all, clock, every: Duration::ZERO })
     }
 
     pub fn watch(&self, peer: Rank, stream: impl AsFd) -> io::Result<()> {
@@ -53,24 +49,25 @@ impl Sleeper {
         // A failing call finds nothing; the next one looks again.
         let count = epoll::wait(&self.all, &mut events, Some(&now)).unwrap_or(0);
         for event in &events[..count] {
-            let from = event.data.u64();
-            if from != PROVIDER && from != CLOCK {
-                report(Rank(from as u32));
+            match event.data.u64() {
+                PROVIDER => {}
+                // Until it is read it would wake every sleeper.
+                CLOCK => _ = rustix::io::read(&self.clock, &mut [0; 8]),
+                peer => report(Rank(peer as u32)),
             }
         }
     }
 
-    /// Starts or stops the clock, which wakes every millisecond.
-    pub fn tick(&mut self, ticks: bool) {
-        if ticks == self.is_ticking {
+    /// Sets how often the clock wakes; zero stops it.
+    pub fn tick(&mut self, every: Duration) {
+        if every == self.every {
             return;
         }
-        let every = if ticks { TICK } else { Duration::ZERO };
-        let every = Timespec { tv_sec: 0, tv_nsec: every.subsec_nanos().into() };
-        let both = Itimerspec { it_interval: every, it_value: every };
+        let interval = Timespec { tv_sec: every.as_secs() as i64, tv_nsec: every.subsec_nanos().into() };
+        let both = Itimerspec { it_interval: interval, it_value: interval };
         // Setting a clock also takes back that it has rung.
         if timerfd_settime(&self.clock, TimerfdTimerFlags::empty(), &both).is_ok() {
-            self.is_ticking = ticks;
+            self.every = every;
         }
     }
 }
