@@ -15,6 +15,7 @@ mod epoll;
 mod frame;
 mod inbox;
 mod lanes;
+mod ofi;
 mod outbox;
 mod peers;
 mod shm;
@@ -28,6 +29,7 @@ mod conformance;
 
 pub use choice::{Choice, Grade, Offer, choose};
 pub use epoll::EpollFabric;
+pub use ofi::{OfiFabric, parse_ofi_frame};
 pub use shm::ShmFabric;
 pub use uring::UringFabric;
 
