@@ -7,8 +7,10 @@
 
 mod bare;
 mod broadcast;
+mod fabric;
 mod latency;
 mod measure;
+mod openmpi;
 mod record;
 mod stage;
 mod start;
@@ -65,6 +67,8 @@ pub enum Metric {
     Throughput,
     /// put and get from 8 B to 256 MiB
     Store,
+    /// Objects, messages and round trips over TCP, without the runtime
+    Fabric,
     /// One object to 2 to 64 hosts of a simulated network
     Broadcast,
 }
