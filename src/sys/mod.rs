@@ -12,6 +12,20 @@ mod process;
 mod say;
 mod socket;
 mod uring;
+mod verbs;
+#[allow(
+    missing_docs,
+    unsafe_op_in_unsafe_fn,
+    dead_code,
+    non_camel_case_types,
+    non_upper_case_globals,
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    reason = "generated"
+)]
+#[rustfmt::skip]
+#[path = "generated/verbs.rs"]
+mod verbs_bindings;
 mod wait;
 
 pub use cores::online_cores;
@@ -26,4 +40,8 @@ pub use process::{Signals, duplicate_inherited_socket, on_exit, spawn_bound};
 pub use say::say_line;
 pub use socket::send_from_region;
 pub use uring::{ReceiveRing, Received, available as uring_available};
+pub use verbs::{
+    Adapter, Address, AsyncEvent, Completion, CompletionQueue, Filled, Gid, GidKind, Memory, PairCounts, Port, QueuePair, ReadId,
+    ReceiveQueue, Remote, Window, adapter_names,
+};
 pub use wait::WaitSet;

@@ -1,12 +1,13 @@
 //! Chores of the tree. `cargo xtask schema` regenerates the control
-//! messages from `schema/`, and `header` the C header from `ffi/src`; with
-//! `--check` they only compare.
+//! messages from `schema/`, `header` the C header from `ffi/src`, and
+//! `bindings` what Rust knows of the headers of libibverbs; with `--check` they
+//! only compare.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo xtask schema|header [--check]";
+const USAGE: &str = "usage: cargo xtask schema|header|bindings [--check]";
 
 /// A file that is made from others.
 struct Generated {
@@ -17,15 +18,31 @@ struct Generated {
     /// The argument that makes it.
     command: &'static str,
     make: fn() -> Result<String, String>,
+    /// What the machine must have to make it; without it nothing is checked.
+    needs: Option<&'static str>,
 }
 
-const ALL: [Generated; 2] = [
-    Generated { path: "src/wire/generated/control.rs", source: SCHEMA, command: "schema", make: control_messages },
-    Generated { path: "ffi/include/collimate.h", source: FFI, command: "header", make: header },
+const ALL: [Generated; 3] = [
+    Generated {
+        path: "src/wire/generated/control.rs",
+        source: SCHEMA,
+        command: "schema",
+        make: control_messages,
+        needs: None,
+    },
+    Generated { path: "ffi/include/collimate.h", source: FFI, command: "header", make: header, needs: None },
+    Generated {
+        path: "src/sys/generated/verbs.rs",
+        source: VERBS,
+        command: "bindings",
+        make: verbs,
+        needs: Some(VERBS),
+    },
 ];
 
 const SCHEMA: &str = "schema/control.fbs";
 const FFI: &str = "ffi/src";
+const VERBS: &str = "/usr/include/infiniband/verbs.h";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -61,7 +78,10 @@ impl Generated {
 
     /// Compares what is committed with what would be made.
     fn check(&self) -> Result<String, String> {
-        let Generated { path, source, command, make } = self;
+        let Generated { path, source, command, make, needs } = self;
+        if let Some(missing) = needs.filter(|file| !Path::new(file).exists()) {
+            return Ok(format!("{path} was not compared: this machine has no {missing}"));
+        }
         let full = root().join(path);
         let committed = fs::read_to_string(&full).map_err(|e| format!("cannot read {}: {e}", full.display()))?;
         if committed != make()? {
@@ -97,6 +117,78 @@ fn control_messages() -> Result<String, String> {
         "// Generated from {SCHEMA} by `cargo xtask schema`; not to be edited.\n{}",
         prettyplease::unparse(&tree)
     ))
+}
+
+/// The types, constants and function types of libibverbs that `src/sys/verbs`
+/// uses. The functions become fields that are looked up when the library is
+/// loaded at run time, so that nothing links it.
+fn verbs() -> Result<String, String> {
+    let functions = [
+        "get_device_list",
+        "free_device_list",
+        "get_device_name",
+        "open_device",
+        "close_device",
+        "query_device",
+        "query_port",
+        "query_gid",
+        "alloc_pd",
+        "dealloc_pd",
+        "reg_mr",
+        "dereg_mr",
+        "create_comp_channel",
+        "destroy_comp_channel",
+        "create_cq",
+        "destroy_cq",
+        "resize_cq",
+        "get_cq_event",
+        "ack_cq_events",
+        "create_srq",
+        "destroy_srq",
+        "create_qp",
+        "modify_qp",
+        "destroy_qp",
+        "get_async_event",
+        "ack_async_event",
+        "wc_status_str",
+        "event_type_str",
+    ];
+    let types = [
+        "access_flags",
+        "device_attr",
+        "port_attr",
+        "qp_attr_mask",
+        "send_flags",
+        "wc",
+        "wc_flags",
+        "wc_opcode",
+        "wc_status",
+        "wr_opcode",
+    ];
+    let ours = |names: &[&str]| format!("ibv_({})", names.join("|"));
+    let code = bindgen::builder()
+        .header(VERBS)
+        .allowlist_function(ours(&functions))
+        .allowlist_type(ours(&types))
+        .dynamic_library_name("Verbs")
+        .dynamic_link_require_all(true)
+        .default_enum_style(bindgen::EnumVariation::Consts)
+        .prepend_enum_name(false)
+        .blocklist_type("pthread_.*")
+        .raw_line("use libc::{pthread_cond_t, pthread_mutex_t};")
+        .generate_comments(false)
+        .merge_extern_blocks(true)
+        .rust_target(bindgen::RustTarget::stable(85, 0).expect("a version that bindgen knows"))
+        .rust_edition(bindgen::RustEdition::Edition2024)
+        .formatter(bindgen::Formatter::Prettyplease)
+        .disable_header_comment()
+        .clang_arg("-w")
+        .generate()
+        .map_err(|e| format!("{VERBS}: {e}"))?
+        .to_string();
+    // What bindgen writes is for libloading 0.8, whose trait had another name.
+    let code = code.replace("AsRef<::std::ffi::OsStr>", "::libloading::AsFilename");
+    Ok(format!("// Generated from {VERBS} by `cargo xtask bindings`; not to be edited.\n{code}"))
 }
 
 /// The workspace's folder.
