@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::{EpollFabric, Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan, ShmFabric, UringFabric};
+use super::{
+    EpollFabric, Event, Fabric, FabricError, Kind, Link, RdmaFabric, RegionKey, RemoteSpan, ShmFabric, UringFabric,
+    rdma_available,
+};
 use crate::base::event::{Counters, Event as Counted};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region, test_lease};
@@ -24,6 +27,7 @@ const KEY: RegionKey = RegionKey(5);
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Backend {
     Shm,
+    Rdma,
     Uring,
     RingOnly,
     Epoll,
@@ -33,9 +37,19 @@ impl Backend {
     fn module(self) -> &'static str {
         match self {
             Backend::Shm => "shm",
+            Backend::Rdma => "rdma",
             Backend::Uring => "uring",
             Backend::RingOnly => "ring_only",
             Backend::Epoll => "epoll",
+        }
+    }
+
+    /// Whether this machine has what it needs; where not, the node uses another.
+    fn is_there(self) -> bool {
+        match self {
+            Backend::Shm | Backend::Epoll => true,
+            Backend::Rdma => rdma_available(None, None).is_ok(),
+            Backend::Uring | Backend::RingOnly => uring_available().is_ok(),
         }
     }
 }
@@ -43,6 +57,7 @@ impl Backend {
 fn make(kind: Backend, rank: Rank, counters: Arc<Counters>) -> Box<dyn Fabric> {
     match kind {
         Backend::Shm => Box::new(ShmFabric::new(rank, counters).unwrap()),
+        Backend::Rdma => Box::new(RdmaFabric::new(rank, None, None, counters).unwrap()),
         Backend::Uring => Box::new(UringFabric::new(rank, counters).unwrap()),
         // Without the direct path for talkative peers.
         Backend::RingOnly => Box::new(UringFabric::with_active_max(rank, 0, counters).unwrap()),
@@ -83,6 +98,7 @@ impl Node {
         let fabric = make(kind, rank, counters.clone());
         let expected = match kind {
             Backend::Shm => Kind::Shm,
+            Backend::Rdma => Kind::Rdma,
             Backend::Uring | Backend::RingOnly => Kind::Uring,
             Backend::Epoll => Kind::Epoll,
         };
@@ -693,12 +709,9 @@ macro_rules! conformance {
             $(
                 #[test]
                 fn $test() {
-                    // Where io_uring is refused, the node uses epoll.
-                    let is_ring = matches!($kind, Backend::Uring | Backend::RingOnly);
-                    if is_ring && uring_available().is_err() {
-                        return;
+                    if $kind.is_there() {
+                        super::$test($kind);
                     }
-                    super::$test($kind);
                 }
             )*
 
@@ -720,6 +733,7 @@ macro_rules! for_all {
 }
 
 for_all!(shm, Backend::Shm, a_wrong_set_up_is_refused);
+for_all!(rdma, Backend::Rdma,);
 for_all!(epoll, Backend::Epoll, garbage_is_named_and_harms_nobody);
 for_all!(uring, Backend::Uring, garbage_is_named_and_harms_nobody);
 for_all!(ring_only, Backend::RingOnly, garbage_is_named_and_harms_nobody);

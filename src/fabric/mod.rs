@@ -14,6 +14,7 @@ mod choice;
 mod epoll;
 mod frame;
 mod peers;
+mod rdma;
 mod shm;
 mod stream;
 mod streams;
@@ -24,6 +25,7 @@ mod conformance;
 
 pub use choice::{Choice, Grade, Offer, choose};
 pub use epoll::EpollFabric;
+pub use rdma::{RdmaCounts, RdmaDevice, RdmaFabric, RdmaFrame, RdmaFrameKind, parse_rdma_frame, rdma_available};
 pub use shm::ShmFabric;
 pub use uring::UringFabric;
 

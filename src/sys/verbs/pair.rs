@@ -47,6 +47,8 @@ const HOPS: u8 = 64;
 /// An RC queue pair with its send memory and the leases that it fills.
 pub struct QueuePair {
     raw: NonNull<ffi::ibv_qp>,
+    /// Set once it is destroyed.
+    is_over: bool,
     owner: u32,
     /// Work requests that it holds at most.
     depth: u32,
@@ -178,6 +180,7 @@ impl QueuePair {
         let gathers = attributes.cap.max_send_sge as usize >= GATHER_MAX;
         let pair = QueuePair {
             raw,
+            is_over: false,
             owner: next_owner(),
             depth,
             inline_max: if gathers { attributes.cap.max_inline_data as usize } else { 0 },
@@ -329,19 +332,20 @@ impl QueuePair {
         unsafe { self.post(&raw mut request, 1) }
     }
 
-    /// Prepares a message, `parts` joined, from a copy of it. `false`: there
-    /// is no send memory left now. There must be room.
-    pub fn push_send(&mut self, parts: &[&[u8]]) -> bool {
-        let Some(piece) = self.copy_in(parts) else { return false };
+    /// Prepares a message, `head` and `parts` joined, from a copy of it.
+    /// `false`: there is no send memory left now. There must be room.
+    pub fn push_send(&mut self, head: &[u8], parts: &[&[u8]]) -> bool {
+        let Some(piece) = self.copy_in(head, parts) else { return false };
         let request = self.request(ffi::IBV_WR_SEND, 0, piece.length as usize);
         self.push(request, Some(piece));
         true
     }
 
-    /// Prepares a write of `parts` joined to the peer's memory, which tells it
-    /// `number`. `false`: there is no send memory left now. There must be room.
-    pub fn push_write(&mut self, parts: &[&[u8]], address: u64, key: u32, number: u32) -> bool {
-        let Some(piece) = self.copy_in(parts) else { return false };
+    /// Prepares a write of `head` and `parts` joined to the peer's memory, which
+    /// tells it `number`. `false`: there is no send memory left now. There must
+    /// be room.
+    pub fn push_write(&mut self, head: &[u8], parts: &[&[u8]], address: u64, key: u32, number: u32) -> bool {
+        let Some(piece) = self.copy_in(head, parts) else { return false };
         let mut request = self.request(ffi::IBV_WR_RDMA_WRITE_WITH_IMM, 0, piece.length as usize);
         request.__bindgen_anon_1.imm_data = number.to_be();
         request.wr.rdma = ffi::ibv_send_wr__bindgen_ty_2__bindgen_ty_1 { remote_addr: address, rkey: key };
@@ -401,6 +405,16 @@ impl QueuePair {
         request.wr.rdma = ffi::ibv_send_wr__bindgen_ty_2__bindgen_ty_1 { remote_addr: address, rkey: key };
         self.held.push_back((self.next.wrapping_sub(1), Held::Read(read.0)));
         self.push(request, Some(piece));
+    }
+
+    /// Ends the pair; afterwards nothing of it is under way. Gives back the
+    /// leases of reads that were not over.
+    pub fn dissolve(mut self) -> Vec<(ReadId, Lease)> {
+        if !self.destroy() {
+            return Vec::new();
+        }
+        let ids: Vec<usize> = self.reads.iter().map(|(id, _)| id).collect();
+        ids.into_iter().map(|id| (ReadId(id), self.reads.remove(id).lease)).collect()
     }
 
     /// Gives the lease back, if no part of it is being filled.
@@ -493,11 +507,11 @@ impl QueuePair {
     }
 
     /// Copies a message into send memory, which the next work request holds.
-    fn copy_in(&mut self, parts: &[&[u8]]) -> Option<ffi::ibv_sge> {
-        let len = parts.iter().map(|part| part.len()).sum();
+    fn copy_in(&mut self, head: &[u8], parts: &[&[u8]]) -> Option<ffi::ibv_sge> {
+        let len = head.len() + parts.iter().map(|part| part.len()).sum::<usize>();
         let (offset, end) = self.ring.allocate(len)?;
         let mut at = offset;
-        for part in parts {
+        for part in std::iter::once(&head).chain(parts) {
             // SAFETY: `allocate` gave `len` bytes at `offset` within the
             // region, which no work request refers to any more and nobody else
             // has; the caller's bytes do not overlap with them.
@@ -529,6 +543,25 @@ impl QueuePair {
         })
     }
 
+    /// Whether the card has nothing under way any more; if so, memory and leases
+    /// may go. If not, the pair goes on to exist, and so does all that it may
+    /// touch: leases are kept, and send memory can no longer be accessed once
+    /// its registration ends.
+    fn destroy(&mut self) -> bool {
+        if std::mem::replace(&mut self.is_over, true) {
+            return true;
+        }
+        // SAFETY: made by `new`, destroyed once: the flag was not set.
+        let is_gone = unsafe { (self.adapter.verbs.ibv_destroy_qp)(self.raw.as_ptr()) } == 0;
+        if !is_gone {
+            std::mem::forget(std::mem::take(&mut self.reads));
+            std::mem::forget(self.ring.region.clone());
+            std::mem::forget(self._completions.clone());
+            std::mem::forget(self._receives.clone());
+        }
+        is_gone
+    }
+
     fn modify(&self, attributes: &mut ffi::ibv_qp_attr, mask: u32) -> io::Result<()> {
         // SAFETY: the pair lives; the attributes are read in the call.
         check(unsafe { (self.adapter.verbs.ibv_modify_qp)(self.raw.as_ptr(), attributes, mask as i32) })
@@ -537,16 +570,7 @@ impl QueuePair {
 
 impl Drop for QueuePair {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, destroyed once. Afterwards the card has nothing
-        // under way for it, so that memory and leases may go.
-        let status = unsafe { (self.adapter.verbs.ibv_destroy_qp)(self.raw.as_ptr()) };
-        if status != 0 {
-            // It goes on to exist, and so must everything that it may touch.
-            std::mem::forget(std::mem::take(&mut self.reads));
-            std::mem::forget(self.ring.region.clone());
-            std::mem::forget(self._completions.clone());
-            std::mem::forget(self._receives.clone());
-        }
+        self.destroy();
     }
 }
 

@@ -76,13 +76,13 @@ fn sends_writes_and_reads_arrive() {
     a.pair.send_inline(b"he", &[b"ll", b"o"]).unwrap();
     assert_eq!(b.receive(), b"hello");
 
-    assert!(a.pair.push_send(&[b"one"]) && a.pair.push_send(&[b"t", b"wo"]));
+    assert!(a.pair.push_send(b"one", &[]) && a.pair.push_send(b"t", &[b"w", b"o"]));
     a.pair.flush().unwrap();
     assert_eq!(b.receive(), b"one");
     assert_eq!(b.receive(), b"two");
 
     let window = Window::new(&adapter, 2, 64).unwrap();
-    assert!(a.pair.push_write(&[b"into the slot"], window.address() + 64, window.remote_key(), 1));
+    assert!(a.pair.push_write(b"into", &[b" the slot"], window.address() + 64, window.remote_key(), 1));
     a.pair.flush().unwrap();
     let completion = b.next();
     assert_eq!((completion.immediate(), completion.bytes()), (Some(1), 13));
