@@ -53,6 +53,8 @@ mod device;
 mod frame;
 mod peer;
 mod setup;
+#[cfg(test)]
+mod tests;
 
 pub use device::{RdmaDevice, rdma_available};
 pub use frame::{Frame as RdmaFrame, FrameKind as RdmaFrameKind, parse as parse_rdma_frame};
@@ -364,6 +366,12 @@ impl RdmaFabric {
         let ended = if peer.is_up() { peer.look_at_stream() } else { None };
         let cause = match ended {
             Some(cause) => cause,
+            // Nobody here has failed the pair: the card did, for what was asked.
+            None if completion.is_flushed() && peer.is_up() => {
+                self.counters.count(Counted::RefusedRead);
+                let what = format!("a request that the card refuses, as for memory that it may not have ({text})");
+                FabricError::BadFrame(peer.rank, what)
+            }
             None if completion.is_remote_access() => {
                 let what = format!("a table with memory that its card does not let be read ({text})");
                 FabricError::BadFrame(peer.rank, what)

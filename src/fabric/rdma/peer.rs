@@ -457,6 +457,11 @@ impl Peer {
         &mut self.regions
     }
 
+    #[cfg(test)]
+    pub(super) fn window_of_peer(&self) -> (u64, u32) {
+        (self.window_address, self.window_key)
+    }
+
     /// As if the peer had given more room than it has.
     #[cfg(test)]
     pub(super) fn forget_credits(&mut self) {
