@@ -19,6 +19,10 @@ macro_rules! layers {
 
 layers! { api boot fabric mem node sched store sys wire }
 
+#[cfg(all(not(loom), any(test, feature = "sim")))]
+#[doc(hidden)]
+pub mod sim;
+
 #[doc(hidden)]
 pub mod sync;
 

@@ -31,14 +31,46 @@ pub const OBJECT_ALIGN: usize = 64;
 /// The smallest arena a rank starts with.
 pub const ARENA_BYTES_MIN: usize = 1 << 20;
 
-/// Chunk of a one-sided read over a stream fabric.
+/// Chunk of a one-sided read on the connection that carries messages too: they
+/// take turns.
 pub const READ_CHUNK_BYTES: usize = 256 * 1024;
+
+/// The same on a connection that carries nothing else.
+pub const LANE_CHUNK_BYTES: usize = 4 << 20;
+
+/// Bytes of a read handed to the kernel, or taken from it, in one call: some 50
+/// microseconds of copying, for which messages wait.
+pub const BULK_CALL_BYTES: usize = 256 * 1024;
+
+/// Connections to one peer for large reads, besides the one for messages.
+pub const LANES_MAX: usize = 8;
+
+/// How many of them unless `COLLIMATE_LANES` says otherwise: measured in
+/// docs/adr/0011-tcp-bulk.md.
+pub const LANES_DEFAULT: usize = 1;
+
+/// Such connections of one rank in all: each has socket buffers of megabytes.
+pub const LANE_CONNECTIONS_MAX: usize = 1024;
+
+/// Reads from this size on go to an extra connection. Shorter ones are quicker
+/// than what may be under way there, and hold up messages by microseconds.
+pub const LANE_READ_BYTES_MIN: u64 = 64 * 1024;
+
+/// Descriptors that a rank leaves to everything but its connections.
+pub const DESCRIPTORS_SPARE: u64 = 256;
 
 /// Bytes that wait to be sent to one peer over a stream fabric: enough to fill
 /// a long fast link while its rank is busy.
 pub const STREAM_QUEUE_BYTES: usize = 1 << 20;
 
-/// One-sided reads under way from one peer over a stream fabric.
+/// Of these, what each peer may always have waiting, however much waits for
+/// others: so a peer that reads nothing cannot keep messages from the rest.
+pub const STREAM_QUEUE_RESERVE: usize = 128 * 1024;
+
+/// Bytes beyond that reserve that wait to be sent to all peers together.
+pub const STREAM_QUEUES_BYTES: usize = 64 << 20;
+
+/// One-sided reads under way from one peer over one connection.
 pub const STREAM_READS_MAX: usize = 256;
 
 /// Messages that a peer may send over RDMA before it is given room again: each
@@ -85,8 +117,77 @@ pub const RDMA_HEARTBEAT: Duration = Duration::from_millis(500);
 /// acknowledged, or the card has given up by then.
 pub const RDMA_END_DEADLINE: Duration = Duration::from_secs(1);
 
+/// Buffers that wait for messages at an endpoint of libfabric: what may arrive
+/// between two polls without being sent again.
+pub const OFI_RECEIVES: usize = 64;
+
+/// Messages to all peers that an endpoint of libfabric may have under way.
+pub const OFI_SENDS_MAX: usize = 2048;
+
+/// Messages to one peer that an endpoint of libfabric may have under way, so
+/// that a peer that stops reading leaves room for the others.
+pub const OFI_SENDS_PEER_MAX: usize = 64;
+
+/// Messages that may be sent to one peer over libfabric after the oldest that
+/// is under way: as many may arrive before it and wait for it.
+pub const OFI_WINDOW_MESSAGES: u64 = 4096;
+
+/// Bytes of those messages.
+pub const OFI_WINDOW_BYTES: u64 = 4 << 20;
+
+/// Part of a one-sided read over libfabric: some providers copy it within the
+/// call, which must stay short.
+pub const OFI_READ_BYTES: usize = 1 << 20;
+
+/// Parts of reads under way from one peer over libfabric.
+pub const OFI_READS_PEER_MAX: usize = 8;
+
+/// The largest set-up message of libfabric: an address and some regions.
+pub const OFI_SETUP_BYTES_MAX: usize = 64 * 1024;
+
+/// How long the messages and reads of a peer that has ended are waited for.
+pub const OFI_DRAIN_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Objects from this size on are read in chunks, from whoever has them. Asking
+/// who that is costs a round trip, which is little beside the time that so many
+/// bytes take.
+pub const BULK_BYTES_MIN: u64 = 1 << 20;
+
+/// The smallest chunk: what comes in one is on its way for longer than a
+/// message about it.
+pub const CHUNK_BYTES_MIN: u64 = 256 << 10;
+
+/// Chunks of an object that is neither small nor huge: each rank of a chain is
+/// one chunk behind the rank before it.
+pub const CHUNKS_AIM: u64 = 1024;
+
+/// Chunks of an object; from `CHUNKS_AIM` on they have `CHUNK_BYTES_MAX`, and
+/// only the largest objects have larger ones.
+pub const CHUNKS_MAX: usize = 4096;
+
+/// See [`CHUNKS_MAX`].
+pub const CHUNK_BYTES_MAX: u64 = 4 << 20;
+
+/// Bytes under way for one object from one rank, but two chunks always: what a
+/// link of 100 Gb/s holds in 300 us, and little to wait for at the end.
+pub const FETCH_SOURCE_BYTES_MAX: u64 = 4 << 20;
+
+/// Bytes under way from one rank over all objects.
+pub const FETCH_PEER_BYTES_MAX: u64 = 16 << 20;
+
+/// Bytes under way from all ranks.
+pub const FETCH_BYTES_MAX: u64 = 64 << 20;
+
+/// Ranks that a reader is told at once to read an object from.
+pub const BULK_SOURCES_MAX: usize = 4;
+
+/// How often a reader asks for other sources of an object before it gives up:
+/// each answer follows a rank that was lost or had no copy any more.
+pub const BULK_LOCATES_MAX: u32 = 64;
+
 /// How long a peer's host may be silent, with data or keep-alive probes under
-/// way, before the connection counts as ended.
+/// way, before the connection counts as ended; and how long a peer may take
+/// nothing of what is sent to it.
 pub const PEER_SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// How long a connection may take to prove the job's key, first byte to last.
@@ -113,6 +214,10 @@ pub const LOSS_GRACE: Duration = Duration::from_secs(2);
 
 /// How long ranks have between SIGTERM and SIGKILL.
 pub const TERM_GRACE: Duration = Duration::from_secs(2);
+
+/// How long the launcher waits for word that killed ranks have ended: only a
+/// host that cannot be reached sends none.
+pub const KILL_GRACE: Duration = Duration::from_secs(2);
 
 /// The largest frame between a launcher and its ranks: every rank's card.
 pub const LAUNCH_FRAME_BYTES_MAX: usize = RANKS_MAX as usize * CARD_BYTES_MAX;
@@ -167,7 +272,12 @@ pub const TRAIL_HOPS_MAX: usize = 64;
 /// Task functions of one program.
 pub const TASKS_MAX: usize = 4096;
 
+const _: () = assert!(OFI_SENDS_PEER_MAX <= OFI_SENDS_MAX && (OFI_SENDS_PEER_MAX as u64) < OFI_WINDOW_MESSAGES);
+const _: () = assert!(OFI_WINDOW_BYTES > MESSAGE_BYTES_MAX as u64);
 const _: () = assert!(RING_LINES.is_power_of_two());
+const _: () = assert!(STREAM_QUEUE_RESERVE > MESSAGE_BYTES_MAX + LINE_BYTES);
+const _: () = assert!(READ_CHUNK_BYTES <= LANE_CHUNK_BYTES && LANE_CHUNK_BYTES < u32::MAX as usize);
+const _: () = assert!(LANES_MAX < 64 && LANES_DEFAULT <= LANES_MAX && RANKS_MAX <= 1 << 24);
 const _: () = assert!(RING_LINES * LINE_BYTES >= 4 * MESSAGE_BYTES_MAX);
 const _: () = assert!(INLINE_BYTES_MAX * 2 <= MESSAGE_BYTES_MAX);
 const _: () = assert!(DEQUE_SLOTS.is_power_of_two());
@@ -180,3 +290,6 @@ const _: () = assert!(OBJECT_ALIGN.is_power_of_two());
 const _: () = assert!(INLINE_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(MESSAGE_BYTES_MAX <= 1 << 16);
 const _: () = assert!(TEXT_BYTES_MAX + TRAIL_HOPS_MAX * (NAME_BYTES_MAX + 64) <= MESSAGE_BYTES_MAX / 2);
+const _: () = assert!(CHUNKS_MAX.is_multiple_of(64) && CHUNKS_AIM <= CHUNKS_MAX as u64);
+const _: () = assert!(CHUNK_BYTES_MIN < BULK_BYTES_MIN && CHUNK_BYTES_MIN <= CHUNK_BYTES_MAX);
+const _: () = assert!(FETCH_SOURCE_BYTES_MAX <= FETCH_PEER_BYTES_MAX && FETCH_PEER_BYTES_MAX <= FETCH_BYTES_MAX);

@@ -6,33 +6,53 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use super::streams::Tuning;
 use super::{
-    EpollFabric, Event, Fabric, FabricError, Kind, Link, RdmaFabric, RegionKey, RemoteSpan, ShmFabric, UringFabric,
-    rdma_available,
+    EpollFabric, Event, Fabric, FabricError, Kind, Link, OfiFabric, RdmaFabric, RegionKey, RemoteSpan, ShmFabric,
+    UringFabric, rdma_available,
 };
 use crate::base::event::{Counters, Event as Counted};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region, test_lease};
-use crate::sys::{create_region, uring_available};
+use crate::sys::{UringFeatures, create_region, ofi_available};
 
 mod rdma_two_hosts;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const KEY: RegionKey = RegionKey(5);
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Backend {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Backend {
     Shm,
     Rdma,
     Uring,
     RingOnly,
     Epoll,
+    /// The same two with further connections for large reads.
+    UringLanes,
+    EpollLanes,
+    /// The providers of libfabric that need no hardware.
+    OfiTcp,
+    OfiShm,
+    /// What the node takes where the kernel lacks something.
+    Without(Feature),
+}
+
+/// What a kernel may lack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Feature {
+    Ring,
+    DeferredWork,
+    BufferRings,
+    Multishot,
+    Incremental,
 }
 
 impl Backend {
@@ -43,31 +63,88 @@ impl Backend {
             Backend::Uring => "uring",
             Backend::RingOnly => "ring_only",
             Backend::Epoll => "epoll",
+            Backend::UringLanes => "uring_lanes",
+            Backend::EpollLanes => "epoll_lanes",
+            Backend::OfiTcp => "ofi_tcp",
+            Backend::OfiShm => "ofi_shm",
+            Backend::Without(Feature::Ring) => "without_ring",
+            Backend::Without(Feature::DeferredWork) => "without_deferred_work",
+            Backend::Without(Feature::BufferRings) => "without_buffer_rings",
+            Backend::Without(Feature::Multishot) => "without_multishot",
+            Backend::Without(Feature::Incremental) => "without_incremental",
         }
     }
 
-    /// Whether this machine has what it needs; where not, the node uses another.
-    fn is_there(self) -> bool {
+    fn kind(self) -> Kind {
         match self {
-            Backend::Shm | Backend::Epoll => true,
+            Backend::Shm => Kind::Shm,
+            Backend::Rdma => Kind::Rdma,
+            Backend::Uring | Backend::RingOnly | Backend::UringLanes => Kind::Uring,
+            Backend::Without(Feature::Incremental) => Kind::Uring,
+            Backend::Epoll | Backend::EpollLanes | Backend::Without(_) => Kind::Epoll,
+            Backend::OfiTcp | Backend::OfiShm => Kind::Ofi,
+        }
+    }
+
+    fn lanes(self) -> usize {
+        if matches!(self, Backend::UringLanes | Backend::EpollLanes) { 3 } else { 0 }
+    }
+
+    /// Whether it can be tried: where not, the node uses another.
+    pub(super) fn is_here(self) -> bool {
+        match self {
             Backend::Rdma => rdma_available(None, None).is_ok(),
-            Backend::Uring | Backend::RingOnly => uring_available().is_ok(),
+            Backend::OfiTcp => ofi_available(Some("tcp")).is_ok(),
+            Backend::OfiShm => ofi_available(Some("shm")).is_ok(),
+            _ => self.kind() != Kind::Uring || UringFeatures::here().suffice().is_ok(),
         }
     }
 }
+
+mod robustness;
 
 fn make(kind: Backend, rank: Rank, counters: Arc<Counters>) -> Box<dyn Fabric> {
     match kind {
         Backend::Shm => Box::new(ShmFabric::new(rank, counters).unwrap()),
         Backend::Rdma => Box::new(RdmaFabric::new(rank, None, None, counters).unwrap()),
-        Backend::Uring => Box::new(UringFabric::new(rank, counters).unwrap()),
-        // Without the direct path for talkative peers.
-        Backend::RingOnly => Box::new(UringFabric::with_active_max(rank, 0, counters).unwrap()),
-        Backend::Epoll => Box::new(EpollFabric::new(rank, counters).unwrap()),
+        Backend::Uring | Backend::UringLanes => Box::new(UringFabric::new(rank, counters).unwrap()),
+        Backend::RingOnly => {
+            // Without the direct path for talkative peers.
+            let tuning = Tuning { active_max: 0, ..UringFabric::tuning() };
+            Box::new(UringFabric::with_features(rank, tuning, UringFeatures::here(), counters).unwrap())
+        }
+        Backend::Epoll | Backend::EpollLanes => Box::new(EpollFabric::new(rank, counters).unwrap()),
+        Backend::OfiTcp => Box::new(OfiFabric::at(rank, Some("tcp"), Some("127.0.0.1"), counters).unwrap()),
+        Backend::OfiShm => Box::new(OfiFabric::new(rank, Some("shm"), counters).unwrap()),
+        Backend::Without(feature) => without(feature, rank, counters),
     }
 }
 
-fn tcp_pair() -> (TcpStream, TcpStream) {
+/// What the node makes on a system that lacks something: io_uring if it will
+/// do, else epoll.
+fn without(feature: Feature, rank: Rank, counters: Arc<Counters>) -> Box<dyn Fabric> {
+    let mut features = UringFeatures::here().clone();
+    let reason = format!("{feature:?} is forbidden by a test");
+    *match feature {
+        Feature::Ring => &mut features.ring,
+        Feature::DeferredWork => &mut features.deferred_work,
+        Feature::BufferRings => &mut features.buffer_rings,
+        Feature::Multishot => &mut features.multishot,
+        Feature::Incremental => &mut features.incremental,
+    } = Err(reason.clone());
+    match UringFabric::with_features(rank, UringFabric::tuning(), &features, counters.clone()) {
+        Ok(fabric) => Box::new(fabric),
+        Err(error) => {
+            // The first thing that lacks is named, on a system with all of it.
+            if UringFeatures::here().suffice().is_ok() {
+                assert!(error.to_string().contains(&reason), "{error}");
+            }
+            Box::new(EpollFabric::new(rank, counters).unwrap())
+        }
+    }
+}
+
+pub(super) fn tcp_pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let a = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     (a, listener.accept().unwrap().0)
@@ -76,11 +153,11 @@ fn tcp_pair() -> (TcpStream, TcpStream) {
 fn link_pair(kind: Backend) -> (Link, Link) {
     if kind == Backend::Shm {
         let (a, b) = UnixStream::pair().unwrap();
-        (Link::Unix(a), Link::Unix(b))
-    } else {
-        let (a, b) = tcp_pair();
-        (Link::Tcp(a), Link::Tcp(b))
+        return (Link::Unix(a), Link::Unix(b));
     }
+    let (a, b) = tcp_pair();
+    let (more_a, more_b): (Vec<_>, Vec<_>) = (0..kind.lanes()).map(|_| tcp_pair()).unzip();
+    if more_a.is_empty() { (Link::Tcp(a), Link::Tcp(b)) } else { (Link::Lanes(a, more_a), Link::Lanes(b, more_b)) }
 }
 
 /// A fabric and all that it has reported.
@@ -95,16 +172,14 @@ struct Node {
 
 impl Node {
     fn new(kind: Backend, rank: u32) -> Node {
-        let rank = Rank(rank);
         let counters = Arc::new(Counters::new());
-        let fabric = make(kind, rank, counters.clone());
-        let expected = match kind {
-            Backend::Shm => Kind::Shm,
-            Backend::Rdma => Kind::Rdma,
-            Backend::Uring | Backend::RingOnly => Kind::Uring,
-            Backend::Epoll => Kind::Epoll,
-        };
-        assert_eq!(fabric.kind(), expected);
+        let fabric = make(kind, Rank(rank), counters.clone());
+        assert_eq!(fabric.kind(), kind.kind());
+        Node::of(fabric, rank, counters)
+    }
+
+    fn of(fabric: Box<dyn Fabric>, rank: u32, counters: Arc<Counters>) -> Node {
+        let rank = Rank(rank);
         Node { rank, fabric, counters, messages: VecDeque::new(), reads: HashMap::new(), lost: Vec::new() }
     }
 
@@ -278,23 +353,22 @@ fn full_and_recovery(kind: Backend) {
         }
         assert!(Instant::now() < deadline, "never full");
     }
-    // Whoever waits for room is woken when there is some.
-    let woken = std::thread::scope(|scope| {
+    // Whoever waits for room is woken when there is some, and polls on: what is
+    // under way may need a hand.
+    let has_some = AtomicBool::new(false);
+    std::thread::scope(|scope| {
         let sleeper = scope.spawn(|| {
             a.sleep();
-            a.poll();
-            Instant::now()
+            let deadline = Instant::now() + PATIENCE;
+            while !has_some.load(Ordering::Relaxed) && Instant::now() < deadline {
+                a.poll();
+            }
         });
         std::thread::sleep(Duration::from_millis(50));
         run(&mut [&mut b], "some", |nodes| nodes[0].messages.len() > 2);
-        let deadline = Instant::now() + PATIENCE;
-        while !sleeper.is_finished() {
-            assert!(Instant::now() < deadline);
-            b.poll();
-        }
-        sleeper.join()
+        has_some.store(true, Ordering::Relaxed);
+        run(&mut [&mut b], "the sleeper", |_| sleeper.is_finished());
     });
-    woken.unwrap();
     run(&mut [&mut a, &mut b], "all", |nodes| nodes[1].messages.len() == sent);
     for (i, (_, bytes)) in b.messages.iter().enumerate() {
         assert_eq!((&bytes[..8], bytes.len()), (&i.to_le_bytes()[..], 50_008));
@@ -404,6 +478,10 @@ fn reads_out_of_range_fail_alone(kind: Backend) {
         assert_eq!(a.reads[&(token as u64)].1, Err(error));
     }
     assert_eq!(a.reads[&99].1, Ok(()));
+    // Where the reader has the peer's table of regions, it asks for no such.
+    if !matches!(kind.kind(), Kind::Shm | Kind::Rdma | Kind::Ofi) {
+        assert_eq!(b.counters.get(Counted::RefusedRead), bad.len() as u64);
+    }
     assert!(a.lost.is_empty() && b.lost.is_empty());
 }
 
@@ -605,17 +683,27 @@ fn a_drop_amid_a_read(kind: Backend) {
 
 /// A process of its own, killed at full speed.
 fn a_killed_process(kind: Backend) {
-    let (near, far) = link_pair(kind);
-    let far: OwnedFd = match far {
-        Link::Unix(stream) => stream.into(),
-        Link::Tcp(stream) => stream.into(),
+    let (near, far): (Link, OwnedFd) = if kind == Backend::Shm {
+        let (near, far) = UnixStream::pair().unwrap();
+        (Link::Unix(near), far.into())
+    } else {
+        let (near, far) = tcp_pair();
+        (Link::Tcp(near), far.into())
     };
+    // The child calls for its lanes, one after the other.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", &format!("fabric::conformance::{}::child", kind.module()), "--ignored"])
+        .env("COLLIMATE_TEST_PORT", listener.local_addr().unwrap().port().to_string())
         .stdin(Stdio::from(far))
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
+    let lanes: Vec<TcpStream> = (0..kind.lanes()).map(|_| listener.accept().unwrap().0).collect();
+    let near = match near {
+        Link::Tcp(first) if !lanes.is_empty() => Link::Lanes(first, lanes),
+        near => near,
+    };
     let mut a = Node::new(kind, 0);
     a.fabric.connect(Rank(1), near).unwrap();
     run(&mut [&mut a], "messages of the child", |nodes| nodes[0].messages.len() > 2_000);
@@ -639,7 +727,13 @@ fn child(kind: Backend) {
     if rustix::net::getpeername(&fd).is_err() {
         return;
     }
-    let link = if kind == Backend::Shm { Link::Unix(fd.into()) } else { Link::Tcp(fd.into()) };
+    let port = std::env::var("COLLIMATE_TEST_PORT").unwrap().parse().unwrap();
+    let lanes: Vec<_> = (0..kind.lanes()).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    let link = match kind {
+        Backend::Shm => Link::Unix(fd.into()),
+        _ if lanes.is_empty() => Link::Tcp(fd.into()),
+        _ => Link::Lanes(fd.into(), lanes),
+    };
     let mut b = Node::new(kind, 1);
     b.fabric.register(KEY, patterned(8 << 20)).unwrap();
     b.fabric.connect(Rank(0), link).unwrap();
@@ -715,7 +809,7 @@ macro_rules! conformance {
             $(
                 #[test]
                 fn $test() {
-                    if $kind.is_there() {
+                    if $kind.is_here() {
                         super::$test($kind);
                     }
                 }
@@ -746,7 +840,7 @@ macro_rules! for_all {
 fn rdma_bandwidth() {
     const BYTES: usize = 1 << 20;
     let (count, at_once) = (200, usize::from(limits::RDMA_READS_MAX));
-    if !Backend::Rdma.is_there() {
+    if !Backend::Rdma.is_here() {
         return;
     }
     let (mut a, mut b) = (Node::new(Backend::Rdma, 0), Node::new(Backend::Rdma, 1));
@@ -780,5 +874,14 @@ fn rdma_bandwidth() {
 for_all!(shm, Backend::Shm, a_wrong_set_up_is_refused);
 for_all!(rdma, Backend::Rdma,);
 for_all!(epoll, Backend::Epoll, garbage_is_named_and_harms_nobody);
+for_all!(epoll_lanes, Backend::EpollLanes, garbage_is_named_and_harms_nobody);
 for_all!(uring, Backend::Uring, garbage_is_named_and_harms_nobody);
+for_all!(uring_lanes, Backend::UringLanes, garbage_is_named_and_harms_nobody);
 for_all!(ring_only, Backend::RingOnly, garbage_is_named_and_harms_nobody);
+for_all!(without_ring, Backend::Without(Feature::Ring),);
+for_all!(without_deferred_work, Backend::Without(Feature::DeferredWork),);
+for_all!(without_buffer_rings, Backend::Without(Feature::BufferRings),);
+for_all!(without_multishot, Backend::Without(Feature::Multishot),);
+for_all!(without_incremental, Backend::Without(Feature::Incremental), garbage_is_named_and_harms_nobody);
+for_all!(ofi_tcp, Backend::OfiTcp,);
+for_all!(ofi_shm, Backend::OfiShm,);

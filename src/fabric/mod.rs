@@ -13,18 +13,24 @@ use crate::mem::{Lease, Region};
 mod choice;
 mod epoll;
 mod frame;
+mod inbox;
+mod lanes;
+mod ofi;
+mod outbox;
 mod peers;
 mod rdma;
 mod shm;
 mod stream;
 mod streams;
 mod uring;
+mod zerocopy;
 
 #[cfg(test)]
 mod conformance;
 
 pub use choice::{Choice, Grade, Offer, choose};
 pub use epoll::EpollFabric;
+pub use ofi::{OfiFabric, parse_ofi_frame};
 pub use rdma::{RdmaCounts, RdmaDevice, RdmaFabric, RdmaFrame, RdmaFrameKind, parse_rdma_frame, rdma_available};
 pub use shm::ShmFabric;
 pub use uring::UringFabric;
@@ -51,6 +57,8 @@ pub enum Link {
     Unix(UnixStream),
     /// To any rank.
     Tcp(TcpStream),
+    /// To any rank, with further connections for large reads.
+    Lanes(TcpStream, Vec<TcpStream>),
 }
 
 /// A registered region's name: the same number at its owner and at every peer.
@@ -121,6 +129,14 @@ pub enum FabricError {
     /// The peer has no such memory; the connection stays.
     #[error("{0} has no {1}")]
     NoSuchMemory(Rank, RemoteSpan),
+    /// The other side's host does not answer, or its process takes nothing.
+    #[error("{peer} has not answered for {seconds} s: is its host down, the network cut or its process stopped?")]
+    Silent {
+        /// Who.
+        peer: Rank,
+        /// For how long.
+        seconds: u64,
+    },
     /// The operating system refused something.
     #[error("{what} for {peer}: {cause}")]
     Os {

@@ -45,9 +45,7 @@ use super::{Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan};
 use crate::base::event::{Counters, Event as Counted};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region};
-use crate::sys::{
-    AsyncEvent, Completion, CompletionQueue, Memory, PairCounts, Poller, QueuePair, ReceiveQueue, Window,
-};
+use crate::sys::{AsyncEvent, Completion, CompletionQueue, RdmaMemory as Memory, PairCounts, Poller, QueuePair, ReceiveQueue, RdmaWindow as Window};
 
 mod device;
 mod frame;
@@ -234,8 +232,8 @@ impl RdmaFabric {
                 Ok(Beat::Sent) => self.counts.heartbeats += 1,
                 Ok(Beat::Stuck) => {
                     self.counters.count(Counted::StuckPeer);
-                    let why = format!("the peer has received nothing for {:?}", limits::PEER_SILENCE_MAX);
-                    self.fail(place, FabricError::os(rank, "RDMA", why));
+                    let seconds = limits::PEER_SILENCE_MAX.as_secs();
+                    self.fail(place, FabricError::Silent { peer: rank, seconds });
                 }
                 Err(error) => self.fail(place, FabricError::os(rank, "an RDMA heartbeat", error)),
             }

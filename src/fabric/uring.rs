@@ -28,6 +28,10 @@
 //! and so is the bulk of a read, straight into its place; the ring is then
 //! looked at every few polls, for the others.
 //!
+//! Only lane 0 of a peer is in the ring. On the others chunks of reads come, and
+//! those want to be received straight into their place: by `recv`, on a socket
+//! that is tried while a read is under way on it.
+//!
 //! A receive that has stopped (buffers ran out) is started again by the owner's
 //! next poll. The descriptor to wait for is the poller's, which watches the
 //! sockets: it wakes any thread, and in an armed ring no work is left behind.
@@ -40,25 +44,28 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::streams::Streams;
+use super::lanes::Line;
+use super::streams::{Streams, Tuning};
+use super::zerocopy::Policy;
 use super::{Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan};
-use crate::base::Rank;
 use crate::base::event::Counters;
+use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region};
-use crate::sys::{ReceiveRing, Received, uring_available};
-
-/// 4 MiB of buffers in all: a large message needs a few, a small one wastes
-/// little.
-const BUFFERS: u16 = 256;
-const BUFFER_BYTES: u32 = 16 * 1024;
+use crate::sys::{ReceiveRing, Received, UringFeatures};
 
 /// Past this, the ring costs less than trying.
 const ACTIVE_MAX: usize = 2;
 
+/// Polls between two looks at connections that neither the ring watches nor a
+/// read keeps busy: their end is all that can come.
+const LOOK_EVERY: u32 = 4096;
+
 /// See the module.
 pub struct UringFabric {
-    streams: Streams,
+    pub(super) streams: Streams,
     ring: Ring,
+    buffers: Buffers,
+    polls: u32,
     /// Tells a connection from an earlier one to the same rank.
     connections: u32,
     /// Connections without a receive in the ring: rank and number.
@@ -75,26 +82,62 @@ enum Ring {
     Refused,
 }
 
+/// The memory that the kernel receives into.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Buffers {
+    pub(super) count: u16,
+    pub(super) bytes: u32,
+    /// A buffer is filled by several receives, one behind the other.
+    pub(super) incremental: bool,
+}
+
+impl Buffers {
+    /// 4 MiB in all. Where a receive takes a whole buffer, they are smaller, so
+    /// that small messages waste less.
+    fn fitting(features: &UringFeatures) -> Buffers {
+        match features.incremental {
+            Ok(()) => Buffers { count: 64, bytes: 64 * 1024, incremental: true },
+            Err(_) => Buffers { count: 256, bytes: 16 * 1024, incremental: false },
+        }
+    }
+}
+
 impl UringFabric {
     /// A fabric without peers. Fails with the reason if io_uring cannot be used
     /// here.
     pub fn new(rank: Rank, counters: Arc<Counters>) -> Result<UringFabric, FabricError> {
-        UringFabric::with_active_max(rank, ACTIVE_MAX, counters)
+        UringFabric::with_features(rank, UringFabric::tuning(), UringFeatures::here(), counters)
     }
 
-    pub(super) fn with_active_max(
+    pub(super) fn with_features(
         rank: Rank,
-        active_max: usize,
+        tuning: Tuning,
+        features: &UringFeatures,
         counters: Arc<Counters>,
     ) -> Result<UringFabric, FabricError> {
-        uring_available().map_err(|reason| FabricError::os(rank, "io_uring", reason))?;
+        features.suffice().map_err(|reason| FabricError::os(rank, "io_uring", reason))?;
+        UringFabric::with(rank, tuning, Buffers::fitting(features), counters)
+    }
+
+    pub(super) fn with(
+        rank: Rank,
+        tuning: Tuning,
+        buffers: Buffers,
+        counters: Arc<Counters>,
+    ) -> Result<UringFabric, FabricError> {
         Ok(UringFabric {
-            streams: Streams::new(rank, active_max, counters)?,
+            streams: Streams::new(rank, tuning, counters)?,
             ring: Ring::Unmade,
+            buffers,
+            polls: 0,
             connections: 0,
             unarmed: Vec::new(),
             current: Vec::new(),
         })
+    }
+
+    pub(super) fn tuning() -> Tuning {
+        Tuning { active_max: ACTIVE_MAX, silence: limits::PEER_SILENCE_MAX, zero_copy: Policy::Measured }
     }
 
     fn has_completions(&mut self) -> bool {
@@ -135,8 +178,8 @@ impl UringFabric {
             if self.current.get(peer.index()) != Some(&number) {
                 continue;
             }
-            let Some(stream) = self.streams.peers.get_mut(peer) else { continue };
-            if ring.receive(&stream.socket, token(peer, number)).is_err() {
+            let Some(lanes) = self.streams.peers.get_mut(peer) else { continue };
+            if ring.receive(&lanes.first().socket, token(peer, number)).is_err() {
                 // No room in the kernel now. Until there is, the poller tells.
                 self.unarmed.push((peer, number));
                 self.streams.ask();
@@ -186,7 +229,8 @@ impl Fabric for UringFabric {
 
     fn poll(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
         if let Ring::Unmade = self.ring {
-            self.ring = match ReceiveRing::new(BUFFERS, BUFFER_BYTES) {
+            let Buffers { count, bytes, incremental } = self.buffers;
+            self.ring = match ReceiveRing::new(count, bytes, incremental) {
                 Ok(ring) => Ring::Made(Box::new(ring)),
                 Err(_) => Ring::Refused,
             };
@@ -195,15 +239,19 @@ impl Fabric for UringFabric {
             let events = self.take_completions(sink);
             return events + self.streams.poll_sockets(sink);
         }
-        self.streams.flush();
-        if self.streams.some_blocked() {
+        self.streams.start_turn();
+        self.polls = self.polls.wrapping_add(1);
+        let is_time = self.streams.is_time_to_ask();
+        // Only lane 0 is in the ring.
+        let lanes_due = is_time && self.streams.expects_chunks() || self.polls.is_multiple_of(LOOK_EVERY);
+        if lanes_due || self.streams.some_blocked() {
             self.streams.ask();
         }
         // Another thread may have left completions; after them, and before the
         // kernel moves more, the sockets are next.
         let mut events = self.take_completions(sink);
         events += self.streams.receive_active(sink);
-        if self.streams.is_time_to_ask() {
+        if is_time {
             self.progress();
             events += self.take_completions(sink);
         }
@@ -238,12 +286,12 @@ impl Drop for UringFabric {
     /// The ring keeps sockets open until the kernel has wound it up: the peers
     /// are told at once.
     fn drop(&mut self) {
-        for (_, stream) in self.streams.peers.iter() {
+        for stream in self.streams.peers.iter().flat_map(|(_, lanes)| lanes.iter()) {
             let _ = stream.socket.shutdown(Shutdown::Both);
         }
     }
 }
 
 fn token(peer: Rank, number: u32) -> u64 {
-    u64::from(number) << 32 | u64::from(peer.0)
+    u64::from(number) << 32 | u64::from(Line { peer, lane: 0 }.to_number())
 }

@@ -1,6 +1,7 @@
 //! Which fabric serves which peer: makes those that work here, agrees with each
 //! peer on one, and hands the connections over.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ pub(super) fn connect(
     config: &Config,
     rank: Rank,
     mut links: Vec<(Rank, Stream)>,
+    mut lanes: HashMap<Rank, Vec<TcpStream>>,
     arena: Option<&Arena>,
     counters: &Arc<Counters>,
 ) -> Result<Connected, StartError> {
@@ -68,7 +70,12 @@ pub(super) fn connect(
         let theirs = receive_offer(&stream, peer).map_err(failed)?;
         let choice = choose(&means.offer, &theirs).map_err(|why| StartError::NoFabric { rank, peer, why })?;
         let mine = means.missing.iter().map(|why| format!("; here {why}")).collect::<String>();
-        table.add(choice.kind, &(choice.reason + &mine), peer, Link::Tcp(stream))?;
+        // Others bring their own way for large reads.
+        let link = match (choice.kind, lanes.remove(&peer)) {
+            (Kind::Uring | Kind::Epoll, Some(more)) => Link::Lanes(stream, more),
+            _ => Link::Tcp(stream),
+        };
+        table.add(choice.kind, &(choice.reason + &mine), peer, link)?;
     }
     Ok(table.finish())
 }

@@ -101,7 +101,10 @@ pub fn start(config: Config) -> Result<Running, StartError> {
 }
 
 fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, StartError> {
-    let Mesh { rank, size, local_size, links, launcher, acceptor, counters, .. } = mesh;
+    let Mesh { rank, size, local_size, links, lanes, lanes_note, launcher, acceptor, counters, .. } = mesh;
+    if let Some(note) = lanes_note.filter(|_| config.log) {
+        sys::say_line(format_args!("collimate: {rank}: {note}"));
+    }
     let share = Share::of_this_rank(local_size);
     let workers = config.workers.unwrap_or(share.cores.max(1));
     let oversubscribed = match share.own {
@@ -122,7 +125,7 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     let capacity = config.resources.clone();
     let capacity: Demand = capacity.parse().expect("checked when the configuration was read");
     let mut state = State::new(rank, size, capacity);
-    for (fabric, peers) in connect(&config, rank, links, arena.as_ref(), &counters)? {
+    for (fabric, peers) in connect(&config, rank, links, lanes, arena.as_ref(), &counters)? {
         state.add_fabric(fabric, &peers);
     }
 

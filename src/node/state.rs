@@ -4,13 +4,16 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use slab::Slab;
 
+use super::bulk::Bulk;
 use super::rank::{HUNGRY_BASE, Node, Target};
 use super::registry::TaskType;
 use super::transfer::{Pack, Piece, Received};
 use crate::base::event::Event as Counted;
+use crate::base::limits::PEER_SILENCE_MAX;
 use crate::base::{ErrorKind, Rank, TaskError};
 use crate::fabric::{Fabric, FabricError, RegionKey};
 use crate::mem::{Bytes, Region};
@@ -67,9 +70,9 @@ pub(super) struct Core {
     pub index: Index,
     /// Calls and results whose objects are being read.
     pub arriving: Slab<Arriving>,
-    /// Reads to be started, and those under way.
+    /// Objects to be brought here, and those on their way.
     pub reads_wanted: VecDeque<Read>,
-    pub reads: Slab<Read>,
+    pub bulk: Bulk,
     pub ledger: Ledger<Task>,
     /// Ranks that asked for work during a poll.
     pub wishes: Vec<Rank>,
@@ -97,6 +100,8 @@ pub(super) struct Peer {
     pub functions: Option<Vec<Option<u32>>>,
     /// Messages that the fabric had no room for.
     pub backlog: VecDeque<Vec<u8>>,
+    /// Since when it has taken none of them.
+    pub stuck_since: Option<Instant>,
     /// We asked it for work and got none yet.
     pub asked: bool,
     /// Why it is gone.
@@ -137,6 +142,8 @@ pub(super) struct Read {
     pub number: usize,
     pub at: usize,
     pub record: ObjectRecord,
+    /// Who lent it.
+    pub lender: Rank,
 }
 
 /// What a record turned into.
@@ -155,6 +162,7 @@ impl State {
             capacity: None,
             functions: None,
             backlog: VecDeque::new(),
+                stuck_since: None,
             asked: false,
             lost: None,
             said_goodbye: false,
@@ -173,7 +181,7 @@ impl State {
                 index: Index::new(),
                 arriving: Slab::new(),
                 reads_wanted: VecDeque::new(),
-                reads: Slab::new(),
+                bulk: Bulk::new(me),
                 ledger: Ledger::new(capacity),
                 wishes: Vec::new(),
                 out: VecDeque::new(),
@@ -450,7 +458,7 @@ impl State {
     }
 
     /// Sends, or keeps for later, in order.
-    fn send(&mut self, to: Rank, message: &[u8]) {
+    pub(super) fn send(&mut self, to: Rank, message: &[u8]) {
         let peer = &mut self.core.peers[to.index()];
         let Some(route) = peer.route.filter(|_| peer.lost.is_none()) else { return };
         if peer.backlog.is_empty() {
@@ -472,6 +480,7 @@ impl State {
             && core.closing.is_empty()
             && core.wishes.is_empty()
             && core.reads_wanted.is_empty()
+            && !core.bulk.is_pending()
             && !core.backlogged
             && !core.newly_ready;
         if !nothing {
@@ -496,7 +505,7 @@ impl State {
                 }
                 self.core.on_lost(node, rank, why);
             }
-            self.start_reads(node);
+            self.move_objects(node);
             self.grant_wishes(node);
             if self.core.out.is_empty() && self.core.closing.is_empty() {
                 break;
@@ -508,13 +517,26 @@ impl State {
         for rank in 0..self.core.peers.len() {
             let peer = &mut self.core.peers[rank];
             let Some(route) = peer.route else { continue };
+            let waiting = peer.backlog.len();
             while let Some(message) = peer.backlog.front() {
                 match self.fabrics[route].send(Rank(rank as u32), &[message]) {
                     Err(FabricError::Full(_)) => break,
                     _ => drop(peer.backlog.pop_front()),
                 }
             }
-            self.core.backlogged |= !peer.backlog.is_empty();
+            if peer.backlog.len() < waiting || waiting == 0 {
+                peer.stuck_since = None;
+            }
+            if peer.backlog.is_empty() {
+                continue;
+            }
+            self.core.backlogged = true;
+            if peer.stuck_since.get_or_insert_with(Instant::now).elapsed() > PEER_SILENCE_MAX {
+                node.counters.count(Counted::StuckPeer);
+                let (left, seconds) = (peer.backlog.len(), PEER_SILENCE_MAX.as_secs());
+                let why = format!("it took none of the {left} messages for it in {seconds} s: is its process stopped?");
+                self.core.closing.push((Rank(rank as u32), why));
+            }
         }
     }
 }

@@ -10,7 +10,7 @@
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{Control, ErrorReport, WireError};
+use super::{Bulk, Control, ErrorReport, WireError};
 use crate::base::limits::{INLINE_BYTES_MAX, MESSAGE_BYTES_MAX, OBJECT_ALIGN, RANKS_MAX};
 use crate::base::{Rank, Tag, TaskError};
 
@@ -25,6 +25,8 @@ pub enum Message<'a> {
     Release(Release),
     /// The sender has nothing to do and asks for tasks.
     StealRequest(StealRequest),
+    /// About copies of large objects.
+    Bulk(Bulk),
     /// Anything rarer.
     Control(Control),
 }
@@ -150,6 +152,7 @@ impl<'a> Message<'a> {
                 not_zero("steal request", "want", u64::from(want))?;
                 Ok(Message::StealRequest(StealRequest { want }))
             }
+            kind::BULK => Bulk::parse(bytes).map(Message::Bulk),
             kind::CONTROL => Control::parse(&bytes[1..]).map(Message::Control),
             unknown => Err(WireError::UnknownKind(unknown)),
         }
@@ -490,12 +493,13 @@ impl ObjectRecord {
 }
 
 /// First bytes of messages. 0 is none, so that zeroed memory is no message.
-mod kind {
+pub(super) mod kind {
     pub const SPAWN: u8 = 1;
     pub const RESULT: u8 = 2;
     pub const RELEASE: u8 = 3;
     pub const STEAL_REQUEST: u8 = 4;
     pub const CONTROL: u8 = 5;
+    pub const BULK: u8 = 6;
 }
 
 /// In [`SpawnLayout::flags`]: the receiver asked for this task.
@@ -638,7 +642,7 @@ fn from_log2(message: &'static str, log2: u8) -> Result<usize, WireError> {
 }
 
 /// The layout at the start of `bytes`, and what follows.
-fn prefix<'a, L: FromBytes + Immutable + KnownLayout + Unaligned>(
+pub(super) fn prefix<'a, L: FromBytes + Immutable + KnownLayout + Unaligned>(
     message: &'static str,
     bytes: &'a [u8],
 ) -> Result<(&'a L, &'a [u8]), WireError> {
@@ -660,7 +664,7 @@ fn zero(message: &'static str, field: &'static str, value: u8) -> Result<(), Wir
     if value == 0 { Ok(()) } else { Err(WireError::BadField { message, field, value: u64::from(value) }) }
 }
 
-fn not_zero(message: &'static str, field: &'static str, value: u64) -> Result<(), WireError> {
+pub(super) fn not_zero(message: &'static str, field: &'static str, value: u64) -> Result<(), WireError> {
     if value == 0 { Err(WireError::BadField { message, field, value }) } else { Ok(()) }
 }
 

@@ -86,7 +86,8 @@ pub fn under_mpi(launcher: &str, ranks: u32, scenario: &str) -> Option<Job> {
 }
 
 impl Job {
-    fn new(mut command: Command, what: String) -> Job {
+    /// A job that `command` starts; `what` names it when it fails.
+    pub fn new(mut command: Command, what: String) -> Job {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let mark = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let scratch = std::env::temp_dir().join(format!("clm-test-{mark}"));

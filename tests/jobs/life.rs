@@ -8,7 +8,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::Scenario;
 use crate::harness::{Running, Test, job, processor_time, test};
 
-pub const SCENARIOS: &[Scenario] = &[("a rank dies", a_rank_dies), ("linger", linger), ("idle", idle)];
+pub const SCENARIOS: &[Scenario] =
+    &[("a rank dies", a_rank_dies), ("a rank stops", a_rank_stops), ("linger", linger), ("idle", idle)];
 
 pub fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
@@ -16,6 +17,10 @@ pub fn tests() -> Vec<Test> {
         tests.push(test(format!("a_rank_dies_{fabric}"), move || {
             let done = job(3, "a rank dies").env("COLLIMATE_FABRIC", fabric).run();
             assert!(done.status == Some(1) && done.stderr.contains("rank 1 (pid "), "{done:#?}");
+            assert!(done.stdout.contains("went on"), "{done:#?}");
+        }));
+        tests.push(test(format!("a_rank_stops_{fabric}"), move || {
+            let done = job(3, "a rank stops").env("COLLIMATE_FABRIC", fabric).run();
             assert!(done.stdout.contains("went on"), "{done:#?}");
         }));
         tests.push(test(format!("the_driver_dies_{fabric}"), move || {
@@ -116,6 +121,28 @@ fn a_rank_dies() -> Result<(), Error> {
     assert_eq!(elsewhere.get()?, 500);
     let spread: Vec<_> = (0..6).map(|_| pid::spawn_with(Options::new().spread())).collect();
     spread.into_iter().try_for_each(|r| r.get().map(drop))?;
+    println!("went on");
+    Ok(())
+}
+
+#[collimate::task]
+fn length(bytes: &[u8]) -> usize {
+    bytes.len()
+}
+
+/// A process that is stopped reads nothing, and closes nothing either.
+#[collimate::main]
+fn a_rank_stops() -> Result<(), Error> {
+    let on = |rank: u32| Options::new().rank(rank);
+    let victim = pid::spawn_with(on(1)).get()?;
+    signal_to(victim, Signal::STOP);
+    let bytes = vec![7; 4_000];
+    let pending: Vec<Ref<usize>> = (0..6_000).map(|_| length::spawn_with(on(1), &bytes)).collect();
+    for r in pending {
+        let error = r.get_timeout(Duration::from_secs(30)).unwrap_err();
+        assert!(error.kind == ErrorKind::RankLost && error.message.contains("rank 1"), "{error}");
+    }
+    assert_eq!(length::spawn_with(on(2), &bytes).get()?, 4_000);
     println!("went on");
     Ok(())
 }

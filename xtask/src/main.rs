@@ -1,11 +1,13 @@
 //! Chores of the tree. `cargo xtask schema` regenerates the control
-//! messages from `schema/`, `header` the C header from `ffi/src`, and
-//! `bindings` what Rust knows of the headers of libibverbs; with `--check` they
-//! only compare.
+//! messages from `schema/`, `header` the C header from `ffi/src`, and `bindings`
+//! those to C libraries from their installed headers; with `--check` they only
+//! compare.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+mod bindings;
 
 const USAGE: &str = "usage: cargo xtask schema|header|bindings [--check]";
 
@@ -18,11 +20,11 @@ struct Generated {
     /// The argument that makes it.
     command: &'static str,
     make: fn() -> Result<String, String>,
-    /// What the machine must have to make it; without it nothing is checked.
+    /// A file of the system without which nothing can be compared.
     needs: Option<&'static str>,
 }
 
-const ALL: [Generated; 3] = [
+const ALL: &[Generated] = &[
     Generated {
         path: "src/wire/generated/control.rs",
         source: SCHEMA,
@@ -32,40 +34,48 @@ const ALL: [Generated; 3] = [
     },
     Generated { path: "ffi/include/collimate.h", source: FFI, command: "header", make: header, needs: None },
     Generated {
-        path: "src/sys/generated/verbs.rs",
-        source: VERBS,
+        path: bindings::OFI.path,
+        source: "the headers of libfabric-dev 1.17",
         command: "bindings",
-        make: verbs,
-        needs: Some(VERBS),
+        make: || bindings::OFI.make(),
+        needs: Some(bindings::OFI.header),
+    },
+    Generated {
+        path: bindings::VERBS.path,
+        source: "the headers of libibverbs-dev 44",
+        command: "bindings",
+        make: || bindings::VERBS.make(),
+        needs: Some(bindings::VERBS.header),
     },
 ];
 
 const SCHEMA: &str = "schema/control.fbs";
 const FFI: &str = "ffi/src";
-const VERBS: &str = "/usr/include/infiniband/verbs.h";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let chosen = arguments.first().and_then(|command| ALL.iter().find(|g| g.command == *command));
-    let outcome = match (chosen, &arguments[..]) {
-        (Some(generated), [_]) => generated.write(),
-        (Some(generated), [_, "--check"]) => generated.check(),
-        _ => {
-            eprintln!("{USAGE}");
-            return ExitCode::from(2);
-        }
+    let chosen = |command| ALL.iter().filter(move |g| g.command == command).peekable();
+    let (mut chosen, act): (_, fn(&Generated) -> Result<String, String>) = match arguments[..] {
+        [command] => (chosen(command), Generated::write),
+        [command, "--check"] => (chosen(command), Generated::check),
+        _ => (chosen(""), Generated::check),
     };
-    match outcome {
-        Ok(line) => {
-            println!("{line}");
-            ExitCode::SUCCESS
-        }
-        Err(line) => {
-            eprintln!("xtask: {line}");
-            ExitCode::FAILURE
+    if chosen.peek().is_none() {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    }
+    let mut code = ExitCode::SUCCESS;
+    for outcome in chosen.map(act) {
+        match outcome {
+            Ok(line) => println!("{line}"),
+            Err(line) => {
+                eprintln!("xtask: {line}");
+                code = ExitCode::FAILURE;
+            }
         }
     }
+    code
 }
 
 impl Generated {
@@ -80,7 +90,7 @@ impl Generated {
     fn check(&self) -> Result<String, String> {
         let Generated { path, source, command, make, needs } = self;
         if let Some(missing) = needs.filter(|file| !Path::new(file).exists()) {
-            return Ok(format!("{path} was not compared: this machine has no {missing}"));
+            return Ok(format!("{path} was not compared: {missing} is missing"));
         }
         let full = root().join(path);
         let committed = fs::read_to_string(&full).map_err(|e| format!("cannot read {}: {e}", full.display()))?;
@@ -119,78 +129,6 @@ fn control_messages() -> Result<String, String> {
     ))
 }
 
-/// The types, constants and function types of libibverbs that `src/sys/verbs`
-/// uses. The functions become fields that are looked up when the library is
-/// loaded at run time, so that nothing links it.
-fn verbs() -> Result<String, String> {
-    let functions = [
-        "get_device_list",
-        "free_device_list",
-        "get_device_name",
-        "open_device",
-        "close_device",
-        "query_device",
-        "query_port",
-        "query_gid",
-        "alloc_pd",
-        "dealloc_pd",
-        "reg_mr",
-        "dereg_mr",
-        "create_comp_channel",
-        "destroy_comp_channel",
-        "create_cq",
-        "destroy_cq",
-        "resize_cq",
-        "get_cq_event",
-        "ack_cq_events",
-        "create_srq",
-        "destroy_srq",
-        "create_qp",
-        "modify_qp",
-        "destroy_qp",
-        "get_async_event",
-        "ack_async_event",
-        "wc_status_str",
-        "event_type_str",
-    ];
-    let types = [
-        "access_flags",
-        "device_attr",
-        "port_attr",
-        "qp_attr_mask",
-        "send_flags",
-        "wc",
-        "wc_flags",
-        "wc_opcode",
-        "wc_status",
-        "wr_opcode",
-    ];
-    let ours = |names: &[&str]| format!("ibv_({})", names.join("|"));
-    let code = bindgen::builder()
-        .header(VERBS)
-        .allowlist_function(ours(&functions))
-        .allowlist_type(ours(&types))
-        .dynamic_library_name("Verbs")
-        .dynamic_link_require_all(true)
-        .default_enum_style(bindgen::EnumVariation::Consts)
-        .prepend_enum_name(false)
-        .blocklist_type("pthread_.*")
-        .raw_line("use libc::{pthread_cond_t, pthread_mutex_t};")
-        .generate_comments(false)
-        .merge_extern_blocks(true)
-        .rust_target(bindgen::RustTarget::stable(85, 0).expect("a version that bindgen knows"))
-        .rust_edition(bindgen::RustEdition::Edition2024)
-        .formatter(bindgen::Formatter::Prettyplease)
-        .disable_header_comment()
-        .clang_arg("-w")
-        .generate()
-        .map_err(|e| format!("{VERBS}: {e}"))?
-        .to_string();
-    // What bindgen writes is for libloading 0.8, whose trait had another name.
-    let code = code.replace("AsRef<::std::ffi::OsStr>", "::libloading::AsFilename");
-    Ok(format!("// Generated from {VERBS} by `cargo xtask bindings`; not to be edited.\n{code}"))
-}
-
 /// The workspace's folder.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_path_buf()
@@ -202,7 +140,7 @@ mod tests {
 
     #[test]
     fn what_is_generated_is_current() {
-        for generated in &ALL {
+        for generated in ALL {
             generated.check().unwrap();
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::sys::{Adapter, Gid, GidKind, Port, adapter_names};
+use crate::sys::{RdmaAdapter as Adapter, Gid, GidKind, RdmaPort as Port, adapter_names};
 
 /// The device that RDMA would use.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -14,6 +14,8 @@ pub struct RdmaDevice {
     pub port: u8,
     /// Whether the port is RoCE; else InfiniBand.
     pub is_ethernet: bool,
+    /// Whether the processor does the work of a card, as with `rxe`.
+    pub is_emulated: bool,
     /// The entry of the port's GID table.
     pub gid_index: u8,
     /// That entry, as an address.
@@ -62,6 +64,7 @@ impl Found {
             name: self.adapter.name().into(),
             port: self.port.number,
             is_ethernet: self.port.is_ethernet,
+            is_emulated: self.adapter.is_emulated(),
             gid_index: self.gid.index,
             address: self.gid.to_string(),
             mtu: mtu_bytes(self.port.mtu),
@@ -71,8 +74,9 @@ impl Found {
 
 impl fmt::Display for RdmaDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RdmaDevice { name, port, is_ethernet, gid_index, address, mtu } = self;
+        let RdmaDevice { name, port, is_ethernet, is_emulated, gid_index, address, mtu } = self;
         let kind = if *is_ethernet { "RoCE" } else { "InfiniBand" };
+        let kind = if *is_emulated { format!("{kind} done by the processor") } else { kind.into() };
         write!(f, "{name}:{port}, {kind}, address {address} (GID {gid_index}), MTU {mtu}")
     }
 }

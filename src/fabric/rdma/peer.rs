@@ -12,7 +12,7 @@ use super::setup::RemoteRegion;
 use crate::base::{Rank, limits};
 use crate::fabric::{FabricError, RemoteSpan};
 use crate::mem::Lease;
-use crate::sys::{Completion, Memory, QueuePair, ReadId, Window};
+use crate::sys::{Completion, RdmaMemory as Memory, QueuePair, ReadId, RdmaWindow as Window};
 
 /// Messages that are collected before they are posted, at most.
 const COLLECT_MAX: usize = 16;
@@ -460,6 +460,11 @@ impl Peer {
     #[cfg(test)]
     pub(super) fn window_of_peer(&self) -> (u64, u32) {
         (self.window_address, self.window_key)
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_room(&self) -> bool {
+        self.credits > 0
     }
 
     /// As if the peer had given more room than it has.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::device::Found;
 use crate::base::{Rank, limits};
 use crate::fabric::{FabricError, RegionKey};
-use crate::sys::{Address, Remote};
+use crate::sys::{RdmaAddress as Address, RdmaRemote as Remote};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"clm-rdm1");
 

@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use super::*;
@@ -294,12 +295,86 @@ fn a_set_up_that_is_none_is_refused() {
     run(&mut [&mut a], "a message", |nodes| !nodes[0].messages.is_empty());
 }
 
-/// With a limit of locked memory, as an ordinary user has it.
+/// A process that is stopped acknowledges everything, for its card does, and
+/// takes nothing.
+#[test]
+fn a_peer_that_takes_nothing_is_given_up() {
+    let Some(mut nodes) = three() else { return };
+    let [a, _stopped, c] = &mut nodes;
+    while a.fabric.send(Rank(1), &[b"x"]).is_ok() {}
+    let beats = limits::PEER_SILENCE_MAX.as_millis() / limits::RDMA_HEARTBEAT.as_millis();
+    (0..beats).for_each(|_| a.fabric.beat());
+    a.poll();
+    assert!(a.lost.is_empty(), "not before its time");
+    a.fabric.beat();
+    run(&mut [&mut *a, c], "the loss", |nodes| !nodes[0].lost.is_empty());
+    let (rank, cause) = a.lost.remove(0);
+    assert!(rank == Rank(1) && matches!(cause, FabricError::Silent { peer: Rank(1), .. }), "{cause}");
+    assert_eq!(a.counters.get(Counted::StuckPeer), 1);
+    assert_unharmed(a, c);
+}
+
+/// The queues are made for a few peers and grow.
+#[test]
+fn more_peers_than_the_queues_were_made_for() {
+    let Some(mut hub) = Node::new(0) else { return };
+    let mut others: Vec<Node> = (1..8).map(|rank| Node::new(rank).unwrap()).collect();
+    others.iter_mut().for_each(|other| connect(&mut hub, other));
+    let sent: u32 = others
+        .iter_mut()
+        .map(|other| {
+            let sent = (0..1000).take_while(|_| other.fabric.send(Rank(0), &[&[5; 500]]).is_ok()).count();
+            other.poll();
+            sent as u32
+        })
+        .sum();
+    assert_eq!(sent, 7 * limits::RDMA_CREDITS, "each has its own room");
+    run(&mut [&mut hub], "all", |nodes| nodes[0].messages.len() == sent as usize);
+    for other in &mut others {
+        run(&mut [other], "room", |nodes| nodes[0].fabric.peers.iter().all(|(_, peer)| peer.has_room()));
+        other.fabric.send(Rank(0), &[b"more"]).unwrap();
+    }
+    let mut all: Vec<&mut Node> = others.iter_mut().chain([&mut hub]).collect();
+    run(&mut all, "more", |nodes| nodes[7].messages.len() == sent as usize + 7);
+    assert!(hub.lost.is_empty());
+}
+
 #[test]
 fn a_refused_registration_says_what_to_do() {
     let refused = explain(io::Error::from_raw_os_error(12), 64 << 20);
     assert!(refused.contains("ulimit -l") && refused.contains("65536 KiB"), "{refused}");
     assert!(!explain(io::Error::from_raw_os_error(22), 1).contains("ulimit"));
+}
+
+/// As an ordinary user with a limit of locked memory; root is not limited.
+#[test]
+fn a_limit_of_locked_memory_is_named() {
+    if rdma_available(None, None).is_err() || !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let limited = "ulimit -l 64 && exec \"$0\" --exact fabric::rdma::tests::register_as_nobody --ignored --nocapture";
+    let out = std::process::Command::new("sh")
+        .args(["-c", limited, std::env::current_exe().unwrap().to_str().unwrap()])
+        .uid(65_534)
+        .gid(65_534)
+        .output()
+        .unwrap();
+    // Where nobody may not even run this program, there is nothing to see.
+    if out.status.code() == Some(126) {
+        return;
+    }
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success() && text.contains("ulimit -l, now 64 KiB"), "{out:?}");
+    assert!(text.contains("1024 KiB are needed"), "{text}");
+}
+
+#[test]
+#[ignore = "the other process of a_limit_of_locked_memory_is_named"]
+fn register_as_nobody() {
+    // What a fabric is made with needs little and may fail as well.
+    let outcome = RdmaFabric::new(Rank(0), None, None, Arc::new(Counters::new()))
+        .and_then(|mut fabric| fabric.register(KEY, Arc::new(Region::heap(1 << 20))));
+    outcome.inspect_err(|error| println!("{error}")).unwrap_err();
 }
 
 /// An idle connection is alive, and its heartbeats are seen by nobody.

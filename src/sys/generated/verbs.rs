@@ -1,47 +1,46 @@
-// Generated from /usr/include/infiniband/verbs.h by `cargo xtask bindings`; not to be edited.
+// Generated from the headers of libibverbs by `cargo xtask bindings`; not to be edited.
 use libc::{pthread_cond_t, pthread_mutex_t};
-
 #[repr(C)]
 #[derive(Copy, Clone)]
 pub union __atomic_wide_counter {
-    pub __value64: ::std::os::raw::c_ulonglong,
+    pub __value64: ::core::ffi::c_ulonglong,
     pub __value32: __atomic_wide_counter__bindgen_ty_1,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct __atomic_wide_counter__bindgen_ty_1 {
-    pub __low: ::std::os::raw::c_uint,
-    pub __high: ::std::os::raw::c_uint,
+    pub __low: ::core::ffi::c_uint,
+    pub __high: ::core::ffi::c_uint,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     [
         "Size of __atomic_wide_counter__bindgen_ty_1",
-    ][::std::mem::size_of::<__atomic_wide_counter__bindgen_ty_1>() - 8usize];
+    ][::core::mem::size_of::<__atomic_wide_counter__bindgen_ty_1>() - 8usize];
     [
         "Alignment of __atomic_wide_counter__bindgen_ty_1",
-    ][::std::mem::align_of::<__atomic_wide_counter__bindgen_ty_1>() - 4usize];
+    ][::core::mem::align_of::<__atomic_wide_counter__bindgen_ty_1>() - 4usize];
     [
         "Offset of field: __atomic_wide_counter__bindgen_ty_1::__low",
-    ][::std::mem::offset_of!(__atomic_wide_counter__bindgen_ty_1, __low) - 0usize];
+    ][::core::mem::offset_of!(__atomic_wide_counter__bindgen_ty_1, __low) - 0usize];
     [
         "Offset of field: __atomic_wide_counter__bindgen_ty_1::__high",
-    ][::std::mem::offset_of!(__atomic_wide_counter__bindgen_ty_1, __high) - 4usize];
+    ][::core::mem::offset_of!(__atomic_wide_counter__bindgen_ty_1, __high) - 4usize];
 };
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     [
         "Size of __atomic_wide_counter",
-    ][::std::mem::size_of::<__atomic_wide_counter>() - 8usize];
+    ][::core::mem::size_of::<__atomic_wide_counter>() - 8usize];
     [
         "Alignment of __atomic_wide_counter",
-    ][::std::mem::align_of::<__atomic_wide_counter>() - 8usize];
+    ][::core::mem::align_of::<__atomic_wide_counter>() - 8usize];
     [
         "Offset of field: __atomic_wide_counter::__value64",
-    ][::std::mem::offset_of!(__atomic_wide_counter, __value64) - 0usize];
+    ][::core::mem::offset_of!(__atomic_wide_counter, __value64) - 0usize];
     [
         "Offset of field: __atomic_wide_counter::__value32",
-    ][::std::mem::offset_of!(__atomic_wide_counter, __value32) - 0usize];
+    ][::core::mem::offset_of!(__atomic_wide_counter, __value32) - 0usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -53,102 +52,102 @@ pub struct __pthread_internal_list {
 const _: () = {
     [
         "Size of __pthread_internal_list",
-    ][::std::mem::size_of::<__pthread_internal_list>() - 16usize];
+    ][::core::mem::size_of::<__pthread_internal_list>() - 16usize];
     [
         "Alignment of __pthread_internal_list",
-    ][::std::mem::align_of::<__pthread_internal_list>() - 8usize];
+    ][::core::mem::align_of::<__pthread_internal_list>() - 8usize];
     [
         "Offset of field: __pthread_internal_list::__prev",
-    ][::std::mem::offset_of!(__pthread_internal_list, __prev) - 0usize];
+    ][::core::mem::offset_of!(__pthread_internal_list, __prev) - 0usize];
     [
         "Offset of field: __pthread_internal_list::__next",
-    ][::std::mem::offset_of!(__pthread_internal_list, __next) - 8usize];
+    ][::core::mem::offset_of!(__pthread_internal_list, __next) - 8usize];
 };
 pub type __pthread_list_t = __pthread_internal_list;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct __pthread_mutex_s {
-    pub __lock: ::std::os::raw::c_int,
-    pub __count: ::std::os::raw::c_uint,
-    pub __owner: ::std::os::raw::c_int,
-    pub __nusers: ::std::os::raw::c_uint,
-    pub __kind: ::std::os::raw::c_int,
-    pub __spins: ::std::os::raw::c_short,
-    pub __elision: ::std::os::raw::c_short,
+    pub __lock: ::core::ffi::c_int,
+    pub __count: ::core::ffi::c_uint,
+    pub __owner: ::core::ffi::c_int,
+    pub __nusers: ::core::ffi::c_uint,
+    pub __kind: ::core::ffi::c_int,
+    pub __spins: ::core::ffi::c_short,
+    pub __elision: ::core::ffi::c_short,
     pub __list: __pthread_list_t,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of __pthread_mutex_s"][::std::mem::size_of::<__pthread_mutex_s>() - 40usize];
+    ["Size of __pthread_mutex_s"][::core::mem::size_of::<__pthread_mutex_s>() - 40usize];
     [
         "Alignment of __pthread_mutex_s",
-    ][::std::mem::align_of::<__pthread_mutex_s>() - 8usize];
+    ][::core::mem::align_of::<__pthread_mutex_s>() - 8usize];
     [
         "Offset of field: __pthread_mutex_s::__lock",
-    ][::std::mem::offset_of!(__pthread_mutex_s, __lock) - 0usize];
+    ][::core::mem::offset_of!(__pthread_mutex_s, __lock) - 0usize];
     [
         "Offset of field: __pthread_mutex_s::__count",
-    ][::std::mem::offset_of!(__pthread_mutex_s, __count) - 4usize];
+    ][::core::mem::offset_of!(__pthread_mutex_s, __count) - 4usize];
     [
         "Offset of field: __pthread_mutex_s::__owner",
-    ][::std::mem::offset_of!(__pthread_mutex_s, __owner) - 8usize];
+    ][::core::mem::offset_of!(__pthread_mutex_s, __owner) - 8usize];
     [
         "Offset of field: __pthread_mutex_s::__nusers",
-    ][::std::mem::offset_of!(__pthread_mutex_s, __nusers) - 12usize];
+    ][::core::mem::offset_of!(__pthread_mutex_s, __nusers) - 12usize];
     [
         "Offset of field: __pthread_mutex_s::__kind",
-    ][::std::mem::offset_of!(__pthread_mutex_s, __kind) - 16usize];
+    ][::core::mem::offset_of!(__pthread_mutex_s, __kind) - 16usize];
     [
         "Offset of field: __pthread_mutex_s::__spins",
-    ][::std::mem::offset_of!(__pthread_mutex_s, __spins) - 20usize];
+    ][::core::mem::offset_of!(__pthread_mutex_s, __spins) - 20usize];
     [
         "Offset of field: __pthread_mutex_s::__elision",
-    ][::std::mem::offset_of!(__pthread_mutex_s, __elision) - 22usize];
+    ][::core::mem::offset_of!(__pthread_mutex_s, __elision) - 22usize];
     [
         "Offset of field: __pthread_mutex_s::__list",
-    ][::std::mem::offset_of!(__pthread_mutex_s, __list) - 24usize];
+    ][::core::mem::offset_of!(__pthread_mutex_s, __list) - 24usize];
 };
 #[repr(C)]
 #[derive(Copy, Clone)]
 pub struct __pthread_cond_s {
     pub __wseq: __atomic_wide_counter,
     pub __g1_start: __atomic_wide_counter,
-    pub __g_refs: [::std::os::raw::c_uint; 2usize],
-    pub __g_size: [::std::os::raw::c_uint; 2usize],
-    pub __g1_orig_size: ::std::os::raw::c_uint,
-    pub __wrefs: ::std::os::raw::c_uint,
-    pub __g_signals: [::std::os::raw::c_uint; 2usize],
+    pub __g_refs: [::core::ffi::c_uint; 2usize],
+    pub __g_size: [::core::ffi::c_uint; 2usize],
+    pub __g1_orig_size: ::core::ffi::c_uint,
+    pub __wrefs: ::core::ffi::c_uint,
+    pub __g_signals: [::core::ffi::c_uint; 2usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of __pthread_cond_s"][::std::mem::size_of::<__pthread_cond_s>() - 48usize];
+    ["Size of __pthread_cond_s"][::core::mem::size_of::<__pthread_cond_s>() - 48usize];
     [
         "Alignment of __pthread_cond_s",
-    ][::std::mem::align_of::<__pthread_cond_s>() - 8usize];
+    ][::core::mem::align_of::<__pthread_cond_s>() - 8usize];
     [
         "Offset of field: __pthread_cond_s::__wseq",
-    ][::std::mem::offset_of!(__pthread_cond_s, __wseq) - 0usize];
+    ][::core::mem::offset_of!(__pthread_cond_s, __wseq) - 0usize];
     [
         "Offset of field: __pthread_cond_s::__g1_start",
-    ][::std::mem::offset_of!(__pthread_cond_s, __g1_start) - 8usize];
+    ][::core::mem::offset_of!(__pthread_cond_s, __g1_start) - 8usize];
     [
         "Offset of field: __pthread_cond_s::__g_refs",
-    ][::std::mem::offset_of!(__pthread_cond_s, __g_refs) - 16usize];
+    ][::core::mem::offset_of!(__pthread_cond_s, __g_refs) - 16usize];
     [
         "Offset of field: __pthread_cond_s::__g_size",
-    ][::std::mem::offset_of!(__pthread_cond_s, __g_size) - 24usize];
+    ][::core::mem::offset_of!(__pthread_cond_s, __g_size) - 24usize];
     [
         "Offset of field: __pthread_cond_s::__g1_orig_size",
-    ][::std::mem::offset_of!(__pthread_cond_s, __g1_orig_size) - 32usize];
+    ][::core::mem::offset_of!(__pthread_cond_s, __g1_orig_size) - 32usize];
     [
         "Offset of field: __pthread_cond_s::__wrefs",
-    ][::std::mem::offset_of!(__pthread_cond_s, __wrefs) - 36usize];
+    ][::core::mem::offset_of!(__pthread_cond_s, __wrefs) - 36usize];
     [
         "Offset of field: __pthread_cond_s::__g_signals",
-    ][::std::mem::offset_of!(__pthread_cond_s, __g_signals) - 40usize];
+    ][::core::mem::offset_of!(__pthread_cond_s, __g_signals) - 40usize];
 };
-pub type __u32 = ::std::os::raw::c_uint;
-pub type __u64 = ::std::os::raw::c_ulonglong;
+pub type __u32 = ::core::ffi::c_uint;
+pub type __u64 = ::core::ffi::c_ulonglong;
 pub type __be32 = __u32;
 pub type __be64 = __u64;
 #[repr(C)]
@@ -167,25 +166,25 @@ pub struct ibv_gid__bindgen_ty_1 {
 const _: () = {
     [
         "Size of ibv_gid__bindgen_ty_1",
-    ][::std::mem::size_of::<ibv_gid__bindgen_ty_1>() - 16usize];
+    ][::core::mem::size_of::<ibv_gid__bindgen_ty_1>() - 16usize];
     [
         "Alignment of ibv_gid__bindgen_ty_1",
-    ][::std::mem::align_of::<ibv_gid__bindgen_ty_1>() - 8usize];
+    ][::core::mem::align_of::<ibv_gid__bindgen_ty_1>() - 8usize];
     [
         "Offset of field: ibv_gid__bindgen_ty_1::subnet_prefix",
-    ][::std::mem::offset_of!(ibv_gid__bindgen_ty_1, subnet_prefix) - 0usize];
+    ][::core::mem::offset_of!(ibv_gid__bindgen_ty_1, subnet_prefix) - 0usize];
     [
         "Offset of field: ibv_gid__bindgen_ty_1::interface_id",
-    ][::std::mem::offset_of!(ibv_gid__bindgen_ty_1, interface_id) - 8usize];
+    ][::core::mem::offset_of!(ibv_gid__bindgen_ty_1, interface_id) - 8usize];
 };
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_gid"][::std::mem::size_of::<ibv_gid>() - 16usize];
-    ["Alignment of ibv_gid"][::std::mem::align_of::<ibv_gid>() - 8usize];
-    ["Offset of field: ibv_gid::raw"][::std::mem::offset_of!(ibv_gid, raw) - 0usize];
+    ["Size of ibv_gid"][::core::mem::size_of::<ibv_gid>() - 16usize];
+    ["Alignment of ibv_gid"][::core::mem::align_of::<ibv_gid>() - 8usize];
+    ["Offset of field: ibv_gid::raw"][::core::mem::offset_of!(ibv_gid, raw) - 0usize];
     [
         "Offset of field: ibv_gid::global",
-    ][::std::mem::offset_of!(ibv_gid, global) - 0usize];
+    ][::core::mem::offset_of!(ibv_gid, global) - 0usize];
 };
 pub const IBV_NODE_UNKNOWN: ibv_node_type = -1;
 pub const IBV_NODE_CA: ibv_node_type = 1;
@@ -195,22 +194,22 @@ pub const IBV_NODE_RNIC: ibv_node_type = 4;
 pub const IBV_NODE_USNIC: ibv_node_type = 5;
 pub const IBV_NODE_USNIC_UDP: ibv_node_type = 6;
 pub const IBV_NODE_UNSPECIFIED: ibv_node_type = 7;
-pub type ibv_node_type = ::std::os::raw::c_int;
+pub type ibv_node_type = ::core::ffi::c_int;
 pub const IBV_TRANSPORT_UNKNOWN: ibv_transport_type = -1;
 pub const IBV_TRANSPORT_IB: ibv_transport_type = 0;
 pub const IBV_TRANSPORT_IWARP: ibv_transport_type = 1;
 pub const IBV_TRANSPORT_USNIC: ibv_transport_type = 2;
 pub const IBV_TRANSPORT_USNIC_UDP: ibv_transport_type = 3;
 pub const IBV_TRANSPORT_UNSPECIFIED: ibv_transport_type = 4;
-pub type ibv_transport_type = ::std::os::raw::c_int;
+pub type ibv_transport_type = ::core::ffi::c_int;
 pub const IBV_ATOMIC_NONE: ibv_atomic_cap = 0;
 pub const IBV_ATOMIC_HCA: ibv_atomic_cap = 1;
 pub const IBV_ATOMIC_GLOB: ibv_atomic_cap = 2;
-pub type ibv_atomic_cap = ::std::os::raw::c_uint;
+pub type ibv_atomic_cap = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_device_attr {
-    pub fw_ver: [::std::os::raw::c_char; 64usize],
+    pub fw_ver: [::core::ffi::c_char; 64usize],
     pub node_guid: __be64,
     pub sys_image_guid: __be64,
     pub max_mr_size: u64,
@@ -218,184 +217,186 @@ pub struct ibv_device_attr {
     pub vendor_id: u32,
     pub vendor_part_id: u32,
     pub hw_ver: u32,
-    pub max_qp: ::std::os::raw::c_int,
-    pub max_qp_wr: ::std::os::raw::c_int,
-    pub device_cap_flags: ::std::os::raw::c_uint,
-    pub max_sge: ::std::os::raw::c_int,
-    pub max_sge_rd: ::std::os::raw::c_int,
-    pub max_cq: ::std::os::raw::c_int,
-    pub max_cqe: ::std::os::raw::c_int,
-    pub max_mr: ::std::os::raw::c_int,
-    pub max_pd: ::std::os::raw::c_int,
-    pub max_qp_rd_atom: ::std::os::raw::c_int,
-    pub max_ee_rd_atom: ::std::os::raw::c_int,
-    pub max_res_rd_atom: ::std::os::raw::c_int,
-    pub max_qp_init_rd_atom: ::std::os::raw::c_int,
-    pub max_ee_init_rd_atom: ::std::os::raw::c_int,
+    pub max_qp: ::core::ffi::c_int,
+    pub max_qp_wr: ::core::ffi::c_int,
+    pub device_cap_flags: ::core::ffi::c_uint,
+    pub max_sge: ::core::ffi::c_int,
+    pub max_sge_rd: ::core::ffi::c_int,
+    pub max_cq: ::core::ffi::c_int,
+    pub max_cqe: ::core::ffi::c_int,
+    pub max_mr: ::core::ffi::c_int,
+    pub max_pd: ::core::ffi::c_int,
+    pub max_qp_rd_atom: ::core::ffi::c_int,
+    pub max_ee_rd_atom: ::core::ffi::c_int,
+    pub max_res_rd_atom: ::core::ffi::c_int,
+    pub max_qp_init_rd_atom: ::core::ffi::c_int,
+    pub max_ee_init_rd_atom: ::core::ffi::c_int,
     pub atomic_cap: ibv_atomic_cap,
-    pub max_ee: ::std::os::raw::c_int,
-    pub max_rdd: ::std::os::raw::c_int,
-    pub max_mw: ::std::os::raw::c_int,
-    pub max_raw_ipv6_qp: ::std::os::raw::c_int,
-    pub max_raw_ethy_qp: ::std::os::raw::c_int,
-    pub max_mcast_grp: ::std::os::raw::c_int,
-    pub max_mcast_qp_attach: ::std::os::raw::c_int,
-    pub max_total_mcast_qp_attach: ::std::os::raw::c_int,
-    pub max_ah: ::std::os::raw::c_int,
-    pub max_fmr: ::std::os::raw::c_int,
-    pub max_map_per_fmr: ::std::os::raw::c_int,
-    pub max_srq: ::std::os::raw::c_int,
-    pub max_srq_wr: ::std::os::raw::c_int,
-    pub max_srq_sge: ::std::os::raw::c_int,
+    pub max_ee: ::core::ffi::c_int,
+    pub max_rdd: ::core::ffi::c_int,
+    pub max_mw: ::core::ffi::c_int,
+    pub max_raw_ipv6_qp: ::core::ffi::c_int,
+    pub max_raw_ethy_qp: ::core::ffi::c_int,
+    pub max_mcast_grp: ::core::ffi::c_int,
+    pub max_mcast_qp_attach: ::core::ffi::c_int,
+    pub max_total_mcast_qp_attach: ::core::ffi::c_int,
+    pub max_ah: ::core::ffi::c_int,
+    pub max_fmr: ::core::ffi::c_int,
+    pub max_map_per_fmr: ::core::ffi::c_int,
+    pub max_srq: ::core::ffi::c_int,
+    pub max_srq_wr: ::core::ffi::c_int,
+    pub max_srq_sge: ::core::ffi::c_int,
     pub max_pkeys: u16,
     pub local_ca_ack_delay: u8,
     pub phys_port_cnt: u8,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_device_attr"][::std::mem::size_of::<ibv_device_attr>() - 232usize];
-    ["Alignment of ibv_device_attr"][::std::mem::align_of::<ibv_device_attr>() - 8usize];
+    ["Size of ibv_device_attr"][::core::mem::size_of::<ibv_device_attr>() - 232usize];
+    [
+        "Alignment of ibv_device_attr",
+    ][::core::mem::align_of::<ibv_device_attr>() - 8usize];
     [
         "Offset of field: ibv_device_attr::fw_ver",
-    ][::std::mem::offset_of!(ibv_device_attr, fw_ver) - 0usize];
+    ][::core::mem::offset_of!(ibv_device_attr, fw_ver) - 0usize];
     [
         "Offset of field: ibv_device_attr::node_guid",
-    ][::std::mem::offset_of!(ibv_device_attr, node_guid) - 64usize];
+    ][::core::mem::offset_of!(ibv_device_attr, node_guid) - 64usize];
     [
         "Offset of field: ibv_device_attr::sys_image_guid",
-    ][::std::mem::offset_of!(ibv_device_attr, sys_image_guid) - 72usize];
+    ][::core::mem::offset_of!(ibv_device_attr, sys_image_guid) - 72usize];
     [
         "Offset of field: ibv_device_attr::max_mr_size",
-    ][::std::mem::offset_of!(ibv_device_attr, max_mr_size) - 80usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_mr_size) - 80usize];
     [
         "Offset of field: ibv_device_attr::page_size_cap",
-    ][::std::mem::offset_of!(ibv_device_attr, page_size_cap) - 88usize];
+    ][::core::mem::offset_of!(ibv_device_attr, page_size_cap) - 88usize];
     [
         "Offset of field: ibv_device_attr::vendor_id",
-    ][::std::mem::offset_of!(ibv_device_attr, vendor_id) - 96usize];
+    ][::core::mem::offset_of!(ibv_device_attr, vendor_id) - 96usize];
     [
         "Offset of field: ibv_device_attr::vendor_part_id",
-    ][::std::mem::offset_of!(ibv_device_attr, vendor_part_id) - 100usize];
+    ][::core::mem::offset_of!(ibv_device_attr, vendor_part_id) - 100usize];
     [
         "Offset of field: ibv_device_attr::hw_ver",
-    ][::std::mem::offset_of!(ibv_device_attr, hw_ver) - 104usize];
+    ][::core::mem::offset_of!(ibv_device_attr, hw_ver) - 104usize];
     [
         "Offset of field: ibv_device_attr::max_qp",
-    ][::std::mem::offset_of!(ibv_device_attr, max_qp) - 108usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_qp) - 108usize];
     [
         "Offset of field: ibv_device_attr::max_qp_wr",
-    ][::std::mem::offset_of!(ibv_device_attr, max_qp_wr) - 112usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_qp_wr) - 112usize];
     [
         "Offset of field: ibv_device_attr::device_cap_flags",
-    ][::std::mem::offset_of!(ibv_device_attr, device_cap_flags) - 116usize];
+    ][::core::mem::offset_of!(ibv_device_attr, device_cap_flags) - 116usize];
     [
         "Offset of field: ibv_device_attr::max_sge",
-    ][::std::mem::offset_of!(ibv_device_attr, max_sge) - 120usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_sge) - 120usize];
     [
         "Offset of field: ibv_device_attr::max_sge_rd",
-    ][::std::mem::offset_of!(ibv_device_attr, max_sge_rd) - 124usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_sge_rd) - 124usize];
     [
         "Offset of field: ibv_device_attr::max_cq",
-    ][::std::mem::offset_of!(ibv_device_attr, max_cq) - 128usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_cq) - 128usize];
     [
         "Offset of field: ibv_device_attr::max_cqe",
-    ][::std::mem::offset_of!(ibv_device_attr, max_cqe) - 132usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_cqe) - 132usize];
     [
         "Offset of field: ibv_device_attr::max_mr",
-    ][::std::mem::offset_of!(ibv_device_attr, max_mr) - 136usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_mr) - 136usize];
     [
         "Offset of field: ibv_device_attr::max_pd",
-    ][::std::mem::offset_of!(ibv_device_attr, max_pd) - 140usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_pd) - 140usize];
     [
         "Offset of field: ibv_device_attr::max_qp_rd_atom",
-    ][::std::mem::offset_of!(ibv_device_attr, max_qp_rd_atom) - 144usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_qp_rd_atom) - 144usize];
     [
         "Offset of field: ibv_device_attr::max_ee_rd_atom",
-    ][::std::mem::offset_of!(ibv_device_attr, max_ee_rd_atom) - 148usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_ee_rd_atom) - 148usize];
     [
         "Offset of field: ibv_device_attr::max_res_rd_atom",
-    ][::std::mem::offset_of!(ibv_device_attr, max_res_rd_atom) - 152usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_res_rd_atom) - 152usize];
     [
         "Offset of field: ibv_device_attr::max_qp_init_rd_atom",
-    ][::std::mem::offset_of!(ibv_device_attr, max_qp_init_rd_atom) - 156usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_qp_init_rd_atom) - 156usize];
     [
         "Offset of field: ibv_device_attr::max_ee_init_rd_atom",
-    ][::std::mem::offset_of!(ibv_device_attr, max_ee_init_rd_atom) - 160usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_ee_init_rd_atom) - 160usize];
     [
         "Offset of field: ibv_device_attr::atomic_cap",
-    ][::std::mem::offset_of!(ibv_device_attr, atomic_cap) - 164usize];
+    ][::core::mem::offset_of!(ibv_device_attr, atomic_cap) - 164usize];
     [
         "Offset of field: ibv_device_attr::max_ee",
-    ][::std::mem::offset_of!(ibv_device_attr, max_ee) - 168usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_ee) - 168usize];
     [
         "Offset of field: ibv_device_attr::max_rdd",
-    ][::std::mem::offset_of!(ibv_device_attr, max_rdd) - 172usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_rdd) - 172usize];
     [
         "Offset of field: ibv_device_attr::max_mw",
-    ][::std::mem::offset_of!(ibv_device_attr, max_mw) - 176usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_mw) - 176usize];
     [
         "Offset of field: ibv_device_attr::max_raw_ipv6_qp",
-    ][::std::mem::offset_of!(ibv_device_attr, max_raw_ipv6_qp) - 180usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_raw_ipv6_qp) - 180usize];
     [
         "Offset of field: ibv_device_attr::max_raw_ethy_qp",
-    ][::std::mem::offset_of!(ibv_device_attr, max_raw_ethy_qp) - 184usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_raw_ethy_qp) - 184usize];
     [
         "Offset of field: ibv_device_attr::max_mcast_grp",
-    ][::std::mem::offset_of!(ibv_device_attr, max_mcast_grp) - 188usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_mcast_grp) - 188usize];
     [
         "Offset of field: ibv_device_attr::max_mcast_qp_attach",
-    ][::std::mem::offset_of!(ibv_device_attr, max_mcast_qp_attach) - 192usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_mcast_qp_attach) - 192usize];
     [
         "Offset of field: ibv_device_attr::max_total_mcast_qp_attach",
-    ][::std::mem::offset_of!(ibv_device_attr, max_total_mcast_qp_attach) - 196usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_total_mcast_qp_attach) - 196usize];
     [
         "Offset of field: ibv_device_attr::max_ah",
-    ][::std::mem::offset_of!(ibv_device_attr, max_ah) - 200usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_ah) - 200usize];
     [
         "Offset of field: ibv_device_attr::max_fmr",
-    ][::std::mem::offset_of!(ibv_device_attr, max_fmr) - 204usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_fmr) - 204usize];
     [
         "Offset of field: ibv_device_attr::max_map_per_fmr",
-    ][::std::mem::offset_of!(ibv_device_attr, max_map_per_fmr) - 208usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_map_per_fmr) - 208usize];
     [
         "Offset of field: ibv_device_attr::max_srq",
-    ][::std::mem::offset_of!(ibv_device_attr, max_srq) - 212usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_srq) - 212usize];
     [
         "Offset of field: ibv_device_attr::max_srq_wr",
-    ][::std::mem::offset_of!(ibv_device_attr, max_srq_wr) - 216usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_srq_wr) - 216usize];
     [
         "Offset of field: ibv_device_attr::max_srq_sge",
-    ][::std::mem::offset_of!(ibv_device_attr, max_srq_sge) - 220usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_srq_sge) - 220usize];
     [
         "Offset of field: ibv_device_attr::max_pkeys",
-    ][::std::mem::offset_of!(ibv_device_attr, max_pkeys) - 224usize];
+    ][::core::mem::offset_of!(ibv_device_attr, max_pkeys) - 224usize];
     [
         "Offset of field: ibv_device_attr::local_ca_ack_delay",
-    ][::std::mem::offset_of!(ibv_device_attr, local_ca_ack_delay) - 226usize];
+    ][::core::mem::offset_of!(ibv_device_attr, local_ca_ack_delay) - 226usize];
     [
         "Offset of field: ibv_device_attr::phys_port_cnt",
-    ][::std::mem::offset_of!(ibv_device_attr, phys_port_cnt) - 227usize];
+    ][::core::mem::offset_of!(ibv_device_attr, phys_port_cnt) - 227usize];
 };
 pub const IBV_MTU_256: ibv_mtu = 1;
 pub const IBV_MTU_512: ibv_mtu = 2;
 pub const IBV_MTU_1024: ibv_mtu = 3;
 pub const IBV_MTU_2048: ibv_mtu = 4;
 pub const IBV_MTU_4096: ibv_mtu = 5;
-pub type ibv_mtu = ::std::os::raw::c_uint;
+pub type ibv_mtu = ::core::ffi::c_uint;
 pub const IBV_PORT_NOP: ibv_port_state = 0;
 pub const IBV_PORT_DOWN: ibv_port_state = 1;
 pub const IBV_PORT_INIT: ibv_port_state = 2;
 pub const IBV_PORT_ARMED: ibv_port_state = 3;
 pub const IBV_PORT_ACTIVE: ibv_port_state = 4;
 pub const IBV_PORT_ACTIVE_DEFER: ibv_port_state = 5;
-pub type ibv_port_state = ::std::os::raw::c_uint;
+pub type ibv_port_state = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_port_attr {
     pub state: ibv_port_state,
     pub max_mtu: ibv_mtu,
     pub active_mtu: ibv_mtu,
-    pub gid_tbl_len: ::std::os::raw::c_int,
+    pub gid_tbl_len: ::core::ffi::c_int,
     pub port_cap_flags: u32,
     pub max_msg_sz: u32,
     pub bad_pkey_cntr: u32,
@@ -417,74 +418,74 @@ pub struct ibv_port_attr {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_port_attr"][::std::mem::size_of::<ibv_port_attr>() - 52usize];
-    ["Alignment of ibv_port_attr"][::std::mem::align_of::<ibv_port_attr>() - 4usize];
+    ["Size of ibv_port_attr"][::core::mem::size_of::<ibv_port_attr>() - 52usize];
+    ["Alignment of ibv_port_attr"][::core::mem::align_of::<ibv_port_attr>() - 4usize];
     [
         "Offset of field: ibv_port_attr::state",
-    ][::std::mem::offset_of!(ibv_port_attr, state) - 0usize];
+    ][::core::mem::offset_of!(ibv_port_attr, state) - 0usize];
     [
         "Offset of field: ibv_port_attr::max_mtu",
-    ][::std::mem::offset_of!(ibv_port_attr, max_mtu) - 4usize];
+    ][::core::mem::offset_of!(ibv_port_attr, max_mtu) - 4usize];
     [
         "Offset of field: ibv_port_attr::active_mtu",
-    ][::std::mem::offset_of!(ibv_port_attr, active_mtu) - 8usize];
+    ][::core::mem::offset_of!(ibv_port_attr, active_mtu) - 8usize];
     [
         "Offset of field: ibv_port_attr::gid_tbl_len",
-    ][::std::mem::offset_of!(ibv_port_attr, gid_tbl_len) - 12usize];
+    ][::core::mem::offset_of!(ibv_port_attr, gid_tbl_len) - 12usize];
     [
         "Offset of field: ibv_port_attr::port_cap_flags",
-    ][::std::mem::offset_of!(ibv_port_attr, port_cap_flags) - 16usize];
+    ][::core::mem::offset_of!(ibv_port_attr, port_cap_flags) - 16usize];
     [
         "Offset of field: ibv_port_attr::max_msg_sz",
-    ][::std::mem::offset_of!(ibv_port_attr, max_msg_sz) - 20usize];
+    ][::core::mem::offset_of!(ibv_port_attr, max_msg_sz) - 20usize];
     [
         "Offset of field: ibv_port_attr::bad_pkey_cntr",
-    ][::std::mem::offset_of!(ibv_port_attr, bad_pkey_cntr) - 24usize];
+    ][::core::mem::offset_of!(ibv_port_attr, bad_pkey_cntr) - 24usize];
     [
         "Offset of field: ibv_port_attr::qkey_viol_cntr",
-    ][::std::mem::offset_of!(ibv_port_attr, qkey_viol_cntr) - 28usize];
+    ][::core::mem::offset_of!(ibv_port_attr, qkey_viol_cntr) - 28usize];
     [
         "Offset of field: ibv_port_attr::pkey_tbl_len",
-    ][::std::mem::offset_of!(ibv_port_attr, pkey_tbl_len) - 32usize];
+    ][::core::mem::offset_of!(ibv_port_attr, pkey_tbl_len) - 32usize];
     [
         "Offset of field: ibv_port_attr::lid",
-    ][::std::mem::offset_of!(ibv_port_attr, lid) - 34usize];
+    ][::core::mem::offset_of!(ibv_port_attr, lid) - 34usize];
     [
         "Offset of field: ibv_port_attr::sm_lid",
-    ][::std::mem::offset_of!(ibv_port_attr, sm_lid) - 36usize];
+    ][::core::mem::offset_of!(ibv_port_attr, sm_lid) - 36usize];
     [
         "Offset of field: ibv_port_attr::lmc",
-    ][::std::mem::offset_of!(ibv_port_attr, lmc) - 38usize];
+    ][::core::mem::offset_of!(ibv_port_attr, lmc) - 38usize];
     [
         "Offset of field: ibv_port_attr::max_vl_num",
-    ][::std::mem::offset_of!(ibv_port_attr, max_vl_num) - 39usize];
+    ][::core::mem::offset_of!(ibv_port_attr, max_vl_num) - 39usize];
     [
         "Offset of field: ibv_port_attr::sm_sl",
-    ][::std::mem::offset_of!(ibv_port_attr, sm_sl) - 40usize];
+    ][::core::mem::offset_of!(ibv_port_attr, sm_sl) - 40usize];
     [
         "Offset of field: ibv_port_attr::subnet_timeout",
-    ][::std::mem::offset_of!(ibv_port_attr, subnet_timeout) - 41usize];
+    ][::core::mem::offset_of!(ibv_port_attr, subnet_timeout) - 41usize];
     [
         "Offset of field: ibv_port_attr::init_type_reply",
-    ][::std::mem::offset_of!(ibv_port_attr, init_type_reply) - 42usize];
+    ][::core::mem::offset_of!(ibv_port_attr, init_type_reply) - 42usize];
     [
         "Offset of field: ibv_port_attr::active_width",
-    ][::std::mem::offset_of!(ibv_port_attr, active_width) - 43usize];
+    ][::core::mem::offset_of!(ibv_port_attr, active_width) - 43usize];
     [
         "Offset of field: ibv_port_attr::active_speed",
-    ][::std::mem::offset_of!(ibv_port_attr, active_speed) - 44usize];
+    ][::core::mem::offset_of!(ibv_port_attr, active_speed) - 44usize];
     [
         "Offset of field: ibv_port_attr::phys_state",
-    ][::std::mem::offset_of!(ibv_port_attr, phys_state) - 45usize];
+    ][::core::mem::offset_of!(ibv_port_attr, phys_state) - 45usize];
     [
         "Offset of field: ibv_port_attr::link_layer",
-    ][::std::mem::offset_of!(ibv_port_attr, link_layer) - 46usize];
+    ][::core::mem::offset_of!(ibv_port_attr, link_layer) - 46usize];
     [
         "Offset of field: ibv_port_attr::flags",
-    ][::std::mem::offset_of!(ibv_port_attr, flags) - 47usize];
+    ][::core::mem::offset_of!(ibv_port_attr, flags) - 47usize];
     [
         "Offset of field: ibv_port_attr::port_cap_flags2",
-    ][::std::mem::offset_of!(ibv_port_attr, port_cap_flags2) - 48usize];
+    ][::core::mem::offset_of!(ibv_port_attr, port_cap_flags2) - 48usize];
 };
 pub const IBV_EVENT_CQ_ERR: ibv_event_type = 0;
 pub const IBV_EVENT_QP_FATAL: ibv_event_type = 1;
@@ -506,7 +507,7 @@ pub const IBV_EVENT_QP_LAST_WQE_REACHED: ibv_event_type = 16;
 pub const IBV_EVENT_CLIENT_REREGISTER: ibv_event_type = 17;
 pub const IBV_EVENT_GID_CHANGE: ibv_event_type = 18;
 pub const IBV_EVENT_WQ_FATAL: ibv_event_type = 19;
-pub type ibv_event_type = ::std::os::raw::c_uint;
+pub type ibv_event_type = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Copy, Clone)]
 pub struct ibv_async_event {
@@ -520,42 +521,44 @@ pub union ibv_async_event__bindgen_ty_1 {
     pub qp: *mut ibv_qp,
     pub srq: *mut ibv_srq,
     pub wq: *mut ibv_wq,
-    pub port_num: ::std::os::raw::c_int,
+    pub port_num: ::core::ffi::c_int,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     [
         "Size of ibv_async_event__bindgen_ty_1",
-    ][::std::mem::size_of::<ibv_async_event__bindgen_ty_1>() - 8usize];
+    ][::core::mem::size_of::<ibv_async_event__bindgen_ty_1>() - 8usize];
     [
         "Alignment of ibv_async_event__bindgen_ty_1",
-    ][::std::mem::align_of::<ibv_async_event__bindgen_ty_1>() - 8usize];
+    ][::core::mem::align_of::<ibv_async_event__bindgen_ty_1>() - 8usize];
     [
         "Offset of field: ibv_async_event__bindgen_ty_1::cq",
-    ][::std::mem::offset_of!(ibv_async_event__bindgen_ty_1, cq) - 0usize];
+    ][::core::mem::offset_of!(ibv_async_event__bindgen_ty_1, cq) - 0usize];
     [
         "Offset of field: ibv_async_event__bindgen_ty_1::qp",
-    ][::std::mem::offset_of!(ibv_async_event__bindgen_ty_1, qp) - 0usize];
+    ][::core::mem::offset_of!(ibv_async_event__bindgen_ty_1, qp) - 0usize];
     [
         "Offset of field: ibv_async_event__bindgen_ty_1::srq",
-    ][::std::mem::offset_of!(ibv_async_event__bindgen_ty_1, srq) - 0usize];
+    ][::core::mem::offset_of!(ibv_async_event__bindgen_ty_1, srq) - 0usize];
     [
         "Offset of field: ibv_async_event__bindgen_ty_1::wq",
-    ][::std::mem::offset_of!(ibv_async_event__bindgen_ty_1, wq) - 0usize];
+    ][::core::mem::offset_of!(ibv_async_event__bindgen_ty_1, wq) - 0usize];
     [
         "Offset of field: ibv_async_event__bindgen_ty_1::port_num",
-    ][::std::mem::offset_of!(ibv_async_event__bindgen_ty_1, port_num) - 0usize];
+    ][::core::mem::offset_of!(ibv_async_event__bindgen_ty_1, port_num) - 0usize];
 };
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_async_event"][::std::mem::size_of::<ibv_async_event>() - 16usize];
-    ["Alignment of ibv_async_event"][::std::mem::align_of::<ibv_async_event>() - 8usize];
+    ["Size of ibv_async_event"][::core::mem::size_of::<ibv_async_event>() - 16usize];
+    [
+        "Alignment of ibv_async_event",
+    ][::core::mem::align_of::<ibv_async_event>() - 8usize];
     [
         "Offset of field: ibv_async_event::element",
-    ][::std::mem::offset_of!(ibv_async_event, element) - 0usize];
+    ][::core::mem::offset_of!(ibv_async_event, element) - 0usize];
     [
         "Offset of field: ibv_async_event::event_type",
-    ][::std::mem::offset_of!(ibv_async_event, event_type) - 8usize];
+    ][::core::mem::offset_of!(ibv_async_event, event_type) - 8usize];
 };
 pub const IBV_WC_SUCCESS: ibv_wc_status = 0;
 pub const IBV_WC_LOC_LEN_ERR: ibv_wc_status = 1;
@@ -581,7 +584,7 @@ pub const IBV_WC_RESP_TIMEOUT_ERR: ibv_wc_status = 20;
 pub const IBV_WC_GENERAL_ERR: ibv_wc_status = 21;
 pub const IBV_WC_TM_ERR: ibv_wc_status = 22;
 pub const IBV_WC_TM_RNDV_INCOMPLETE: ibv_wc_status = 23;
-pub type ibv_wc_status = ::std::os::raw::c_uint;
+pub type ibv_wc_status = ::core::ffi::c_uint;
 pub const IBV_WC_SEND: ibv_wc_opcode = 0;
 pub const IBV_WC_RDMA_WRITE: ibv_wc_opcode = 1;
 pub const IBV_WC_RDMA_READ: ibv_wc_opcode = 2;
@@ -601,7 +604,7 @@ pub const IBV_WC_TM_NO_TAG: ibv_wc_opcode = 134;
 pub const IBV_WC_DRIVER1: ibv_wc_opcode = 135;
 pub const IBV_WC_DRIVER2: ibv_wc_opcode = 136;
 pub const IBV_WC_DRIVER3: ibv_wc_opcode = 137;
-pub type ibv_wc_opcode = ::std::os::raw::c_uint;
+pub type ibv_wc_opcode = ::core::ffi::c_uint;
 pub const IBV_WC_GRH: ibv_wc_flags = 1;
 pub const IBV_WC_WITH_IMM: ibv_wc_flags = 2;
 pub const IBV_WC_IP_CSUM_OK: ibv_wc_flags = 4;
@@ -609,7 +612,7 @@ pub const IBV_WC_WITH_INV: ibv_wc_flags = 8;
 pub const IBV_WC_TM_SYNC_REQ: ibv_wc_flags = 16;
 pub const IBV_WC_TM_MATCH: ibv_wc_flags = 32;
 pub const IBV_WC_TM_DATA_VALID: ibv_wc_flags = 64;
-pub type ibv_wc_flags = ::std::os::raw::c_uint;
+pub type ibv_wc_flags = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Copy, Clone)]
 pub struct ibv_wc {
@@ -621,7 +624,7 @@ pub struct ibv_wc {
     pub __bindgen_anon_1: ibv_wc__bindgen_ty_1,
     pub qp_num: u32,
     pub src_qp: u32,
-    pub wc_flags: ::std::os::raw::c_uint,
+    pub wc_flags: ::core::ffi::c_uint,
     pub pkey_index: u16,
     pub slid: u16,
     pub sl: u8,
@@ -637,49 +640,51 @@ pub union ibv_wc__bindgen_ty_1 {
 const _: () = {
     [
         "Size of ibv_wc__bindgen_ty_1",
-    ][::std::mem::size_of::<ibv_wc__bindgen_ty_1>() - 4usize];
+    ][::core::mem::size_of::<ibv_wc__bindgen_ty_1>() - 4usize];
     [
         "Alignment of ibv_wc__bindgen_ty_1",
-    ][::std::mem::align_of::<ibv_wc__bindgen_ty_1>() - 4usize];
+    ][::core::mem::align_of::<ibv_wc__bindgen_ty_1>() - 4usize];
     [
         "Offset of field: ibv_wc__bindgen_ty_1::imm_data",
-    ][::std::mem::offset_of!(ibv_wc__bindgen_ty_1, imm_data) - 0usize];
+    ][::core::mem::offset_of!(ibv_wc__bindgen_ty_1, imm_data) - 0usize];
     [
         "Offset of field: ibv_wc__bindgen_ty_1::invalidated_rkey",
-    ][::std::mem::offset_of!(ibv_wc__bindgen_ty_1, invalidated_rkey) - 0usize];
+    ][::core::mem::offset_of!(ibv_wc__bindgen_ty_1, invalidated_rkey) - 0usize];
 };
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_wc"][::std::mem::size_of::<ibv_wc>() - 48usize];
-    ["Alignment of ibv_wc"][::std::mem::align_of::<ibv_wc>() - 8usize];
-    ["Offset of field: ibv_wc::wr_id"][::std::mem::offset_of!(ibv_wc, wr_id) - 0usize];
-    ["Offset of field: ibv_wc::status"][::std::mem::offset_of!(ibv_wc, status) - 8usize];
+    ["Size of ibv_wc"][::core::mem::size_of::<ibv_wc>() - 48usize];
+    ["Alignment of ibv_wc"][::core::mem::align_of::<ibv_wc>() - 8usize];
+    ["Offset of field: ibv_wc::wr_id"][::core::mem::offset_of!(ibv_wc, wr_id) - 0usize];
+    [
+        "Offset of field: ibv_wc::status",
+    ][::core::mem::offset_of!(ibv_wc, status) - 8usize];
     [
         "Offset of field: ibv_wc::opcode",
-    ][::std::mem::offset_of!(ibv_wc, opcode) - 12usize];
+    ][::core::mem::offset_of!(ibv_wc, opcode) - 12usize];
     [
         "Offset of field: ibv_wc::vendor_err",
-    ][::std::mem::offset_of!(ibv_wc, vendor_err) - 16usize];
+    ][::core::mem::offset_of!(ibv_wc, vendor_err) - 16usize];
     [
         "Offset of field: ibv_wc::byte_len",
-    ][::std::mem::offset_of!(ibv_wc, byte_len) - 20usize];
+    ][::core::mem::offset_of!(ibv_wc, byte_len) - 20usize];
     [
         "Offset of field: ibv_wc::qp_num",
-    ][::std::mem::offset_of!(ibv_wc, qp_num) - 28usize];
+    ][::core::mem::offset_of!(ibv_wc, qp_num) - 28usize];
     [
         "Offset of field: ibv_wc::src_qp",
-    ][::std::mem::offset_of!(ibv_wc, src_qp) - 32usize];
+    ][::core::mem::offset_of!(ibv_wc, src_qp) - 32usize];
     [
         "Offset of field: ibv_wc::wc_flags",
-    ][::std::mem::offset_of!(ibv_wc, wc_flags) - 36usize];
+    ][::core::mem::offset_of!(ibv_wc, wc_flags) - 36usize];
     [
         "Offset of field: ibv_wc::pkey_index",
-    ][::std::mem::offset_of!(ibv_wc, pkey_index) - 40usize];
-    ["Offset of field: ibv_wc::slid"][::std::mem::offset_of!(ibv_wc, slid) - 42usize];
-    ["Offset of field: ibv_wc::sl"][::std::mem::offset_of!(ibv_wc, sl) - 44usize];
+    ][::core::mem::offset_of!(ibv_wc, pkey_index) - 40usize];
+    ["Offset of field: ibv_wc::slid"][::core::mem::offset_of!(ibv_wc, slid) - 42usize];
+    ["Offset of field: ibv_wc::sl"][::core::mem::offset_of!(ibv_wc, sl) - 44usize];
     [
         "Offset of field: ibv_wc::dlid_path_bits",
-    ][::std::mem::offset_of!(ibv_wc, dlid_path_bits) - 45usize];
+    ][::core::mem::offset_of!(ibv_wc, dlid_path_bits) - 45usize];
 };
 pub const IBV_ACCESS_LOCAL_WRITE: ibv_access_flags = 1;
 pub const IBV_ACCESS_REMOTE_WRITE: ibv_access_flags = 2;
@@ -690,33 +695,33 @@ pub const IBV_ACCESS_ZERO_BASED: ibv_access_flags = 32;
 pub const IBV_ACCESS_ON_DEMAND: ibv_access_flags = 64;
 pub const IBV_ACCESS_HUGETLB: ibv_access_flags = 128;
 pub const IBV_ACCESS_RELAXED_ORDERING: ibv_access_flags = 1048576;
-pub type ibv_access_flags = ::std::os::raw::c_uint;
+pub type ibv_access_flags = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_mw_bind_info {
     pub mr: *mut ibv_mr,
     pub addr: u64,
     pub length: u64,
-    pub mw_access_flags: ::std::os::raw::c_uint,
+    pub mw_access_flags: ::core::ffi::c_uint,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_mw_bind_info"][::std::mem::size_of::<ibv_mw_bind_info>() - 32usize];
+    ["Size of ibv_mw_bind_info"][::core::mem::size_of::<ibv_mw_bind_info>() - 32usize];
     [
         "Alignment of ibv_mw_bind_info",
-    ][::std::mem::align_of::<ibv_mw_bind_info>() - 8usize];
+    ][::core::mem::align_of::<ibv_mw_bind_info>() - 8usize];
     [
         "Offset of field: ibv_mw_bind_info::mr",
-    ][::std::mem::offset_of!(ibv_mw_bind_info, mr) - 0usize];
+    ][::core::mem::offset_of!(ibv_mw_bind_info, mr) - 0usize];
     [
         "Offset of field: ibv_mw_bind_info::addr",
-    ][::std::mem::offset_of!(ibv_mw_bind_info, addr) - 8usize];
+    ][::core::mem::offset_of!(ibv_mw_bind_info, addr) - 8usize];
     [
         "Offset of field: ibv_mw_bind_info::length",
-    ][::std::mem::offset_of!(ibv_mw_bind_info, length) - 16usize];
+    ][::core::mem::offset_of!(ibv_mw_bind_info, length) - 16usize];
     [
         "Offset of field: ibv_mw_bind_info::mw_access_flags",
-    ][::std::mem::offset_of!(ibv_mw_bind_info, mw_access_flags) - 24usize];
+    ][::core::mem::offset_of!(ibv_mw_bind_info, mw_access_flags) - 24usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -726,19 +731,21 @@ pub struct ibv_pd {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_pd"][::std::mem::size_of::<ibv_pd>() - 16usize];
-    ["Alignment of ibv_pd"][::std::mem::align_of::<ibv_pd>() - 8usize];
+    ["Size of ibv_pd"][::core::mem::size_of::<ibv_pd>() - 16usize];
+    ["Alignment of ibv_pd"][::core::mem::align_of::<ibv_pd>() - 8usize];
     [
         "Offset of field: ibv_pd::context",
-    ][::std::mem::offset_of!(ibv_pd, context) - 0usize];
-    ["Offset of field: ibv_pd::handle"][::std::mem::offset_of!(ibv_pd, handle) - 8usize];
+    ][::core::mem::offset_of!(ibv_pd, context) - 0usize];
+    [
+        "Offset of field: ibv_pd::handle",
+    ][::core::mem::offset_of!(ibv_pd, handle) - 8usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_mr {
     pub context: *mut ibv_context,
     pub pd: *mut ibv_pd,
-    pub addr: *mut ::std::os::raw::c_void,
+    pub addr: *mut ::core::ffi::c_void,
     pub length: usize,
     pub handle: u32,
     pub lkey: u32,
@@ -746,25 +753,25 @@ pub struct ibv_mr {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_mr"][::std::mem::size_of::<ibv_mr>() - 48usize];
-    ["Alignment of ibv_mr"][::std::mem::align_of::<ibv_mr>() - 8usize];
+    ["Size of ibv_mr"][::core::mem::size_of::<ibv_mr>() - 48usize];
+    ["Alignment of ibv_mr"][::core::mem::align_of::<ibv_mr>() - 8usize];
     [
         "Offset of field: ibv_mr::context",
-    ][::std::mem::offset_of!(ibv_mr, context) - 0usize];
-    ["Offset of field: ibv_mr::pd"][::std::mem::offset_of!(ibv_mr, pd) - 8usize];
-    ["Offset of field: ibv_mr::addr"][::std::mem::offset_of!(ibv_mr, addr) - 16usize];
+    ][::core::mem::offset_of!(ibv_mr, context) - 0usize];
+    ["Offset of field: ibv_mr::pd"][::core::mem::offset_of!(ibv_mr, pd) - 8usize];
+    ["Offset of field: ibv_mr::addr"][::core::mem::offset_of!(ibv_mr, addr) - 16usize];
     [
         "Offset of field: ibv_mr::length",
-    ][::std::mem::offset_of!(ibv_mr, length) - 24usize];
+    ][::core::mem::offset_of!(ibv_mr, length) - 24usize];
     [
         "Offset of field: ibv_mr::handle",
-    ][::std::mem::offset_of!(ibv_mr, handle) - 32usize];
-    ["Offset of field: ibv_mr::lkey"][::std::mem::offset_of!(ibv_mr, lkey) - 36usize];
-    ["Offset of field: ibv_mr::rkey"][::std::mem::offset_of!(ibv_mr, rkey) - 40usize];
+    ][::core::mem::offset_of!(ibv_mr, handle) - 32usize];
+    ["Offset of field: ibv_mr::lkey"][::core::mem::offset_of!(ibv_mr, lkey) - 36usize];
+    ["Offset of field: ibv_mr::rkey"][::core::mem::offset_of!(ibv_mr, rkey) - 40usize];
 };
 pub const IBV_MW_TYPE_1: ibv_mw_type = 1;
 pub const IBV_MW_TYPE_2: ibv_mw_type = 2;
-pub type ibv_mw_type = ::std::os::raw::c_uint;
+pub type ibv_mw_type = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_mw {
@@ -776,17 +783,17 @@ pub struct ibv_mw {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_mw"][::std::mem::size_of::<ibv_mw>() - 32usize];
-    ["Alignment of ibv_mw"][::std::mem::align_of::<ibv_mw>() - 8usize];
+    ["Size of ibv_mw"][::core::mem::size_of::<ibv_mw>() - 32usize];
+    ["Alignment of ibv_mw"][::core::mem::align_of::<ibv_mw>() - 8usize];
     [
         "Offset of field: ibv_mw::context",
-    ][::std::mem::offset_of!(ibv_mw, context) - 0usize];
-    ["Offset of field: ibv_mw::pd"][::std::mem::offset_of!(ibv_mw, pd) - 8usize];
-    ["Offset of field: ibv_mw::rkey"][::std::mem::offset_of!(ibv_mw, rkey) - 16usize];
+    ][::core::mem::offset_of!(ibv_mw, context) - 0usize];
+    ["Offset of field: ibv_mw::pd"][::core::mem::offset_of!(ibv_mw, pd) - 8usize];
+    ["Offset of field: ibv_mw::rkey"][::core::mem::offset_of!(ibv_mw, rkey) - 16usize];
     [
         "Offset of field: ibv_mw::handle",
-    ][::std::mem::offset_of!(ibv_mw, handle) - 20usize];
-    ["Offset of field: ibv_mw::type_"][::std::mem::offset_of!(ibv_mw, type_) - 24usize];
+    ][::core::mem::offset_of!(ibv_mw, handle) - 20usize];
+    ["Offset of field: ibv_mw::type_"][::core::mem::offset_of!(ibv_mw, type_) - 24usize];
 };
 #[repr(C)]
 #[derive(Copy, Clone)]
@@ -799,25 +806,25 @@ pub struct ibv_global_route {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_global_route"][::std::mem::size_of::<ibv_global_route>() - 24usize];
+    ["Size of ibv_global_route"][::core::mem::size_of::<ibv_global_route>() - 24usize];
     [
         "Alignment of ibv_global_route",
-    ][::std::mem::align_of::<ibv_global_route>() - 8usize];
+    ][::core::mem::align_of::<ibv_global_route>() - 8usize];
     [
         "Offset of field: ibv_global_route::dgid",
-    ][::std::mem::offset_of!(ibv_global_route, dgid) - 0usize];
+    ][::core::mem::offset_of!(ibv_global_route, dgid) - 0usize];
     [
         "Offset of field: ibv_global_route::flow_label",
-    ][::std::mem::offset_of!(ibv_global_route, flow_label) - 16usize];
+    ][::core::mem::offset_of!(ibv_global_route, flow_label) - 16usize];
     [
         "Offset of field: ibv_global_route::sgid_index",
-    ][::std::mem::offset_of!(ibv_global_route, sgid_index) - 20usize];
+    ][::core::mem::offset_of!(ibv_global_route, sgid_index) - 20usize];
     [
         "Offset of field: ibv_global_route::hop_limit",
-    ][::std::mem::offset_of!(ibv_global_route, hop_limit) - 21usize];
+    ][::core::mem::offset_of!(ibv_global_route, hop_limit) - 21usize];
     [
         "Offset of field: ibv_global_route::traffic_class",
-    ][::std::mem::offset_of!(ibv_global_route, traffic_class) - 22usize];
+    ][::core::mem::offset_of!(ibv_global_route, traffic_class) - 22usize];
 };
 #[repr(C)]
 #[derive(Copy, Clone)]
@@ -832,29 +839,29 @@ pub struct ibv_ah_attr {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_ah_attr"][::std::mem::size_of::<ibv_ah_attr>() - 32usize];
-    ["Alignment of ibv_ah_attr"][::std::mem::align_of::<ibv_ah_attr>() - 8usize];
+    ["Size of ibv_ah_attr"][::core::mem::size_of::<ibv_ah_attr>() - 32usize];
+    ["Alignment of ibv_ah_attr"][::core::mem::align_of::<ibv_ah_attr>() - 8usize];
     [
         "Offset of field: ibv_ah_attr::grh",
-    ][::std::mem::offset_of!(ibv_ah_attr, grh) - 0usize];
+    ][::core::mem::offset_of!(ibv_ah_attr, grh) - 0usize];
     [
         "Offset of field: ibv_ah_attr::dlid",
-    ][::std::mem::offset_of!(ibv_ah_attr, dlid) - 24usize];
+    ][::core::mem::offset_of!(ibv_ah_attr, dlid) - 24usize];
     [
         "Offset of field: ibv_ah_attr::sl",
-    ][::std::mem::offset_of!(ibv_ah_attr, sl) - 26usize];
+    ][::core::mem::offset_of!(ibv_ah_attr, sl) - 26usize];
     [
         "Offset of field: ibv_ah_attr::src_path_bits",
-    ][::std::mem::offset_of!(ibv_ah_attr, src_path_bits) - 27usize];
+    ][::core::mem::offset_of!(ibv_ah_attr, src_path_bits) - 27usize];
     [
         "Offset of field: ibv_ah_attr::static_rate",
-    ][::std::mem::offset_of!(ibv_ah_attr, static_rate) - 28usize];
+    ][::core::mem::offset_of!(ibv_ah_attr, static_rate) - 28usize];
     [
         "Offset of field: ibv_ah_attr::is_global",
-    ][::std::mem::offset_of!(ibv_ah_attr, is_global) - 29usize];
+    ][::core::mem::offset_of!(ibv_ah_attr, is_global) - 29usize];
     [
         "Offset of field: ibv_ah_attr::port_num",
-    ][::std::mem::offset_of!(ibv_ah_attr, port_num) - 30usize];
+    ][::core::mem::offset_of!(ibv_ah_attr, port_num) - 30usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -865,44 +872,44 @@ pub struct ibv_srq_attr {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_srq_attr"][::std::mem::size_of::<ibv_srq_attr>() - 12usize];
-    ["Alignment of ibv_srq_attr"][::std::mem::align_of::<ibv_srq_attr>() - 4usize];
+    ["Size of ibv_srq_attr"][::core::mem::size_of::<ibv_srq_attr>() - 12usize];
+    ["Alignment of ibv_srq_attr"][::core::mem::align_of::<ibv_srq_attr>() - 4usize];
     [
         "Offset of field: ibv_srq_attr::max_wr",
-    ][::std::mem::offset_of!(ibv_srq_attr, max_wr) - 0usize];
+    ][::core::mem::offset_of!(ibv_srq_attr, max_wr) - 0usize];
     [
         "Offset of field: ibv_srq_attr::max_sge",
-    ][::std::mem::offset_of!(ibv_srq_attr, max_sge) - 4usize];
+    ][::core::mem::offset_of!(ibv_srq_attr, max_sge) - 4usize];
     [
         "Offset of field: ibv_srq_attr::srq_limit",
-    ][::std::mem::offset_of!(ibv_srq_attr, srq_limit) - 8usize];
+    ][::core::mem::offset_of!(ibv_srq_attr, srq_limit) - 8usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_srq_init_attr {
-    pub srq_context: *mut ::std::os::raw::c_void,
+    pub srq_context: *mut ::core::ffi::c_void,
     pub attr: ibv_srq_attr,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_srq_init_attr"][::std::mem::size_of::<ibv_srq_init_attr>() - 24usize];
+    ["Size of ibv_srq_init_attr"][::core::mem::size_of::<ibv_srq_init_attr>() - 24usize];
     [
         "Alignment of ibv_srq_init_attr",
-    ][::std::mem::align_of::<ibv_srq_init_attr>() - 8usize];
+    ][::core::mem::align_of::<ibv_srq_init_attr>() - 8usize];
     [
         "Offset of field: ibv_srq_init_attr::srq_context",
-    ][::std::mem::offset_of!(ibv_srq_init_attr, srq_context) - 0usize];
+    ][::core::mem::offset_of!(ibv_srq_init_attr, srq_context) - 0usize];
     [
         "Offset of field: ibv_srq_init_attr::attr",
-    ][::std::mem::offset_of!(ibv_srq_init_attr, attr) - 8usize];
+    ][::core::mem::offset_of!(ibv_srq_init_attr, attr) - 8usize];
 };
 pub const IBV_WQT_RQ: ibv_wq_type = 0;
-pub type ibv_wq_type = ::std::os::raw::c_uint;
+pub type ibv_wq_type = ::core::ffi::c_uint;
 pub const IBV_WQS_RESET: ibv_wq_state = 0;
 pub const IBV_WQS_RDY: ibv_wq_state = 1;
 pub const IBV_WQS_ERR: ibv_wq_state = 2;
 pub const IBV_WQS_UNKNOWN: ibv_wq_state = 3;
-pub type ibv_wq_state = ::std::os::raw::c_uint;
+pub type ibv_wq_state = ::core::ffi::c_uint;
 pub const IBV_QPT_RC: ibv_qp_type = 2;
 pub const IBV_QPT_UC: ibv_qp_type = 3;
 pub const IBV_QPT_UD: ibv_qp_type = 4;
@@ -910,7 +917,7 @@ pub const IBV_QPT_RAW_PACKET: ibv_qp_type = 8;
 pub const IBV_QPT_XRC_SEND: ibv_qp_type = 9;
 pub const IBV_QPT_XRC_RECV: ibv_qp_type = 10;
 pub const IBV_QPT_DRIVER: ibv_qp_type = 255;
-pub type ibv_qp_type = ::std::os::raw::c_uint;
+pub type ibv_qp_type = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_qp_cap {
@@ -922,62 +929,62 @@ pub struct ibv_qp_cap {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_qp_cap"][::std::mem::size_of::<ibv_qp_cap>() - 20usize];
-    ["Alignment of ibv_qp_cap"][::std::mem::align_of::<ibv_qp_cap>() - 4usize];
+    ["Size of ibv_qp_cap"][::core::mem::size_of::<ibv_qp_cap>() - 20usize];
+    ["Alignment of ibv_qp_cap"][::core::mem::align_of::<ibv_qp_cap>() - 4usize];
     [
         "Offset of field: ibv_qp_cap::max_send_wr",
-    ][::std::mem::offset_of!(ibv_qp_cap, max_send_wr) - 0usize];
+    ][::core::mem::offset_of!(ibv_qp_cap, max_send_wr) - 0usize];
     [
         "Offset of field: ibv_qp_cap::max_recv_wr",
-    ][::std::mem::offset_of!(ibv_qp_cap, max_recv_wr) - 4usize];
+    ][::core::mem::offset_of!(ibv_qp_cap, max_recv_wr) - 4usize];
     [
         "Offset of field: ibv_qp_cap::max_send_sge",
-    ][::std::mem::offset_of!(ibv_qp_cap, max_send_sge) - 8usize];
+    ][::core::mem::offset_of!(ibv_qp_cap, max_send_sge) - 8usize];
     [
         "Offset of field: ibv_qp_cap::max_recv_sge",
-    ][::std::mem::offset_of!(ibv_qp_cap, max_recv_sge) - 12usize];
+    ][::core::mem::offset_of!(ibv_qp_cap, max_recv_sge) - 12usize];
     [
         "Offset of field: ibv_qp_cap::max_inline_data",
-    ][::std::mem::offset_of!(ibv_qp_cap, max_inline_data) - 16usize];
+    ][::core::mem::offset_of!(ibv_qp_cap, max_inline_data) - 16usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_qp_init_attr {
-    pub qp_context: *mut ::std::os::raw::c_void,
+    pub qp_context: *mut ::core::ffi::c_void,
     pub send_cq: *mut ibv_cq,
     pub recv_cq: *mut ibv_cq,
     pub srq: *mut ibv_srq,
     pub cap: ibv_qp_cap,
     pub qp_type: ibv_qp_type,
-    pub sq_sig_all: ::std::os::raw::c_int,
+    pub sq_sig_all: ::core::ffi::c_int,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_qp_init_attr"][::std::mem::size_of::<ibv_qp_init_attr>() - 64usize];
+    ["Size of ibv_qp_init_attr"][::core::mem::size_of::<ibv_qp_init_attr>() - 64usize];
     [
         "Alignment of ibv_qp_init_attr",
-    ][::std::mem::align_of::<ibv_qp_init_attr>() - 8usize];
+    ][::core::mem::align_of::<ibv_qp_init_attr>() - 8usize];
     [
         "Offset of field: ibv_qp_init_attr::qp_context",
-    ][::std::mem::offset_of!(ibv_qp_init_attr, qp_context) - 0usize];
+    ][::core::mem::offset_of!(ibv_qp_init_attr, qp_context) - 0usize];
     [
         "Offset of field: ibv_qp_init_attr::send_cq",
-    ][::std::mem::offset_of!(ibv_qp_init_attr, send_cq) - 8usize];
+    ][::core::mem::offset_of!(ibv_qp_init_attr, send_cq) - 8usize];
     [
         "Offset of field: ibv_qp_init_attr::recv_cq",
-    ][::std::mem::offset_of!(ibv_qp_init_attr, recv_cq) - 16usize];
+    ][::core::mem::offset_of!(ibv_qp_init_attr, recv_cq) - 16usize];
     [
         "Offset of field: ibv_qp_init_attr::srq",
-    ][::std::mem::offset_of!(ibv_qp_init_attr, srq) - 24usize];
+    ][::core::mem::offset_of!(ibv_qp_init_attr, srq) - 24usize];
     [
         "Offset of field: ibv_qp_init_attr::cap",
-    ][::std::mem::offset_of!(ibv_qp_init_attr, cap) - 32usize];
+    ][::core::mem::offset_of!(ibv_qp_init_attr, cap) - 32usize];
     [
         "Offset of field: ibv_qp_init_attr::qp_type",
-    ][::std::mem::offset_of!(ibv_qp_init_attr, qp_type) - 52usize];
+    ][::core::mem::offset_of!(ibv_qp_init_attr, qp_type) - 52usize];
     [
         "Offset of field: ibv_qp_init_attr::sq_sig_all",
-    ][::std::mem::offset_of!(ibv_qp_init_attr, sq_sig_all) - 56usize];
+    ][::core::mem::offset_of!(ibv_qp_init_attr, sq_sig_all) - 56usize];
 };
 pub const IBV_QP_STATE: ibv_qp_attr_mask = 1;
 pub const IBV_QP_CUR_STATE: ibv_qp_attr_mask = 2;
@@ -1001,7 +1008,7 @@ pub const IBV_QP_PATH_MIG_STATE: ibv_qp_attr_mask = 262144;
 pub const IBV_QP_CAP: ibv_qp_attr_mask = 524288;
 pub const IBV_QP_DEST_QPN: ibv_qp_attr_mask = 1048576;
 pub const IBV_QP_RATE_LIMIT: ibv_qp_attr_mask = 33554432;
-pub type ibv_qp_attr_mask = ::std::os::raw::c_uint;
+pub type ibv_qp_attr_mask = ::core::ffi::c_uint;
 pub const IBV_QPS_RESET: ibv_qp_state = 0;
 pub const IBV_QPS_INIT: ibv_qp_state = 1;
 pub const IBV_QPS_RTR: ibv_qp_state = 2;
@@ -1010,11 +1017,11 @@ pub const IBV_QPS_SQD: ibv_qp_state = 4;
 pub const IBV_QPS_SQE: ibv_qp_state = 5;
 pub const IBV_QPS_ERR: ibv_qp_state = 6;
 pub const IBV_QPS_UNKNOWN: ibv_qp_state = 7;
-pub type ibv_qp_state = ::std::os::raw::c_uint;
+pub type ibv_qp_state = ::core::ffi::c_uint;
 pub const IBV_MIG_MIGRATED: ibv_mig_state = 0;
 pub const IBV_MIG_REARM: ibv_mig_state = 1;
 pub const IBV_MIG_ARMED: ibv_mig_state = 2;
-pub type ibv_mig_state = ::std::os::raw::c_uint;
+pub type ibv_mig_state = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Copy, Clone)]
 pub struct ibv_qp_attr {
@@ -1026,7 +1033,7 @@ pub struct ibv_qp_attr {
     pub rq_psn: u32,
     pub sq_psn: u32,
     pub dest_qp_num: u32,
-    pub qp_access_flags: ::std::os::raw::c_uint,
+    pub qp_access_flags: ::core::ffi::c_uint,
     pub cap: ibv_qp_cap,
     pub ah_attr: ibv_ah_attr,
     pub alt_ah_attr: ibv_ah_attr,
@@ -1047,86 +1054,86 @@ pub struct ibv_qp_attr {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_qp_attr"][::std::mem::size_of::<ibv_qp_attr>() - 144usize];
-    ["Alignment of ibv_qp_attr"][::std::mem::align_of::<ibv_qp_attr>() - 8usize];
+    ["Size of ibv_qp_attr"][::core::mem::size_of::<ibv_qp_attr>() - 144usize];
+    ["Alignment of ibv_qp_attr"][::core::mem::align_of::<ibv_qp_attr>() - 8usize];
     [
         "Offset of field: ibv_qp_attr::qp_state",
-    ][::std::mem::offset_of!(ibv_qp_attr, qp_state) - 0usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, qp_state) - 0usize];
     [
         "Offset of field: ibv_qp_attr::cur_qp_state",
-    ][::std::mem::offset_of!(ibv_qp_attr, cur_qp_state) - 4usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, cur_qp_state) - 4usize];
     [
         "Offset of field: ibv_qp_attr::path_mtu",
-    ][::std::mem::offset_of!(ibv_qp_attr, path_mtu) - 8usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, path_mtu) - 8usize];
     [
         "Offset of field: ibv_qp_attr::path_mig_state",
-    ][::std::mem::offset_of!(ibv_qp_attr, path_mig_state) - 12usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, path_mig_state) - 12usize];
     [
         "Offset of field: ibv_qp_attr::qkey",
-    ][::std::mem::offset_of!(ibv_qp_attr, qkey) - 16usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, qkey) - 16usize];
     [
         "Offset of field: ibv_qp_attr::rq_psn",
-    ][::std::mem::offset_of!(ibv_qp_attr, rq_psn) - 20usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, rq_psn) - 20usize];
     [
         "Offset of field: ibv_qp_attr::sq_psn",
-    ][::std::mem::offset_of!(ibv_qp_attr, sq_psn) - 24usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, sq_psn) - 24usize];
     [
         "Offset of field: ibv_qp_attr::dest_qp_num",
-    ][::std::mem::offset_of!(ibv_qp_attr, dest_qp_num) - 28usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, dest_qp_num) - 28usize];
     [
         "Offset of field: ibv_qp_attr::qp_access_flags",
-    ][::std::mem::offset_of!(ibv_qp_attr, qp_access_flags) - 32usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, qp_access_flags) - 32usize];
     [
         "Offset of field: ibv_qp_attr::cap",
-    ][::std::mem::offset_of!(ibv_qp_attr, cap) - 36usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, cap) - 36usize];
     [
         "Offset of field: ibv_qp_attr::ah_attr",
-    ][::std::mem::offset_of!(ibv_qp_attr, ah_attr) - 56usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, ah_attr) - 56usize];
     [
         "Offset of field: ibv_qp_attr::alt_ah_attr",
-    ][::std::mem::offset_of!(ibv_qp_attr, alt_ah_attr) - 88usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, alt_ah_attr) - 88usize];
     [
         "Offset of field: ibv_qp_attr::pkey_index",
-    ][::std::mem::offset_of!(ibv_qp_attr, pkey_index) - 120usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, pkey_index) - 120usize];
     [
         "Offset of field: ibv_qp_attr::alt_pkey_index",
-    ][::std::mem::offset_of!(ibv_qp_attr, alt_pkey_index) - 122usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, alt_pkey_index) - 122usize];
     [
         "Offset of field: ibv_qp_attr::en_sqd_async_notify",
-    ][::std::mem::offset_of!(ibv_qp_attr, en_sqd_async_notify) - 124usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, en_sqd_async_notify) - 124usize];
     [
         "Offset of field: ibv_qp_attr::sq_draining",
-    ][::std::mem::offset_of!(ibv_qp_attr, sq_draining) - 125usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, sq_draining) - 125usize];
     [
         "Offset of field: ibv_qp_attr::max_rd_atomic",
-    ][::std::mem::offset_of!(ibv_qp_attr, max_rd_atomic) - 126usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, max_rd_atomic) - 126usize];
     [
         "Offset of field: ibv_qp_attr::max_dest_rd_atomic",
-    ][::std::mem::offset_of!(ibv_qp_attr, max_dest_rd_atomic) - 127usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, max_dest_rd_atomic) - 127usize];
     [
         "Offset of field: ibv_qp_attr::min_rnr_timer",
-    ][::std::mem::offset_of!(ibv_qp_attr, min_rnr_timer) - 128usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, min_rnr_timer) - 128usize];
     [
         "Offset of field: ibv_qp_attr::port_num",
-    ][::std::mem::offset_of!(ibv_qp_attr, port_num) - 129usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, port_num) - 129usize];
     [
         "Offset of field: ibv_qp_attr::timeout",
-    ][::std::mem::offset_of!(ibv_qp_attr, timeout) - 130usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, timeout) - 130usize];
     [
         "Offset of field: ibv_qp_attr::retry_cnt",
-    ][::std::mem::offset_of!(ibv_qp_attr, retry_cnt) - 131usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, retry_cnt) - 131usize];
     [
         "Offset of field: ibv_qp_attr::rnr_retry",
-    ][::std::mem::offset_of!(ibv_qp_attr, rnr_retry) - 132usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, rnr_retry) - 132usize];
     [
         "Offset of field: ibv_qp_attr::alt_port_num",
-    ][::std::mem::offset_of!(ibv_qp_attr, alt_port_num) - 133usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, alt_port_num) - 133usize];
     [
         "Offset of field: ibv_qp_attr::alt_timeout",
-    ][::std::mem::offset_of!(ibv_qp_attr, alt_timeout) - 134usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, alt_timeout) - 134usize];
     [
         "Offset of field: ibv_qp_attr::rate_limit",
-    ][::std::mem::offset_of!(ibv_qp_attr, rate_limit) - 136usize];
+    ][::core::mem::offset_of!(ibv_qp_attr, rate_limit) - 136usize];
 };
 pub const IBV_WR_RDMA_WRITE: ibv_wr_opcode = 0;
 pub const IBV_WR_RDMA_WRITE_WITH_IMM: ibv_wr_opcode = 1;
@@ -1141,13 +1148,13 @@ pub const IBV_WR_SEND_WITH_INV: ibv_wr_opcode = 9;
 pub const IBV_WR_TSO: ibv_wr_opcode = 10;
 pub const IBV_WR_DRIVER1: ibv_wr_opcode = 11;
 pub const IBV_WR_ATOMIC_WRITE: ibv_wr_opcode = 15;
-pub type ibv_wr_opcode = ::std::os::raw::c_uint;
+pub type ibv_wr_opcode = ::core::ffi::c_uint;
 pub const IBV_SEND_FENCE: ibv_send_flags = 1;
 pub const IBV_SEND_SIGNALED: ibv_send_flags = 2;
 pub const IBV_SEND_SOLICITED: ibv_send_flags = 4;
 pub const IBV_SEND_INLINE: ibv_send_flags = 8;
 pub const IBV_SEND_IP_CSUM: ibv_send_flags = 16;
-pub type ibv_send_flags = ::std::os::raw::c_uint;
+pub type ibv_send_flags = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_sge {
@@ -1157,13 +1164,13 @@ pub struct ibv_sge {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_sge"][::std::mem::size_of::<ibv_sge>() - 16usize];
-    ["Alignment of ibv_sge"][::std::mem::align_of::<ibv_sge>() - 8usize];
-    ["Offset of field: ibv_sge::addr"][::std::mem::offset_of!(ibv_sge, addr) - 0usize];
+    ["Size of ibv_sge"][::core::mem::size_of::<ibv_sge>() - 16usize];
+    ["Alignment of ibv_sge"][::core::mem::align_of::<ibv_sge>() - 8usize];
+    ["Offset of field: ibv_sge::addr"][::core::mem::offset_of!(ibv_sge, addr) - 0usize];
     [
         "Offset of field: ibv_sge::length",
-    ][::std::mem::offset_of!(ibv_sge, length) - 8usize];
-    ["Offset of field: ibv_sge::lkey"][::std::mem::offset_of!(ibv_sge, lkey) - 12usize];
+    ][::core::mem::offset_of!(ibv_sge, length) - 8usize];
+    ["Offset of field: ibv_sge::lkey"][::core::mem::offset_of!(ibv_sge, lkey) - 12usize];
 };
 #[repr(C)]
 #[derive(Copy, Clone)]
@@ -1171,9 +1178,9 @@ pub struct ibv_send_wr {
     pub wr_id: u64,
     pub next: *mut ibv_send_wr,
     pub sg_list: *mut ibv_sge,
-    pub num_sge: ::std::os::raw::c_int,
+    pub num_sge: ::core::ffi::c_int,
     pub opcode: ibv_wr_opcode,
-    pub send_flags: ::std::os::raw::c_uint,
+    pub send_flags: ::core::ffi::c_uint,
     pub __bindgen_anon_1: ibv_send_wr__bindgen_ty_1,
     pub wr: ibv_send_wr__bindgen_ty_2,
     pub qp_type: ibv_send_wr__bindgen_ty_3,
@@ -1189,16 +1196,16 @@ pub union ibv_send_wr__bindgen_ty_1 {
 const _: () = {
     [
         "Size of ibv_send_wr__bindgen_ty_1",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_1>() - 4usize];
+    ][::core::mem::size_of::<ibv_send_wr__bindgen_ty_1>() - 4usize];
     [
         "Alignment of ibv_send_wr__bindgen_ty_1",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_1>() - 4usize];
+    ][::core::mem::align_of::<ibv_send_wr__bindgen_ty_1>() - 4usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_1::imm_data",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_1, imm_data) - 0usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_1, imm_data) - 0usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_1::invalidate_rkey",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_1, invalidate_rkey) - 0usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_1, invalidate_rkey) - 0usize];
 };
 #[repr(C)]
 #[derive(Copy, Clone)]
@@ -1217,17 +1224,17 @@ pub struct ibv_send_wr__bindgen_ty_2__bindgen_ty_1 {
 const _: () = {
     [
         "Size of ibv_send_wr__bindgen_ty_2__bindgen_ty_1",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_1>() - 16usize];
+    ][::core::mem::size_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_1>() - 16usize];
     [
         "Alignment of ibv_send_wr__bindgen_ty_2__bindgen_ty_1",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_1>() - 8usize];
+    ][::core::mem::align_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_1>() - 8usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_1::remote_addr",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_1, remote_addr)
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_1, remote_addr)
         - 0usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_1::rkey",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_1, rkey) - 8usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_1, rkey) - 8usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -1241,24 +1248,24 @@ pub struct ibv_send_wr__bindgen_ty_2__bindgen_ty_2 {
 const _: () = {
     [
         "Size of ibv_send_wr__bindgen_ty_2__bindgen_ty_2",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_2>() - 32usize];
+    ][::core::mem::size_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_2>() - 32usize];
     [
         "Alignment of ibv_send_wr__bindgen_ty_2__bindgen_ty_2",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_2>() - 8usize];
+    ][::core::mem::align_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_2>() - 8usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_2::remote_addr",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_2, remote_addr)
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_2, remote_addr)
         - 0usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_2::compare_add",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_2, compare_add)
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_2, compare_add)
         - 8usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_2::swap",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_2, swap) - 16usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_2, swap) - 16usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_2::rkey",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_2, rkey) - 24usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_2, rkey) - 24usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -1271,39 +1278,39 @@ pub struct ibv_send_wr__bindgen_ty_2__bindgen_ty_3 {
 const _: () = {
     [
         "Size of ibv_send_wr__bindgen_ty_2__bindgen_ty_3",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_3>() - 16usize];
+    ][::core::mem::size_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_3>() - 16usize];
     [
         "Alignment of ibv_send_wr__bindgen_ty_2__bindgen_ty_3",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_3>() - 8usize];
+    ][::core::mem::align_of::<ibv_send_wr__bindgen_ty_2__bindgen_ty_3>() - 8usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_3::ah",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_3, ah) - 0usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_3, ah) - 0usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_3::remote_qpn",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_3, remote_qpn)
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_3, remote_qpn)
         - 8usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_2__bindgen_ty_3::remote_qkey",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_3, remote_qkey)
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_2__bindgen_ty_3, remote_qkey)
         - 12usize];
 };
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     [
         "Size of ibv_send_wr__bindgen_ty_2",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_2>() - 32usize];
+    ][::core::mem::size_of::<ibv_send_wr__bindgen_ty_2>() - 32usize];
     [
         "Alignment of ibv_send_wr__bindgen_ty_2",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_2>() - 8usize];
+    ][::core::mem::align_of::<ibv_send_wr__bindgen_ty_2>() - 8usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_2::rdma",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2, rdma) - 0usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_2, rdma) - 0usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_2::atomic",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2, atomic) - 0usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_2, atomic) - 0usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_2::ud",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_2, ud) - 0usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_2, ud) - 0usize];
 };
 #[repr(C)]
 #[derive(Copy, Clone)]
@@ -1319,26 +1326,26 @@ pub struct ibv_send_wr__bindgen_ty_3__bindgen_ty_1 {
 const _: () = {
     [
         "Size of ibv_send_wr__bindgen_ty_3__bindgen_ty_1",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_3__bindgen_ty_1>() - 4usize];
+    ][::core::mem::size_of::<ibv_send_wr__bindgen_ty_3__bindgen_ty_1>() - 4usize];
     [
         "Alignment of ibv_send_wr__bindgen_ty_3__bindgen_ty_1",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_3__bindgen_ty_1>() - 4usize];
+    ][::core::mem::align_of::<ibv_send_wr__bindgen_ty_3__bindgen_ty_1>() - 4usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_3__bindgen_ty_1::remote_srqn",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_3__bindgen_ty_1, remote_srqn)
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_3__bindgen_ty_1, remote_srqn)
         - 0usize];
 };
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     [
         "Size of ibv_send_wr__bindgen_ty_3",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_3>() - 4usize];
+    ][::core::mem::size_of::<ibv_send_wr__bindgen_ty_3>() - 4usize];
     [
         "Alignment of ibv_send_wr__bindgen_ty_3",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_3>() - 4usize];
+    ][::core::mem::align_of::<ibv_send_wr__bindgen_ty_3>() - 4usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_3::xrc",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_3, xrc) - 0usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_3, xrc) - 0usize];
 };
 #[repr(C)]
 #[derive(Copy, Clone)]
@@ -1357,25 +1364,25 @@ pub struct ibv_send_wr__bindgen_ty_4__bindgen_ty_1 {
 const _: () = {
     [
         "Size of ibv_send_wr__bindgen_ty_4__bindgen_ty_1",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_4__bindgen_ty_1>() - 48usize];
+    ][::core::mem::size_of::<ibv_send_wr__bindgen_ty_4__bindgen_ty_1>() - 48usize];
     [
         "Alignment of ibv_send_wr__bindgen_ty_4__bindgen_ty_1",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_4__bindgen_ty_1>() - 8usize];
+    ][::core::mem::align_of::<ibv_send_wr__bindgen_ty_4__bindgen_ty_1>() - 8usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_4__bindgen_ty_1::mw",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_1, mw) - 0usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_1, mw) - 0usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_4__bindgen_ty_1::rkey",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_1, rkey) - 8usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_1, rkey) - 8usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_4__bindgen_ty_1::bind_info",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_1, bind_info)
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_1, bind_info)
         - 16usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_send_wr__bindgen_ty_4__bindgen_ty_2 {
-    pub hdr: *mut ::std::os::raw::c_void,
+    pub hdr: *mut ::core::ffi::c_void,
     pub hdr_sz: u16,
     pub mss: u16,
 }
@@ -1383,63 +1390,63 @@ pub struct ibv_send_wr__bindgen_ty_4__bindgen_ty_2 {
 const _: () = {
     [
         "Size of ibv_send_wr__bindgen_ty_4__bindgen_ty_2",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_4__bindgen_ty_2>() - 16usize];
+    ][::core::mem::size_of::<ibv_send_wr__bindgen_ty_4__bindgen_ty_2>() - 16usize];
     [
         "Alignment of ibv_send_wr__bindgen_ty_4__bindgen_ty_2",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_4__bindgen_ty_2>() - 8usize];
+    ][::core::mem::align_of::<ibv_send_wr__bindgen_ty_4__bindgen_ty_2>() - 8usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_4__bindgen_ty_2::hdr",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_2, hdr) - 0usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_2, hdr) - 0usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_4__bindgen_ty_2::hdr_sz",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_2, hdr_sz) - 8usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_2, hdr_sz) - 8usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_4__bindgen_ty_2::mss",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_2, mss) - 10usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_4__bindgen_ty_2, mss) - 10usize];
 };
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     [
         "Size of ibv_send_wr__bindgen_ty_4",
-    ][::std::mem::size_of::<ibv_send_wr__bindgen_ty_4>() - 48usize];
+    ][::core::mem::size_of::<ibv_send_wr__bindgen_ty_4>() - 48usize];
     [
         "Alignment of ibv_send_wr__bindgen_ty_4",
-    ][::std::mem::align_of::<ibv_send_wr__bindgen_ty_4>() - 8usize];
+    ][::core::mem::align_of::<ibv_send_wr__bindgen_ty_4>() - 8usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_4::bind_mw",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_4, bind_mw) - 0usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_4, bind_mw) - 0usize];
     [
         "Offset of field: ibv_send_wr__bindgen_ty_4::tso",
-    ][::std::mem::offset_of!(ibv_send_wr__bindgen_ty_4, tso) - 0usize];
+    ][::core::mem::offset_of!(ibv_send_wr__bindgen_ty_4, tso) - 0usize];
 };
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_send_wr"][::std::mem::size_of::<ibv_send_wr>() - 128usize];
-    ["Alignment of ibv_send_wr"][::std::mem::align_of::<ibv_send_wr>() - 8usize];
+    ["Size of ibv_send_wr"][::core::mem::size_of::<ibv_send_wr>() - 128usize];
+    ["Alignment of ibv_send_wr"][::core::mem::align_of::<ibv_send_wr>() - 8usize];
     [
         "Offset of field: ibv_send_wr::wr_id",
-    ][::std::mem::offset_of!(ibv_send_wr, wr_id) - 0usize];
+    ][::core::mem::offset_of!(ibv_send_wr, wr_id) - 0usize];
     [
         "Offset of field: ibv_send_wr::next",
-    ][::std::mem::offset_of!(ibv_send_wr, next) - 8usize];
+    ][::core::mem::offset_of!(ibv_send_wr, next) - 8usize];
     [
         "Offset of field: ibv_send_wr::sg_list",
-    ][::std::mem::offset_of!(ibv_send_wr, sg_list) - 16usize];
+    ][::core::mem::offset_of!(ibv_send_wr, sg_list) - 16usize];
     [
         "Offset of field: ibv_send_wr::num_sge",
-    ][::std::mem::offset_of!(ibv_send_wr, num_sge) - 24usize];
+    ][::core::mem::offset_of!(ibv_send_wr, num_sge) - 24usize];
     [
         "Offset of field: ibv_send_wr::opcode",
-    ][::std::mem::offset_of!(ibv_send_wr, opcode) - 28usize];
+    ][::core::mem::offset_of!(ibv_send_wr, opcode) - 28usize];
     [
         "Offset of field: ibv_send_wr::send_flags",
-    ][::std::mem::offset_of!(ibv_send_wr, send_flags) - 32usize];
+    ][::core::mem::offset_of!(ibv_send_wr, send_flags) - 32usize];
     [
         "Offset of field: ibv_send_wr::wr",
-    ][::std::mem::offset_of!(ibv_send_wr, wr) - 40usize];
+    ][::core::mem::offset_of!(ibv_send_wr, wr) - 40usize];
     [
         "Offset of field: ibv_send_wr::qp_type",
-    ][::std::mem::offset_of!(ibv_send_wr, qp_type) - 72usize];
+    ][::core::mem::offset_of!(ibv_send_wr, qp_type) - 72usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -1447,50 +1454,50 @@ pub struct ibv_recv_wr {
     pub wr_id: u64,
     pub next: *mut ibv_recv_wr,
     pub sg_list: *mut ibv_sge,
-    pub num_sge: ::std::os::raw::c_int,
+    pub num_sge: ::core::ffi::c_int,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_recv_wr"][::std::mem::size_of::<ibv_recv_wr>() - 32usize];
-    ["Alignment of ibv_recv_wr"][::std::mem::align_of::<ibv_recv_wr>() - 8usize];
+    ["Size of ibv_recv_wr"][::core::mem::size_of::<ibv_recv_wr>() - 32usize];
+    ["Alignment of ibv_recv_wr"][::core::mem::align_of::<ibv_recv_wr>() - 8usize];
     [
         "Offset of field: ibv_recv_wr::wr_id",
-    ][::std::mem::offset_of!(ibv_recv_wr, wr_id) - 0usize];
+    ][::core::mem::offset_of!(ibv_recv_wr, wr_id) - 0usize];
     [
         "Offset of field: ibv_recv_wr::next",
-    ][::std::mem::offset_of!(ibv_recv_wr, next) - 8usize];
+    ][::core::mem::offset_of!(ibv_recv_wr, next) - 8usize];
     [
         "Offset of field: ibv_recv_wr::sg_list",
-    ][::std::mem::offset_of!(ibv_recv_wr, sg_list) - 16usize];
+    ][::core::mem::offset_of!(ibv_recv_wr, sg_list) - 16usize];
     [
         "Offset of field: ibv_recv_wr::num_sge",
-    ][::std::mem::offset_of!(ibv_recv_wr, num_sge) - 24usize];
+    ][::core::mem::offset_of!(ibv_recv_wr, num_sge) - 24usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_mw_bind {
     pub wr_id: u64,
-    pub send_flags: ::std::os::raw::c_uint,
+    pub send_flags: ::core::ffi::c_uint,
     pub bind_info: ibv_mw_bind_info,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_mw_bind"][::std::mem::size_of::<ibv_mw_bind>() - 48usize];
-    ["Alignment of ibv_mw_bind"][::std::mem::align_of::<ibv_mw_bind>() - 8usize];
+    ["Size of ibv_mw_bind"][::core::mem::size_of::<ibv_mw_bind>() - 48usize];
+    ["Alignment of ibv_mw_bind"][::core::mem::align_of::<ibv_mw_bind>() - 8usize];
     [
         "Offset of field: ibv_mw_bind::wr_id",
-    ][::std::mem::offset_of!(ibv_mw_bind, wr_id) - 0usize];
+    ][::core::mem::offset_of!(ibv_mw_bind, wr_id) - 0usize];
     [
         "Offset of field: ibv_mw_bind::send_flags",
-    ][::std::mem::offset_of!(ibv_mw_bind, send_flags) - 8usize];
+    ][::core::mem::offset_of!(ibv_mw_bind, send_flags) - 8usize];
     [
         "Offset of field: ibv_mw_bind::bind_info",
-    ][::std::mem::offset_of!(ibv_mw_bind, bind_info) - 16usize];
+    ][::core::mem::offset_of!(ibv_mw_bind, bind_info) - 16usize];
 };
 #[repr(C)]
 pub struct ibv_srq {
     pub context: *mut ibv_context,
-    pub srq_context: *mut ::std::os::raw::c_void,
+    pub srq_context: *mut ::core::ffi::c_void,
     pub pd: *mut ibv_pd,
     pub handle: u32,
     pub mutex: pthread_mutex_t,
@@ -1499,42 +1506,42 @@ pub struct ibv_srq {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_srq"][::std::mem::size_of::<ibv_srq>() - 128usize];
-    ["Alignment of ibv_srq"][::std::mem::align_of::<ibv_srq>() - 8usize];
+    ["Size of ibv_srq"][::core::mem::size_of::<ibv_srq>() - 128usize];
+    ["Alignment of ibv_srq"][::core::mem::align_of::<ibv_srq>() - 8usize];
     [
         "Offset of field: ibv_srq::context",
-    ][::std::mem::offset_of!(ibv_srq, context) - 0usize];
+    ][::core::mem::offset_of!(ibv_srq, context) - 0usize];
     [
         "Offset of field: ibv_srq::srq_context",
-    ][::std::mem::offset_of!(ibv_srq, srq_context) - 8usize];
-    ["Offset of field: ibv_srq::pd"][::std::mem::offset_of!(ibv_srq, pd) - 16usize];
+    ][::core::mem::offset_of!(ibv_srq, srq_context) - 8usize];
+    ["Offset of field: ibv_srq::pd"][::core::mem::offset_of!(ibv_srq, pd) - 16usize];
     [
         "Offset of field: ibv_srq::handle",
-    ][::std::mem::offset_of!(ibv_srq, handle) - 24usize];
+    ][::core::mem::offset_of!(ibv_srq, handle) - 24usize];
     [
         "Offset of field: ibv_srq::mutex",
-    ][::std::mem::offset_of!(ibv_srq, mutex) - 32usize];
-    ["Offset of field: ibv_srq::cond"][::std::mem::offset_of!(ibv_srq, cond) - 72usize];
+    ][::core::mem::offset_of!(ibv_srq, mutex) - 32usize];
+    ["Offset of field: ibv_srq::cond"][::core::mem::offset_of!(ibv_srq, cond) - 72usize];
     [
         "Offset of field: ibv_srq::events_completed",
-    ][::std::mem::offset_of!(ibv_srq, events_completed) - 120usize];
+    ][::core::mem::offset_of!(ibv_srq, events_completed) - 120usize];
 };
 #[repr(C)]
 pub struct ibv_wq {
     pub context: *mut ibv_context,
-    pub wq_context: *mut ::std::os::raw::c_void,
+    pub wq_context: *mut ::core::ffi::c_void,
     pub pd: *mut ibv_pd,
     pub cq: *mut ibv_cq,
     pub wq_num: u32,
     pub handle: u32,
     pub state: ibv_wq_state,
     pub wq_type: ibv_wq_type,
-    pub post_recv: ::std::option::Option<
+    pub post_recv: ::core::option::Option<
         unsafe extern "C" fn(
             current: *mut ibv_wq,
             recv_wr: *mut ibv_recv_wr,
             bad_recv_wr: *mut *mut ibv_recv_wr,
-        ) -> ::std::os::raw::c_int,
+        ) -> ::core::ffi::c_int,
     >,
     pub mutex: pthread_mutex_t,
     pub cond: pthread_cond_t,
@@ -1543,42 +1550,42 @@ pub struct ibv_wq {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_wq"][::std::mem::size_of::<ibv_wq>() - 152usize];
-    ["Alignment of ibv_wq"][::std::mem::align_of::<ibv_wq>() - 8usize];
+    ["Size of ibv_wq"][::core::mem::size_of::<ibv_wq>() - 152usize];
+    ["Alignment of ibv_wq"][::core::mem::align_of::<ibv_wq>() - 8usize];
     [
         "Offset of field: ibv_wq::context",
-    ][::std::mem::offset_of!(ibv_wq, context) - 0usize];
+    ][::core::mem::offset_of!(ibv_wq, context) - 0usize];
     [
         "Offset of field: ibv_wq::wq_context",
-    ][::std::mem::offset_of!(ibv_wq, wq_context) - 8usize];
-    ["Offset of field: ibv_wq::pd"][::std::mem::offset_of!(ibv_wq, pd) - 16usize];
-    ["Offset of field: ibv_wq::cq"][::std::mem::offset_of!(ibv_wq, cq) - 24usize];
+    ][::core::mem::offset_of!(ibv_wq, wq_context) - 8usize];
+    ["Offset of field: ibv_wq::pd"][::core::mem::offset_of!(ibv_wq, pd) - 16usize];
+    ["Offset of field: ibv_wq::cq"][::core::mem::offset_of!(ibv_wq, cq) - 24usize];
     [
         "Offset of field: ibv_wq::wq_num",
-    ][::std::mem::offset_of!(ibv_wq, wq_num) - 32usize];
+    ][::core::mem::offset_of!(ibv_wq, wq_num) - 32usize];
     [
         "Offset of field: ibv_wq::handle",
-    ][::std::mem::offset_of!(ibv_wq, handle) - 36usize];
-    ["Offset of field: ibv_wq::state"][::std::mem::offset_of!(ibv_wq, state) - 40usize];
+    ][::core::mem::offset_of!(ibv_wq, handle) - 36usize];
+    ["Offset of field: ibv_wq::state"][::core::mem::offset_of!(ibv_wq, state) - 40usize];
     [
         "Offset of field: ibv_wq::wq_type",
-    ][::std::mem::offset_of!(ibv_wq, wq_type) - 44usize];
+    ][::core::mem::offset_of!(ibv_wq, wq_type) - 44usize];
     [
         "Offset of field: ibv_wq::post_recv",
-    ][::std::mem::offset_of!(ibv_wq, post_recv) - 48usize];
-    ["Offset of field: ibv_wq::mutex"][::std::mem::offset_of!(ibv_wq, mutex) - 56usize];
-    ["Offset of field: ibv_wq::cond"][::std::mem::offset_of!(ibv_wq, cond) - 96usize];
+    ][::core::mem::offset_of!(ibv_wq, post_recv) - 48usize];
+    ["Offset of field: ibv_wq::mutex"][::core::mem::offset_of!(ibv_wq, mutex) - 56usize];
+    ["Offset of field: ibv_wq::cond"][::core::mem::offset_of!(ibv_wq, cond) - 96usize];
     [
         "Offset of field: ibv_wq::events_completed",
-    ][::std::mem::offset_of!(ibv_wq, events_completed) - 144usize];
+    ][::core::mem::offset_of!(ibv_wq, events_completed) - 144usize];
     [
         "Offset of field: ibv_wq::comp_mask",
-    ][::std::mem::offset_of!(ibv_wq, comp_mask) - 148usize];
+    ][::core::mem::offset_of!(ibv_wq, comp_mask) - 148usize];
 };
 #[repr(C)]
 pub struct ibv_qp {
     pub context: *mut ibv_context,
-    pub qp_context: *mut ::std::os::raw::c_void,
+    pub qp_context: *mut ::core::ffi::c_void,
     pub pd: *mut ibv_pd,
     pub send_cq: *mut ibv_cq,
     pub recv_cq: *mut ibv_cq,
@@ -1593,68 +1600,68 @@ pub struct ibv_qp {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_qp"][::std::mem::size_of::<ibv_qp>() - 160usize];
-    ["Alignment of ibv_qp"][::std::mem::align_of::<ibv_qp>() - 8usize];
+    ["Size of ibv_qp"][::core::mem::size_of::<ibv_qp>() - 160usize];
+    ["Alignment of ibv_qp"][::core::mem::align_of::<ibv_qp>() - 8usize];
     [
         "Offset of field: ibv_qp::context",
-    ][::std::mem::offset_of!(ibv_qp, context) - 0usize];
+    ][::core::mem::offset_of!(ibv_qp, context) - 0usize];
     [
         "Offset of field: ibv_qp::qp_context",
-    ][::std::mem::offset_of!(ibv_qp, qp_context) - 8usize];
-    ["Offset of field: ibv_qp::pd"][::std::mem::offset_of!(ibv_qp, pd) - 16usize];
+    ][::core::mem::offset_of!(ibv_qp, qp_context) - 8usize];
+    ["Offset of field: ibv_qp::pd"][::core::mem::offset_of!(ibv_qp, pd) - 16usize];
     [
         "Offset of field: ibv_qp::send_cq",
-    ][::std::mem::offset_of!(ibv_qp, send_cq) - 24usize];
+    ][::core::mem::offset_of!(ibv_qp, send_cq) - 24usize];
     [
         "Offset of field: ibv_qp::recv_cq",
-    ][::std::mem::offset_of!(ibv_qp, recv_cq) - 32usize];
-    ["Offset of field: ibv_qp::srq"][::std::mem::offset_of!(ibv_qp, srq) - 40usize];
+    ][::core::mem::offset_of!(ibv_qp, recv_cq) - 32usize];
+    ["Offset of field: ibv_qp::srq"][::core::mem::offset_of!(ibv_qp, srq) - 40usize];
     [
         "Offset of field: ibv_qp::handle",
-    ][::std::mem::offset_of!(ibv_qp, handle) - 48usize];
+    ][::core::mem::offset_of!(ibv_qp, handle) - 48usize];
     [
         "Offset of field: ibv_qp::qp_num",
-    ][::std::mem::offset_of!(ibv_qp, qp_num) - 52usize];
-    ["Offset of field: ibv_qp::state"][::std::mem::offset_of!(ibv_qp, state) - 56usize];
+    ][::core::mem::offset_of!(ibv_qp, qp_num) - 52usize];
+    ["Offset of field: ibv_qp::state"][::core::mem::offset_of!(ibv_qp, state) - 56usize];
     [
         "Offset of field: ibv_qp::qp_type",
-    ][::std::mem::offset_of!(ibv_qp, qp_type) - 60usize];
-    ["Offset of field: ibv_qp::mutex"][::std::mem::offset_of!(ibv_qp, mutex) - 64usize];
-    ["Offset of field: ibv_qp::cond"][::std::mem::offset_of!(ibv_qp, cond) - 104usize];
+    ][::core::mem::offset_of!(ibv_qp, qp_type) - 60usize];
+    ["Offset of field: ibv_qp::mutex"][::core::mem::offset_of!(ibv_qp, mutex) - 64usize];
+    ["Offset of field: ibv_qp::cond"][::core::mem::offset_of!(ibv_qp, cond) - 104usize];
     [
         "Offset of field: ibv_qp::events_completed",
-    ][::std::mem::offset_of!(ibv_qp, events_completed) - 152usize];
+    ][::core::mem::offset_of!(ibv_qp, events_completed) - 152usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_comp_channel {
     pub context: *mut ibv_context,
-    pub fd: ::std::os::raw::c_int,
-    pub refcnt: ::std::os::raw::c_int,
+    pub fd: ::core::ffi::c_int,
+    pub refcnt: ::core::ffi::c_int,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_comp_channel"][::std::mem::size_of::<ibv_comp_channel>() - 16usize];
+    ["Size of ibv_comp_channel"][::core::mem::size_of::<ibv_comp_channel>() - 16usize];
     [
         "Alignment of ibv_comp_channel",
-    ][::std::mem::align_of::<ibv_comp_channel>() - 8usize];
+    ][::core::mem::align_of::<ibv_comp_channel>() - 8usize];
     [
         "Offset of field: ibv_comp_channel::context",
-    ][::std::mem::offset_of!(ibv_comp_channel, context) - 0usize];
+    ][::core::mem::offset_of!(ibv_comp_channel, context) - 0usize];
     [
         "Offset of field: ibv_comp_channel::fd",
-    ][::std::mem::offset_of!(ibv_comp_channel, fd) - 8usize];
+    ][::core::mem::offset_of!(ibv_comp_channel, fd) - 8usize];
     [
         "Offset of field: ibv_comp_channel::refcnt",
-    ][::std::mem::offset_of!(ibv_comp_channel, refcnt) - 12usize];
+    ][::core::mem::offset_of!(ibv_comp_channel, refcnt) - 12usize];
 };
 #[repr(C)]
 pub struct ibv_cq {
     pub context: *mut ibv_context,
     pub channel: *mut ibv_comp_channel,
-    pub cq_context: *mut ::std::os::raw::c_void,
+    pub cq_context: *mut ::core::ffi::c_void,
     pub handle: u32,
-    pub cqe: ::std::os::raw::c_int,
+    pub cqe: ::core::ffi::c_int,
     pub mutex: pthread_mutex_t,
     pub cond: pthread_cond_t,
     pub comp_events_completed: u32,
@@ -1662,29 +1669,29 @@ pub struct ibv_cq {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_cq"][::std::mem::size_of::<ibv_cq>() - 128usize];
-    ["Alignment of ibv_cq"][::std::mem::align_of::<ibv_cq>() - 8usize];
+    ["Size of ibv_cq"][::core::mem::size_of::<ibv_cq>() - 128usize];
+    ["Alignment of ibv_cq"][::core::mem::align_of::<ibv_cq>() - 8usize];
     [
         "Offset of field: ibv_cq::context",
-    ][::std::mem::offset_of!(ibv_cq, context) - 0usize];
+    ][::core::mem::offset_of!(ibv_cq, context) - 0usize];
     [
         "Offset of field: ibv_cq::channel",
-    ][::std::mem::offset_of!(ibv_cq, channel) - 8usize];
+    ][::core::mem::offset_of!(ibv_cq, channel) - 8usize];
     [
         "Offset of field: ibv_cq::cq_context",
-    ][::std::mem::offset_of!(ibv_cq, cq_context) - 16usize];
+    ][::core::mem::offset_of!(ibv_cq, cq_context) - 16usize];
     [
         "Offset of field: ibv_cq::handle",
-    ][::std::mem::offset_of!(ibv_cq, handle) - 24usize];
-    ["Offset of field: ibv_cq::cqe"][::std::mem::offset_of!(ibv_cq, cqe) - 28usize];
-    ["Offset of field: ibv_cq::mutex"][::std::mem::offset_of!(ibv_cq, mutex) - 32usize];
-    ["Offset of field: ibv_cq::cond"][::std::mem::offset_of!(ibv_cq, cond) - 72usize];
+    ][::core::mem::offset_of!(ibv_cq, handle) - 24usize];
+    ["Offset of field: ibv_cq::cqe"][::core::mem::offset_of!(ibv_cq, cqe) - 28usize];
+    ["Offset of field: ibv_cq::mutex"][::core::mem::offset_of!(ibv_cq, mutex) - 32usize];
+    ["Offset of field: ibv_cq::cond"][::core::mem::offset_of!(ibv_cq, cond) - 72usize];
     [
         "Offset of field: ibv_cq::comp_events_completed",
-    ][::std::mem::offset_of!(ibv_cq, comp_events_completed) - 120usize];
+    ][::core::mem::offset_of!(ibv_cq, comp_events_completed) - 120usize];
     [
         "Offset of field: ibv_cq::async_events_completed",
-    ][::std::mem::offset_of!(ibv_cq, async_events_completed) - 124usize];
+    ][::core::mem::offset_of!(ibv_cq, async_events_completed) - 124usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -1695,37 +1702,39 @@ pub struct ibv_ah {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_ah"][::std::mem::size_of::<ibv_ah>() - 24usize];
-    ["Alignment of ibv_ah"][::std::mem::align_of::<ibv_ah>() - 8usize];
+    ["Size of ibv_ah"][::core::mem::size_of::<ibv_ah>() - 24usize];
+    ["Alignment of ibv_ah"][::core::mem::align_of::<ibv_ah>() - 8usize];
     [
         "Offset of field: ibv_ah::context",
-    ][::std::mem::offset_of!(ibv_ah, context) - 0usize];
-    ["Offset of field: ibv_ah::pd"][::std::mem::offset_of!(ibv_ah, pd) - 8usize];
+    ][::core::mem::offset_of!(ibv_ah, context) - 0usize];
+    ["Offset of field: ibv_ah::pd"][::core::mem::offset_of!(ibv_ah, pd) - 8usize];
     [
         "Offset of field: ibv_ah::handle",
-    ][::std::mem::offset_of!(ibv_ah, handle) - 16usize];
+    ][::core::mem::offset_of!(ibv_ah, handle) - 16usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct _ibv_device_ops {
-    pub _dummy1: ::std::option::Option<
+    pub _dummy1: ::core::option::Option<
         unsafe extern "C" fn(
             device: *mut ibv_device,
-            cmd_fd: ::std::os::raw::c_int,
+            cmd_fd: ::core::ffi::c_int,
         ) -> *mut ibv_context,
     >,
-    pub _dummy2: ::std::option::Option<unsafe extern "C" fn(context: *mut ibv_context)>,
+    pub _dummy2: ::core::option::Option<unsafe extern "C" fn(context: *mut ibv_context)>,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of _ibv_device_ops"][::std::mem::size_of::<_ibv_device_ops>() - 16usize];
-    ["Alignment of _ibv_device_ops"][::std::mem::align_of::<_ibv_device_ops>() - 8usize];
+    ["Size of _ibv_device_ops"][::core::mem::size_of::<_ibv_device_ops>() - 16usize];
+    [
+        "Alignment of _ibv_device_ops",
+    ][::core::mem::align_of::<_ibv_device_ops>() - 8usize];
     [
         "Offset of field: _ibv_device_ops::_dummy1",
-    ][::std::mem::offset_of!(_ibv_device_ops, _dummy1) - 0usize];
+    ][::core::mem::offset_of!(_ibv_device_ops, _dummy1) - 0usize];
     [
         "Offset of field: _ibv_device_ops::_dummy2",
-    ][::std::mem::offset_of!(_ibv_device_ops, _dummy2) - 8usize];
+    ][::core::mem::offset_of!(_ibv_device_ops, _dummy2) - 8usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -1733,36 +1742,36 @@ pub struct ibv_device {
     pub _ops: _ibv_device_ops,
     pub node_type: ibv_node_type,
     pub transport_type: ibv_transport_type,
-    pub name: [::std::os::raw::c_char; 64usize],
-    pub dev_name: [::std::os::raw::c_char; 64usize],
-    pub dev_path: [::std::os::raw::c_char; 256usize],
-    pub ibdev_path: [::std::os::raw::c_char; 256usize],
+    pub name: [::core::ffi::c_char; 64usize],
+    pub dev_name: [::core::ffi::c_char; 64usize],
+    pub dev_path: [::core::ffi::c_char; 256usize],
+    pub ibdev_path: [::core::ffi::c_char; 256usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_device"][::std::mem::size_of::<ibv_device>() - 664usize];
-    ["Alignment of ibv_device"][::std::mem::align_of::<ibv_device>() - 8usize];
+    ["Size of ibv_device"][::core::mem::size_of::<ibv_device>() - 664usize];
+    ["Alignment of ibv_device"][::core::mem::align_of::<ibv_device>() - 8usize];
     [
         "Offset of field: ibv_device::_ops",
-    ][::std::mem::offset_of!(ibv_device, _ops) - 0usize];
+    ][::core::mem::offset_of!(ibv_device, _ops) - 0usize];
     [
         "Offset of field: ibv_device::node_type",
-    ][::std::mem::offset_of!(ibv_device, node_type) - 16usize];
+    ][::core::mem::offset_of!(ibv_device, node_type) - 16usize];
     [
         "Offset of field: ibv_device::transport_type",
-    ][::std::mem::offset_of!(ibv_device, transport_type) - 20usize];
+    ][::core::mem::offset_of!(ibv_device, transport_type) - 20usize];
     [
         "Offset of field: ibv_device::name",
-    ][::std::mem::offset_of!(ibv_device, name) - 24usize];
+    ][::core::mem::offset_of!(ibv_device, name) - 24usize];
     [
         "Offset of field: ibv_device::dev_name",
-    ][::std::mem::offset_of!(ibv_device, dev_name) - 88usize];
+    ][::core::mem::offset_of!(ibv_device, dev_name) - 88usize];
     [
         "Offset of field: ibv_device::dev_path",
-    ][::std::mem::offset_of!(ibv_device, dev_path) - 152usize];
+    ][::core::mem::offset_of!(ibv_device, dev_path) - 152usize];
     [
         "Offset of field: ibv_device::ibdev_path",
-    ][::std::mem::offset_of!(ibv_device, ibdev_path) - 408usize];
+    ][::core::mem::offset_of!(ibv_device, ibdev_path) - 408usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -1772,351 +1781,351 @@ pub struct _compat_ibv_port_attr {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ibv_context_ops {
-    pub _compat_query_device: ::std::option::Option<
+    pub _compat_query_device: ::core::option::Option<
         unsafe extern "C" fn(
             context: *mut ibv_context,
             device_attr: *mut ibv_device_attr,
-        ) -> ::std::os::raw::c_int,
+        ) -> ::core::ffi::c_int,
     >,
-    pub _compat_query_port: ::std::option::Option<
+    pub _compat_query_port: ::core::option::Option<
         unsafe extern "C" fn(
             context: *mut ibv_context,
             port_num: u8,
             port_attr: *mut _compat_ibv_port_attr,
-        ) -> ::std::os::raw::c_int,
+        ) -> ::core::ffi::c_int,
     >,
-    pub _compat_alloc_pd: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_alloc_pd: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_dealloc_pd: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_dealloc_pd: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_reg_mr: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_reg_mr: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_rereg_mr: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_rereg_mr: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_dereg_mr: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_dereg_mr: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub alloc_mw: ::std::option::Option<
+    pub alloc_mw: ::core::option::Option<
         unsafe extern "C" fn(pd: *mut ibv_pd, type_: ibv_mw_type) -> *mut ibv_mw,
     >,
-    pub bind_mw: ::std::option::Option<
+    pub bind_mw: ::core::option::Option<
         unsafe extern "C" fn(
             qp: *mut ibv_qp,
             mw: *mut ibv_mw,
             mw_bind: *mut ibv_mw_bind,
-        ) -> ::std::os::raw::c_int,
+        ) -> ::core::ffi::c_int,
     >,
-    pub dealloc_mw: ::std::option::Option<
-        unsafe extern "C" fn(mw: *mut ibv_mw) -> ::std::os::raw::c_int,
+    pub dealloc_mw: ::core::option::Option<
+        unsafe extern "C" fn(mw: *mut ibv_mw) -> ::core::ffi::c_int,
     >,
-    pub _compat_create_cq: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_create_cq: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub poll_cq: ::std::option::Option<
+    pub poll_cq: ::core::option::Option<
         unsafe extern "C" fn(
             cq: *mut ibv_cq,
-            num_entries: ::std::os::raw::c_int,
+            num_entries: ::core::ffi::c_int,
             wc: *mut ibv_wc,
-        ) -> ::std::os::raw::c_int,
+        ) -> ::core::ffi::c_int,
     >,
-    pub req_notify_cq: ::std::option::Option<
+    pub req_notify_cq: ::core::option::Option<
         unsafe extern "C" fn(
             cq: *mut ibv_cq,
-            solicited_only: ::std::os::raw::c_int,
-        ) -> ::std::os::raw::c_int,
+            solicited_only: ::core::ffi::c_int,
+        ) -> ::core::ffi::c_int,
     >,
-    pub _compat_cq_event: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_cq_event: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_resize_cq: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_resize_cq: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_destroy_cq: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_destroy_cq: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_create_srq: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_create_srq: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_modify_srq: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_modify_srq: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_query_srq: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_query_srq: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_destroy_srq: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_destroy_srq: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub post_srq_recv: ::std::option::Option<
+    pub post_srq_recv: ::core::option::Option<
         unsafe extern "C" fn(
             srq: *mut ibv_srq,
             recv_wr: *mut ibv_recv_wr,
             bad_recv_wr: *mut *mut ibv_recv_wr,
-        ) -> ::std::os::raw::c_int,
+        ) -> ::core::ffi::c_int,
     >,
-    pub _compat_create_qp: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_create_qp: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_query_qp: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_query_qp: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_modify_qp: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_modify_qp: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_destroy_qp: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_destroy_qp: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub post_send: ::std::option::Option<
+    pub post_send: ::core::option::Option<
         unsafe extern "C" fn(
             qp: *mut ibv_qp,
             wr: *mut ibv_send_wr,
             bad_wr: *mut *mut ibv_send_wr,
-        ) -> ::std::os::raw::c_int,
+        ) -> ::core::ffi::c_int,
     >,
-    pub post_recv: ::std::option::Option<
+    pub post_recv: ::core::option::Option<
         unsafe extern "C" fn(
             qp: *mut ibv_qp,
             wr: *mut ibv_recv_wr,
             bad_wr: *mut *mut ibv_recv_wr,
-        ) -> ::std::os::raw::c_int,
+        ) -> ::core::ffi::c_int,
     >,
-    pub _compat_create_ah: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_create_ah: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_destroy_ah: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_destroy_ah: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_attach_mcast: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_attach_mcast: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_detach_mcast: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_detach_mcast: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
-    pub _compat_async_event: ::std::option::Option<
-        unsafe extern "C" fn() -> *mut ::std::os::raw::c_void,
+    pub _compat_async_event: ::core::option::Option<
+        unsafe extern "C" fn() -> *mut ::core::ffi::c_void,
     >,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_context_ops"][::std::mem::size_of::<ibv_context_ops>() - 256usize];
-    ["Alignment of ibv_context_ops"][::std::mem::align_of::<ibv_context_ops>() - 8usize];
+    ["Size of ibv_context_ops"][::core::mem::size_of::<ibv_context_ops>() - 256usize];
+    [
+        "Alignment of ibv_context_ops",
+    ][::core::mem::align_of::<ibv_context_ops>() - 8usize];
     [
         "Offset of field: ibv_context_ops::_compat_query_device",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_query_device) - 0usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_query_device) - 0usize];
     [
         "Offset of field: ibv_context_ops::_compat_query_port",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_query_port) - 8usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_query_port) - 8usize];
     [
         "Offset of field: ibv_context_ops::_compat_alloc_pd",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_alloc_pd) - 16usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_alloc_pd) - 16usize];
     [
         "Offset of field: ibv_context_ops::_compat_dealloc_pd",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_dealloc_pd) - 24usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_dealloc_pd) - 24usize];
     [
         "Offset of field: ibv_context_ops::_compat_reg_mr",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_reg_mr) - 32usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_reg_mr) - 32usize];
     [
         "Offset of field: ibv_context_ops::_compat_rereg_mr",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_rereg_mr) - 40usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_rereg_mr) - 40usize];
     [
         "Offset of field: ibv_context_ops::_compat_dereg_mr",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_dereg_mr) - 48usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_dereg_mr) - 48usize];
     [
         "Offset of field: ibv_context_ops::alloc_mw",
-    ][::std::mem::offset_of!(ibv_context_ops, alloc_mw) - 56usize];
+    ][::core::mem::offset_of!(ibv_context_ops, alloc_mw) - 56usize];
     [
         "Offset of field: ibv_context_ops::bind_mw",
-    ][::std::mem::offset_of!(ibv_context_ops, bind_mw) - 64usize];
+    ][::core::mem::offset_of!(ibv_context_ops, bind_mw) - 64usize];
     [
         "Offset of field: ibv_context_ops::dealloc_mw",
-    ][::std::mem::offset_of!(ibv_context_ops, dealloc_mw) - 72usize];
+    ][::core::mem::offset_of!(ibv_context_ops, dealloc_mw) - 72usize];
     [
         "Offset of field: ibv_context_ops::_compat_create_cq",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_create_cq) - 80usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_create_cq) - 80usize];
     [
         "Offset of field: ibv_context_ops::poll_cq",
-    ][::std::mem::offset_of!(ibv_context_ops, poll_cq) - 88usize];
+    ][::core::mem::offset_of!(ibv_context_ops, poll_cq) - 88usize];
     [
         "Offset of field: ibv_context_ops::req_notify_cq",
-    ][::std::mem::offset_of!(ibv_context_ops, req_notify_cq) - 96usize];
+    ][::core::mem::offset_of!(ibv_context_ops, req_notify_cq) - 96usize];
     [
         "Offset of field: ibv_context_ops::_compat_cq_event",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_cq_event) - 104usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_cq_event) - 104usize];
     [
         "Offset of field: ibv_context_ops::_compat_resize_cq",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_resize_cq) - 112usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_resize_cq) - 112usize];
     [
         "Offset of field: ibv_context_ops::_compat_destroy_cq",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_destroy_cq) - 120usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_destroy_cq) - 120usize];
     [
         "Offset of field: ibv_context_ops::_compat_create_srq",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_create_srq) - 128usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_create_srq) - 128usize];
     [
         "Offset of field: ibv_context_ops::_compat_modify_srq",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_modify_srq) - 136usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_modify_srq) - 136usize];
     [
         "Offset of field: ibv_context_ops::_compat_query_srq",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_query_srq) - 144usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_query_srq) - 144usize];
     [
         "Offset of field: ibv_context_ops::_compat_destroy_srq",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_destroy_srq) - 152usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_destroy_srq) - 152usize];
     [
         "Offset of field: ibv_context_ops::post_srq_recv",
-    ][::std::mem::offset_of!(ibv_context_ops, post_srq_recv) - 160usize];
+    ][::core::mem::offset_of!(ibv_context_ops, post_srq_recv) - 160usize];
     [
         "Offset of field: ibv_context_ops::_compat_create_qp",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_create_qp) - 168usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_create_qp) - 168usize];
     [
         "Offset of field: ibv_context_ops::_compat_query_qp",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_query_qp) - 176usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_query_qp) - 176usize];
     [
         "Offset of field: ibv_context_ops::_compat_modify_qp",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_modify_qp) - 184usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_modify_qp) - 184usize];
     [
         "Offset of field: ibv_context_ops::_compat_destroy_qp",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_destroy_qp) - 192usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_destroy_qp) - 192usize];
     [
         "Offset of field: ibv_context_ops::post_send",
-    ][::std::mem::offset_of!(ibv_context_ops, post_send) - 200usize];
+    ][::core::mem::offset_of!(ibv_context_ops, post_send) - 200usize];
     [
         "Offset of field: ibv_context_ops::post_recv",
-    ][::std::mem::offset_of!(ibv_context_ops, post_recv) - 208usize];
+    ][::core::mem::offset_of!(ibv_context_ops, post_recv) - 208usize];
     [
         "Offset of field: ibv_context_ops::_compat_create_ah",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_create_ah) - 216usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_create_ah) - 216usize];
     [
         "Offset of field: ibv_context_ops::_compat_destroy_ah",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_destroy_ah) - 224usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_destroy_ah) - 224usize];
     [
         "Offset of field: ibv_context_ops::_compat_attach_mcast",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_attach_mcast) - 232usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_attach_mcast) - 232usize];
     [
         "Offset of field: ibv_context_ops::_compat_detach_mcast",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_detach_mcast) - 240usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_detach_mcast) - 240usize];
     [
         "Offset of field: ibv_context_ops::_compat_async_event",
-    ][::std::mem::offset_of!(ibv_context_ops, _compat_async_event) - 248usize];
+    ][::core::mem::offset_of!(ibv_context_ops, _compat_async_event) - 248usize];
 };
 #[repr(C)]
 pub struct ibv_context {
     pub device: *mut ibv_device,
     pub ops: ibv_context_ops,
-    pub cmd_fd: ::std::os::raw::c_int,
-    pub async_fd: ::std::os::raw::c_int,
-    pub num_comp_vectors: ::std::os::raw::c_int,
+    pub cmd_fd: ::core::ffi::c_int,
+    pub async_fd: ::core::ffi::c_int,
+    pub num_comp_vectors: ::core::ffi::c_int,
     pub mutex: pthread_mutex_t,
-    pub abi_compat: *mut ::std::os::raw::c_void,
+    pub abi_compat: *mut ::core::ffi::c_void,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of ibv_context"][::std::mem::size_of::<ibv_context>() - 328usize];
-    ["Alignment of ibv_context"][::std::mem::align_of::<ibv_context>() - 8usize];
+    ["Size of ibv_context"][::core::mem::size_of::<ibv_context>() - 328usize];
+    ["Alignment of ibv_context"][::core::mem::align_of::<ibv_context>() - 8usize];
     [
         "Offset of field: ibv_context::device",
-    ][::std::mem::offset_of!(ibv_context, device) - 0usize];
+    ][::core::mem::offset_of!(ibv_context, device) - 0usize];
     [
         "Offset of field: ibv_context::ops",
-    ][::std::mem::offset_of!(ibv_context, ops) - 8usize];
+    ][::core::mem::offset_of!(ibv_context, ops) - 8usize];
     [
         "Offset of field: ibv_context::cmd_fd",
-    ][::std::mem::offset_of!(ibv_context, cmd_fd) - 264usize];
+    ][::core::mem::offset_of!(ibv_context, cmd_fd) - 264usize];
     [
         "Offset of field: ibv_context::async_fd",
-    ][::std::mem::offset_of!(ibv_context, async_fd) - 268usize];
+    ][::core::mem::offset_of!(ibv_context, async_fd) - 268usize];
     [
         "Offset of field: ibv_context::num_comp_vectors",
-    ][::std::mem::offset_of!(ibv_context, num_comp_vectors) - 272usize];
+    ][::core::mem::offset_of!(ibv_context, num_comp_vectors) - 272usize];
     [
         "Offset of field: ibv_context::mutex",
-    ][::std::mem::offset_of!(ibv_context, mutex) - 280usize];
+    ][::core::mem::offset_of!(ibv_context, mutex) - 280usize];
     [
         "Offset of field: ibv_context::abi_compat",
-    ][::std::mem::offset_of!(ibv_context, abi_compat) - 320usize];
+    ][::core::mem::offset_of!(ibv_context, abi_compat) - 320usize];
 };
-pub struct Verbs {
+pub struct Library {
     __library: ::libloading::Library,
     pub ibv_wc_status_str: unsafe extern "C" fn(
         status: ibv_wc_status,
-    ) -> *const ::std::os::raw::c_char,
+    ) -> *const ::core::ffi::c_char,
     pub ibv_get_device_list: unsafe extern "C" fn(
-        num_devices: *mut ::std::os::raw::c_int,
+        num_devices: *mut ::core::ffi::c_int,
     ) -> *mut *mut ibv_device,
     pub ibv_free_device_list: unsafe extern "C" fn(list: *mut *mut ibv_device),
     pub ibv_get_device_name: unsafe extern "C" fn(
         device: *mut ibv_device,
-    ) -> *const ::std::os::raw::c_char,
+    ) -> *const ::core::ffi::c_char,
     pub ibv_open_device: unsafe extern "C" fn(
         device: *mut ibv_device,
     ) -> *mut ibv_context,
     pub ibv_close_device: unsafe extern "C" fn(
         context: *mut ibv_context,
-    ) -> ::std::os::raw::c_int,
+    ) -> ::core::ffi::c_int,
     pub ibv_get_async_event: unsafe extern "C" fn(
         context: *mut ibv_context,
         event: *mut ibv_async_event,
-    ) -> ::std::os::raw::c_int,
+    ) -> ::core::ffi::c_int,
     pub ibv_ack_async_event: unsafe extern "C" fn(event: *mut ibv_async_event),
     pub ibv_query_device: unsafe extern "C" fn(
         context: *mut ibv_context,
         device_attr: *mut ibv_device_attr,
-    ) -> ::std::os::raw::c_int,
+    ) -> ::core::ffi::c_int,
     pub ibv_query_port: unsafe extern "C" fn(
         context: *mut ibv_context,
         port_num: u8,
         port_attr: *mut _compat_ibv_port_attr,
-    ) -> ::std::os::raw::c_int,
+    ) -> ::core::ffi::c_int,
     pub ibv_query_gid: unsafe extern "C" fn(
         context: *mut ibv_context,
         port_num: u8,
-        index: ::std::os::raw::c_int,
+        index: ::core::ffi::c_int,
         gid: *mut ibv_gid,
-    ) -> ::std::os::raw::c_int,
+    ) -> ::core::ffi::c_int,
     pub ibv_alloc_pd: unsafe extern "C" fn(context: *mut ibv_context) -> *mut ibv_pd,
-    pub ibv_dealloc_pd: unsafe extern "C" fn(pd: *mut ibv_pd) -> ::std::os::raw::c_int,
+    pub ibv_dealloc_pd: unsafe extern "C" fn(pd: *mut ibv_pd) -> ::core::ffi::c_int,
     pub ibv_reg_mr: unsafe extern "C" fn(
         pd: *mut ibv_pd,
-        addr: *mut ::std::os::raw::c_void,
+        addr: *mut ::core::ffi::c_void,
         length: usize,
-        access: ::std::os::raw::c_int,
+        access: ::core::ffi::c_int,
     ) -> *mut ibv_mr,
-    pub ibv_dereg_mr: unsafe extern "C" fn(mr: *mut ibv_mr) -> ::std::os::raw::c_int,
+    pub ibv_dereg_mr: unsafe extern "C" fn(mr: *mut ibv_mr) -> ::core::ffi::c_int,
     pub ibv_create_comp_channel: unsafe extern "C" fn(
         context: *mut ibv_context,
     ) -> *mut ibv_comp_channel,
     pub ibv_destroy_comp_channel: unsafe extern "C" fn(
         channel: *mut ibv_comp_channel,
-    ) -> ::std::os::raw::c_int,
+    ) -> ::core::ffi::c_int,
     pub ibv_create_cq: unsafe extern "C" fn(
         context: *mut ibv_context,
-        cqe: ::std::os::raw::c_int,
-        cq_context: *mut ::std::os::raw::c_void,
+        cqe: ::core::ffi::c_int,
+        cq_context: *mut ::core::ffi::c_void,
         channel: *mut ibv_comp_channel,
-        comp_vector: ::std::os::raw::c_int,
+        comp_vector: ::core::ffi::c_int,
     ) -> *mut ibv_cq,
     pub ibv_resize_cq: unsafe extern "C" fn(
         cq: *mut ibv_cq,
-        cqe: ::std::os::raw::c_int,
-    ) -> ::std::os::raw::c_int,
-    pub ibv_destroy_cq: unsafe extern "C" fn(cq: *mut ibv_cq) -> ::std::os::raw::c_int,
+        cqe: ::core::ffi::c_int,
+    ) -> ::core::ffi::c_int,
+    pub ibv_destroy_cq: unsafe extern "C" fn(cq: *mut ibv_cq) -> ::core::ffi::c_int,
     pub ibv_get_cq_event: unsafe extern "C" fn(
         channel: *mut ibv_comp_channel,
         cq: *mut *mut ibv_cq,
-        cq_context: *mut *mut ::std::os::raw::c_void,
-    ) -> ::std::os::raw::c_int,
+        cq_context: *mut *mut ::core::ffi::c_void,
+    ) -> ::core::ffi::c_int,
     pub ibv_ack_cq_events: unsafe extern "C" fn(
         cq: *mut ibv_cq,
-        nevents: ::std::os::raw::c_uint,
+        nevents: ::core::ffi::c_uint,
     ),
     pub ibv_create_srq: unsafe extern "C" fn(
         pd: *mut ibv_pd,
         srq_init_attr: *mut ibv_srq_init_attr,
     ) -> *mut ibv_srq,
-    pub ibv_destroy_srq: unsafe extern "C" fn(
-        srq: *mut ibv_srq,
-    ) -> ::std::os::raw::c_int,
+    pub ibv_destroy_srq: unsafe extern "C" fn(srq: *mut ibv_srq) -> ::core::ffi::c_int,
     pub ibv_create_qp: unsafe extern "C" fn(
         pd: *mut ibv_pd,
         qp_init_attr: *mut ibv_qp_init_attr,
@@ -2124,14 +2133,11 @@ pub struct Verbs {
     pub ibv_modify_qp: unsafe extern "C" fn(
         qp: *mut ibv_qp,
         attr: *mut ibv_qp_attr,
-        attr_mask: ::std::os::raw::c_int,
-    ) -> ::std::os::raw::c_int,
-    pub ibv_destroy_qp: unsafe extern "C" fn(qp: *mut ibv_qp) -> ::std::os::raw::c_int,
-    pub ibv_event_type_str: unsafe extern "C" fn(
-        event: ibv_event_type,
-    ) -> *const ::std::os::raw::c_char,
+        attr_mask: ::core::ffi::c_int,
+    ) -> ::core::ffi::c_int,
+    pub ibv_destroy_qp: unsafe extern "C" fn(qp: *mut ibv_qp) -> ::core::ffi::c_int,
 }
-impl Verbs {
+impl Library {
     pub unsafe fn new<P>(path: P) -> Result<Self, ::libloading::Error>
     where
         P: ::libloading::AsFilename,
@@ -2185,8 +2191,7 @@ impl Verbs {
         let ibv_create_qp = __library.get(b"ibv_create_qp\0").map(|sym| *sym)?;
         let ibv_modify_qp = __library.get(b"ibv_modify_qp\0").map(|sym| *sym)?;
         let ibv_destroy_qp = __library.get(b"ibv_destroy_qp\0").map(|sym| *sym)?;
-        let ibv_event_type_str = __library.get(b"ibv_event_type_str\0").map(|sym| *sym)?;
-        Ok(Verbs {
+        Ok(Library {
             __library,
             ibv_wc_status_str,
             ibv_get_device_list,
@@ -2215,18 +2220,17 @@ impl Verbs {
             ibv_create_qp,
             ibv_modify_qp,
             ibv_destroy_qp,
-            ibv_event_type_str,
         })
     }
     pub unsafe fn ibv_wc_status_str(
         &self,
         status: ibv_wc_status,
-    ) -> *const ::std::os::raw::c_char {
+    ) -> *const ::core::ffi::c_char {
         (self.ibv_wc_status_str)(status)
     }
     pub unsafe fn ibv_get_device_list(
         &self,
-        num_devices: *mut ::std::os::raw::c_int,
+        num_devices: *mut ::core::ffi::c_int,
     ) -> *mut *mut ibv_device {
         (self.ibv_get_device_list)(num_devices)
     }
@@ -2236,7 +2240,7 @@ impl Verbs {
     pub unsafe fn ibv_get_device_name(
         &self,
         device: *mut ibv_device,
-    ) -> *const ::std::os::raw::c_char {
+    ) -> *const ::core::ffi::c_char {
         (self.ibv_get_device_name)(device)
     }
     pub unsafe fn ibv_open_device(&self, device: *mut ibv_device) -> *mut ibv_context {
@@ -2245,14 +2249,14 @@ impl Verbs {
     pub unsafe fn ibv_close_device(
         &self,
         context: *mut ibv_context,
-    ) -> ::std::os::raw::c_int {
+    ) -> ::core::ffi::c_int {
         (self.ibv_close_device)(context)
     }
     pub unsafe fn ibv_get_async_event(
         &self,
         context: *mut ibv_context,
         event: *mut ibv_async_event,
-    ) -> ::std::os::raw::c_int {
+    ) -> ::core::ffi::c_int {
         (self.ibv_get_async_event)(context, event)
     }
     pub unsafe fn ibv_ack_async_event(&self, event: *mut ibv_async_event) {
@@ -2262,7 +2266,7 @@ impl Verbs {
         &self,
         context: *mut ibv_context,
         device_attr: *mut ibv_device_attr,
-    ) -> ::std::os::raw::c_int {
+    ) -> ::core::ffi::c_int {
         (self.ibv_query_device)(context, device_attr)
     }
     pub unsafe fn ibv_query_port(
@@ -2270,34 +2274,34 @@ impl Verbs {
         context: *mut ibv_context,
         port_num: u8,
         port_attr: *mut _compat_ibv_port_attr,
-    ) -> ::std::os::raw::c_int {
+    ) -> ::core::ffi::c_int {
         (self.ibv_query_port)(context, port_num, port_attr)
     }
     pub unsafe fn ibv_query_gid(
         &self,
         context: *mut ibv_context,
         port_num: u8,
-        index: ::std::os::raw::c_int,
+        index: ::core::ffi::c_int,
         gid: *mut ibv_gid,
-    ) -> ::std::os::raw::c_int {
+    ) -> ::core::ffi::c_int {
         (self.ibv_query_gid)(context, port_num, index, gid)
     }
     pub unsafe fn ibv_alloc_pd(&self, context: *mut ibv_context) -> *mut ibv_pd {
         (self.ibv_alloc_pd)(context)
     }
-    pub unsafe fn ibv_dealloc_pd(&self, pd: *mut ibv_pd) -> ::std::os::raw::c_int {
+    pub unsafe fn ibv_dealloc_pd(&self, pd: *mut ibv_pd) -> ::core::ffi::c_int {
         (self.ibv_dealloc_pd)(pd)
     }
     pub unsafe fn ibv_reg_mr(
         &self,
         pd: *mut ibv_pd,
-        addr: *mut ::std::os::raw::c_void,
+        addr: *mut ::core::ffi::c_void,
         length: usize,
-        access: ::std::os::raw::c_int,
+        access: ::core::ffi::c_int,
     ) -> *mut ibv_mr {
         (self.ibv_reg_mr)(pd, addr, length, access)
     }
-    pub unsafe fn ibv_dereg_mr(&self, mr: *mut ibv_mr) -> ::std::os::raw::c_int {
+    pub unsafe fn ibv_dereg_mr(&self, mr: *mut ibv_mr) -> ::core::ffi::c_int {
         (self.ibv_dereg_mr)(mr)
     }
     pub unsafe fn ibv_create_comp_channel(
@@ -2309,41 +2313,41 @@ impl Verbs {
     pub unsafe fn ibv_destroy_comp_channel(
         &self,
         channel: *mut ibv_comp_channel,
-    ) -> ::std::os::raw::c_int {
+    ) -> ::core::ffi::c_int {
         (self.ibv_destroy_comp_channel)(channel)
     }
     pub unsafe fn ibv_create_cq(
         &self,
         context: *mut ibv_context,
-        cqe: ::std::os::raw::c_int,
-        cq_context: *mut ::std::os::raw::c_void,
+        cqe: ::core::ffi::c_int,
+        cq_context: *mut ::core::ffi::c_void,
         channel: *mut ibv_comp_channel,
-        comp_vector: ::std::os::raw::c_int,
+        comp_vector: ::core::ffi::c_int,
     ) -> *mut ibv_cq {
         (self.ibv_create_cq)(context, cqe, cq_context, channel, comp_vector)
     }
     pub unsafe fn ibv_resize_cq(
         &self,
         cq: *mut ibv_cq,
-        cqe: ::std::os::raw::c_int,
-    ) -> ::std::os::raw::c_int {
+        cqe: ::core::ffi::c_int,
+    ) -> ::core::ffi::c_int {
         (self.ibv_resize_cq)(cq, cqe)
     }
-    pub unsafe fn ibv_destroy_cq(&self, cq: *mut ibv_cq) -> ::std::os::raw::c_int {
+    pub unsafe fn ibv_destroy_cq(&self, cq: *mut ibv_cq) -> ::core::ffi::c_int {
         (self.ibv_destroy_cq)(cq)
     }
     pub unsafe fn ibv_get_cq_event(
         &self,
         channel: *mut ibv_comp_channel,
         cq: *mut *mut ibv_cq,
-        cq_context: *mut *mut ::std::os::raw::c_void,
-    ) -> ::std::os::raw::c_int {
+        cq_context: *mut *mut ::core::ffi::c_void,
+    ) -> ::core::ffi::c_int {
         (self.ibv_get_cq_event)(channel, cq, cq_context)
     }
     pub unsafe fn ibv_ack_cq_events(
         &self,
         cq: *mut ibv_cq,
-        nevents: ::std::os::raw::c_uint,
+        nevents: ::core::ffi::c_uint,
     ) {
         (self.ibv_ack_cq_events)(cq, nevents)
     }
@@ -2354,7 +2358,7 @@ impl Verbs {
     ) -> *mut ibv_srq {
         (self.ibv_create_srq)(pd, srq_init_attr)
     }
-    pub unsafe fn ibv_destroy_srq(&self, srq: *mut ibv_srq) -> ::std::os::raw::c_int {
+    pub unsafe fn ibv_destroy_srq(&self, srq: *mut ibv_srq) -> ::core::ffi::c_int {
         (self.ibv_destroy_srq)(srq)
     }
     pub unsafe fn ibv_create_qp(
@@ -2368,17 +2372,11 @@ impl Verbs {
         &self,
         qp: *mut ibv_qp,
         attr: *mut ibv_qp_attr,
-        attr_mask: ::std::os::raw::c_int,
-    ) -> ::std::os::raw::c_int {
+        attr_mask: ::core::ffi::c_int,
+    ) -> ::core::ffi::c_int {
         (self.ibv_modify_qp)(qp, attr, attr_mask)
     }
-    pub unsafe fn ibv_destroy_qp(&self, qp: *mut ibv_qp) -> ::std::os::raw::c_int {
+    pub unsafe fn ibv_destroy_qp(&self, qp: *mut ibv_qp) -> ::core::ffi::c_int {
         (self.ibv_destroy_qp)(qp)
-    }
-    pub unsafe fn ibv_event_type_str(
-        &self,
-        event: ibv_event_type,
-    ) -> *const ::std::os::raw::c_char {
-        (self.ibv_event_type_str)(event)
     }
 }

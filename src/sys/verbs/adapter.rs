@@ -29,7 +29,7 @@ pub fn adapter_names() -> Result<Vec<String>, String> {
 
 /// An opened device with a protection domain.
 pub struct Adapter {
-    pub(super) verbs: &'static ffi::Verbs,
+    pub(super) verbs: &'static ffi::Library,
     pub(super) context: NonNull<ffi::ibv_context>,
     pub(super) domain: NonNull<ffi::ibv_pd>,
     name: String,
@@ -60,6 +60,8 @@ pub struct Port {
     pub mtu: u8,
     /// The longest message, in bytes.
     pub message_bytes_max: u32,
+    /// Entries of its GID table, in use or not.
+    pub gids: u32,
 }
 
 /// What an entry of a GID table is for.
@@ -132,6 +134,13 @@ impl Adapter {
         &self.name
     }
 
+    /// Whether the processor does its work, as with `rxe` and `siw`: then it
+    /// hangs on no bus.
+    pub fn is_emulated(&self) -> bool {
+        let place = std::fs::canonicalize(format!("/sys/class/infiniband/{}", self.name));
+        place.is_ok_and(|place| place.starts_with("/sys/devices/virtual"))
+    }
+
     /// How many ports it has.
     pub fn ports(&self) -> u8 {
         self.attributes.phys_port_cnt
@@ -180,6 +189,7 @@ impl Adapter {
             lid: port.lid,
             mtu: port.active_mtu.clamp(1, 5) as u8,
             message_bytes_max: port.max_msg_sz,
+            gids: positive(port.gid_tbl_len),
         })
     }
 
@@ -187,25 +197,23 @@ impl Adapter {
     pub fn gids(&self, port: &Port) -> Vec<Gid> {
         let attributes = format!("/sys/class/infiniband/{}/ports/{}/gid_attrs/types", self.name, port.number);
         let mut gids = Vec::new();
-        for index in 0..GIDS_MAX {
+        for index in 0..port.gids.min(GIDS_MAX) {
             let mut gid = ffi::ibv_gid { raw: [0; 16] };
-            // SAFETY: the context is open; the entry is written in the call,
-            // which fails for an index beyond the table.
+            // SAFETY: the context is open; the entry is written in the call.
             let status = unsafe {
                 (self.verbs.ibv_query_gid)(self.context.as_ptr(), port.number, index as i32, &raw mut gid)
             };
-            if status != 0 {
-                break;
-            }
             // SAFETY: every bit pattern is 16 bytes.
             let bytes = unsafe { gid.raw };
+            if status != 0 || bytes == [0; 16] {
+                continue;
+            }
             let kind = match std::fs::read_to_string(format!("{attributes}/{index}")) {
+                _ if !port.is_ethernet => GidKind::InfiniBand,
                 Ok(text) if text.trim() == "RoCE v2" => GidKind::RoceV2,
-                Ok(text) if text.trim() == "IB/RoCE v1" && port.is_ethernet => GidKind::RoceV1,
-                Ok(_) if !port.is_ethernet => GidKind::InfiniBand,
+                Ok(_) => GidKind::RoceV1,
                 // An entry that is not in use has no type.
-                _ if bytes == [0; 16] || port.is_ethernet => continue,
-                _ => GidKind::InfiniBand,
+                Err(_) => continue,
             };
             gids.push(Gid { index: index as u8, bytes, kind });
         }
@@ -299,13 +307,13 @@ impl fmt::Display for Gid {
 
 /// A device list, given back when dropped.
 struct List {
-    verbs: &'static ffi::Verbs,
+    verbs: &'static ffi::Library,
     first: NonNull<*mut ffi::ibv_device>,
     count: usize,
 }
 
 impl List {
-    fn get(verbs: &'static ffi::Verbs) -> Result<List, String> {
+    fn get(verbs: &'static ffi::Library) -> Result<List, String> {
         let mut count = 0;
         // SAFETY: writes the count and returns a list that is freed below.
         let first = unsafe { (verbs.ibv_get_device_list)(&raw mut count) };
@@ -332,7 +340,7 @@ impl Drop for List {
     }
 }
 
-fn name_of(verbs: &ffi::Verbs, device: *mut ffi::ibv_device) -> String {
+fn name_of(verbs: &ffi::Library, device: *mut ffi::ibv_device) -> String {
     // SAFETY: a device of a living list; its name ends in NUL and lives with it.
     let name = unsafe { CStr::from_ptr((verbs.ibv_get_device_name)(device)) };
     CString::from(name).to_string_lossy().into_owned()

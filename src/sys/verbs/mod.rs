@@ -40,13 +40,13 @@ pub use receive::{ReceiveQueue, Filled};
 
 /// The library's functions; loaded once and never unloaded, since its
 /// providers leave threads and handlers behind.
-fn library() -> Result<&'static ffi::Verbs, String> {
-    static LIBRARY: OnceLock<Result<ffi::Verbs, String>> = OnceLock::new();
+fn library() -> Result<&'static ffi::Library, String> {
+    static LIBRARY: OnceLock<Result<ffi::Library, String>> = OnceLock::new();
     // SAFETY: the constructors of libibverbs and of what it links set up their
     // own state only; the types of its functions are those of its header, which
     // the bindings were made from, at the versions that the loader picks by
     // default as a linker would.
-    let loaded = LIBRARY.get_or_init(|| unsafe { ffi::Verbs::new("libibverbs.so.1") }.map_err(|e| e.to_string()));
+    let loaded = LIBRARY.get_or_init(|| unsafe { ffi::Library::new("libibverbs.so.1") }.map_err(|e| e.to_string()));
     loaded.as_ref().map_err(|why| format!("libibverbs cannot be loaded: {why}"))
 }
 

@@ -1,0 +1,252 @@
+//! Objects on their way between arenas that cannot map each other: performs
+//! what [`Exchange`] decides, with the memory and the fabrics of this rank.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
+
+use super::rank::Node;
+use super::state::{ARENA, Core, Read, State};
+use crate::base::event::Event as Counted;
+use crate::base::{ErrorKind, Rank};
+use crate::fabric::{FabricError, RemoteSpan};
+use crate::mem::{Assembly, Bytes, Lease, Pin, WeakSealed};
+use crate::store::{Action, ChunkRead, Exchange, FetchError, Index, Memory, ObjectId, Violation, Wanted};
+use crate::wire::{Bulk as Said, CopyId, ObjectRecord, write_bulk};
+
+/// What a rank has under way.
+pub(super) struct Bulk {
+    exchange: Exchange,
+    arriving: HashMap<usize, Arriving>,
+    /// Objects that came in chunks and that this rank may still have.
+    copies: HashMap<CopyId, WeakSealed>,
+    /// Copies from which on those that are gone are looked for.
+    sweep_at: usize,
+    /// Memory that others read from.
+    kept: HashMap<CopyId, Pin>,
+    /// Reads that the fabric had no room for.
+    postponed: VecDeque<(usize, usize, Rank, ChunkRead)>,
+    /// The exchange may have something to do.
+    pending: bool,
+    /// What its time counts from.
+    start: Instant,
+}
+
+/// An object on its way, and the messages that wait for it.
+struct Arriving {
+    assembly: Assembly,
+    readers: Vec<Read>,
+}
+
+/// This rank's memory, as the exchange sees it.
+struct Keeper<'c> {
+    me: Rank,
+    index: &'c Index,
+    copies: &'c HashMap<CopyId, WeakSealed>,
+    kept: &'c mut HashMap<CopyId, Pin>,
+}
+
+/// Copies at which those that are gone are looked for first.
+const SWEEP_MIN: usize = 64;
+
+impl Bulk {
+    pub fn new(me: Rank) -> Bulk {
+        Bulk {
+            exchange: Exchange::new(me),
+            arriving: HashMap::new(),
+            copies: HashMap::new(),
+            sweep_at: SWEEP_MIN,
+            kept: HashMap::new(),
+            postponed: VecDeque::new(),
+            pending: false,
+            start: Instant::now(),
+        }
+    }
+
+    /// Whether [`State::flush`] has something to do here.
+    pub fn is_pending(&self) -> bool {
+        self.pending
+    }
+
+    /// The object, if it came here before and somebody still has it.
+    pub fn copy(&self, lender: Rank, record: ObjectRecord) -> Option<Bytes> {
+        let copy = self.copies.get(&CopyId { lender, object: record.object })?.upgrade()?;
+        (copy.len() as u64 == record.len).then(|| copy.into())
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    /// Notes that an object is here, and forgets some that are gone.
+    fn remember(&mut self, copy: CopyId, object: WeakSealed) {
+        self.copies.insert(copy, object);
+        if self.copies.len() >= self.sweep_at {
+            self.copies.retain(|_, object| object.is_alive());
+            self.sweep_at = (self.copies.len() * 2).max(SWEEP_MIN);
+        }
+    }
+}
+
+impl Memory for Keeper<'_> {
+    fn lent(&self, object: u64, borrower: Rank) -> Option<(Rank, u64)> {
+        let bytes = self.index.lent(ObjectId::from_bits(object), borrower)?;
+        let owner = match bytes {
+            Bytes::Foreign(foreign) => foreign.owner(),
+            Bytes::Sealed(_) | Bytes::Heap(_) => self.me,
+        };
+        Some((owner, bytes.len() as u64))
+    }
+
+    fn pin(&mut self, copy: CopyId) -> Option<(u64, u64)> {
+        let whole = self.copies.get(&copy)?.upgrade()?;
+        let place = (whole.offset(), whole.len() as u64);
+        self.kept.insert(copy, Pin::of(whole));
+        Some(place)
+    }
+
+    fn unpin(&mut self, copy: CopyId) {
+        self.kept.remove(&copy);
+    }
+}
+
+impl Core {
+    pub(super) fn on_bulk(&mut self, peer: Rank, message: Said) -> Result<(), String> {
+        self.with_exchange(|exchange, memory| exchange.receive(peer, message, memory))
+            .map_err(|violation: Violation| violation.to_string())
+    }
+
+    /// A peer is gone: nothing is read from it, and nothing kept for it.
+    pub(super) fn bulk_peer_lost(&mut self, peer: Rank, cause: &str) {
+        self.with_exchange(|exchange, memory| exchange.peer_lost(peer, cause, memory));
+    }
+
+    /// A loan has ended, perhaps the last one of some object.
+    pub(super) fn given_back(&mut self) {
+        while let Some(id) = self.index.next_ended() {
+            self.bulk.exchange.freed(id.to_bits());
+        }
+    }
+
+    pub(super) fn on_read(&mut self, node: &'static Node, token: u64, lease: Lease, result: Result<(), FabricError>) {
+        let result = result.map_err(|e| e.to_string()).and_then(|()| {
+            let accepted = Assembly::accept(lease);
+            accepted.map_err(|_| "the memory that was read into is no object's".to_string())
+        });
+        self.read_ended(node, token as usize, result);
+    }
+
+    fn read_ended(&mut self, node: &Node, token: usize, result: Result<(), String>) {
+        let now_ns = self.bulk.now_ns();
+        if result.is_err() {
+            node.counters.count(Counted::ReadFailed);
+        }
+        self.bulk.pending = true;
+        if let Some(landed) = self.bulk.exchange.read_ended(token, result, now_ns) {
+            let event = if landed.from_owner { Counted::ReadFromOwner } else { Counted::ReadFromCopy };
+            node.counters.add(event, landed.bytes);
+        }
+    }
+
+    fn with_exchange<R>(&mut self, act: impl FnOnce(&mut Exchange, &mut dyn Memory) -> R) -> R {
+        let Bulk { exchange, copies, kept, pending, .. } = &mut self.bulk;
+        *pending = true;
+        act(exchange, &mut Keeper { me: self.me, index: &self.index, copies, kept })
+    }
+
+    /// Starts to bring an object here, or joins those that wait for it.
+    fn bring(&mut self, node: &Node, read: Read) -> Result<(), (ErrorKind, String)> {
+        let Read { record, lender, .. } = read;
+        let ObjectRecord { owner, offset, len, object, .. } = record;
+        let copy = CopyId { lender, object };
+        if let Some((arrival, wanted)) = self.bulk.exchange.arriving(copy)
+            && let Some(arriving) = self.bulk.arriving.get_mut(&arrival)
+        {
+            if (wanted.owner, wanted.from, wanted.len) != (owner, offset, len) {
+                return Err((ErrorKind::BadArgument, format!("{lender} describes one object in two ways")));
+            }
+            arriving.readers.push(read);
+            return Ok(());
+        }
+        let arena = node.arena.as_ref().ok_or((ErrorKind::BadCall, "this rank has no object store".to_string()))?;
+        let block = arena.alloc(len as usize).map_err(|full| {
+            node.counters.count(Counted::StoreFull);
+            (ErrorKind::StoreFull, full.to_string())
+        })?;
+        let assembly = Assembly::new(block, Exchange::chunking(len).chunk_bytes());
+        let wanted = Wanted { copy, owner, from: offset, len, to: assembly.offset() };
+        let arrival = self.bulk.exchange.start(wanted);
+        self.bulk.pending = true;
+        self.bulk.arriving.insert(arrival, Arriving { assembly, readers: vec![read] });
+        Ok(())
+    }
+
+    /// An object is here, or will never be.
+    fn landed(&mut self, node: &'static Node, arrival: usize, copy: CopyId, kept: bool, error: Option<FetchError>) {
+        let Some(Arriving { assembly, readers }) = self.bulk.arriving.remove(&arrival) else { return };
+        if kept {
+            self.bulk.kept.insert(copy, assembly.pin());
+        }
+        let object = match error {
+            None => assembly.seal().map_err(|_| (ErrorKind::BadCall, "some of it never came".to_string())),
+            Some(error) => Err((ErrorKind::RankLost, error.to_string())),
+        };
+        if let Ok(object) = &object
+            && Exchange::chunking(object.len() as u64).count() > 1
+        {
+            self.bulk.remember(copy, object.downgrade());
+        }
+        for read in readers {
+            self.arrived(node, &read, object.clone().map(Bytes::from));
+        }
+    }
+}
+
+impl State {
+    /// Brings what messages wait for, and does what the exchange wants done.
+    pub(super) fn move_objects(&mut self, node: &'static Node) {
+        while let Some(read) = self.core.reads_wanted.pop_front() {
+            if let Err(why) = self.core.bring(node, read) {
+                self.core.arrived(node, &read, Err(why));
+            }
+        }
+        if !std::mem::take(&mut self.core.bulk.pending) {
+            return;
+        }
+        for (token, arrival, rank, read) in std::mem::take(&mut self.core.bulk.postponed) {
+            self.read_chunk(node, token, arrival, rank, read);
+        }
+        let now_ns = self.core.bulk.now_ns();
+        let mut buffer = Vec::new();
+        while let Some(action) = self.core.bulk.exchange.next(now_ns) {
+            match action {
+                Action::Send(to, message) => {
+                    write_bulk(&mut buffer, &message);
+                    self.send(to, &buffer);
+                }
+                Action::Read { token, arrival, rank, read } => self.read_chunk(node, token, arrival, rank, read),
+                Action::Done { arrival, copy, kept } => self.core.landed(node, arrival, copy, kept, None),
+                Action::Failed { arrival, copy, kept, error } => {
+                    self.core.landed(node, arrival, copy, kept, Some(error));
+                }
+            }
+        }
+    }
+
+    fn read_chunk(&mut self, node: &'static Node, token: usize, arrival: usize, rank: Rank, read: ChunkRead) {
+        let lease = self.core.bulk.arriving.get(&arrival).and_then(|a| a.assembly.lease(read.chunk));
+        let route = self.core.peers[rank.index()].route;
+        let (Some(lease), Some(route)) = (lease, route) else {
+            let why = format!("{rank} cannot be reached");
+            return self.core.read_ended(node, token, Err(why));
+        };
+        let from = RemoteSpan { key: ARENA, offset: read.offset, len: read.len };
+        match self.fabrics[route].read(rank, from, lease, token as u64) {
+            Ok(()) => (),
+            Err(FabricError::Full(_)) => {
+                self.core.bulk.postponed.push_back((token, arrival, rank, read));
+                self.core.bulk.pending = true;
+            }
+            Err(e) => self.core.read_ended(node, token, Err(e.to_string())),
+        }
+    }
+}

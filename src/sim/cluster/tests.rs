@@ -1,0 +1,92 @@
+//! Broadcasts that must be fast, and any transfers that must be right.
+
+use super::*;
+use crate::base::rng::Rng;
+
+const NETWORK: NetworkConfig = NetworkConfig { bits_per_s: 25e9, latency_ns: 5_000, detection_ns: 10_000_000 };
+const GIB: u64 = 1 << 30;
+
+#[test]
+fn a_broadcast_to_seven_takes_little_longer_than_one_transfer() {
+    let one = Scenario::broadcast(2, GIB, NETWORK).run();
+    let all = Scenario::broadcast(8, GIB, NETWORK).run();
+    assert!(one.all_well() && all.all_well());
+    let ratio = all.last_ns() as f64 / one.last_ns() as f64;
+    println!(
+        "one transfer {:.3} ms, broadcast {:.3} ms, ratio {ratio:.4}",
+        one.last_ns() as f64 / 1e6,
+        all.last_ns() as f64 / 1e6
+    );
+    println!("sent: {:?}, messages {}", all.sent, all.messages);
+    assert!(ratio < 1.3, "{ratio}");
+    assert!(all.sent.iter().all(|sent| *sent < GIB + GIB / 10), "{:?}", all.sent);
+    let wire = GIB as f64 * 8.0 / 25e9 * 1e9;
+    assert!((one.last_ns() as f64) < 1.05 * wire);
+}
+
+#[test]
+fn the_death_of_a_link_in_the_chain_costs_its_detection() {
+    let whole = Scenario::broadcast(8, GIB, NETWORK).run().last_ns();
+    for dead in 1..8 {
+        let mut scenario = Scenario::broadcast(8, GIB, NETWORK);
+        scenario.deaths = vec![(Rank(dead), whole / 2)];
+        let report = scenario.run();
+        println!("{dead} dies: {:.3} ms against {:.3}", report.last_ns() as f64 / 1e6, whole as f64 / 1e6);
+        assert!(report.all_well() && report.ends.len() == 6, "{:?}", report.ends);
+        assert!(report.last_ns() < whole + 2 * NETWORK.detection_ns + whole / 10);
+    }
+}
+
+/// Anything may happen: several objects, owners that do not lend, readers that
+/// come late, hosts that die, links of all speeds.
+fn anything(seed: u64) -> Scenario {
+    let mut rng = Rng::new(seed);
+    let ranks = 2 + rng.below(9) as u32;
+    let mut objects = Vec::new();
+    for _ in 0..1 + rng.below(4) {
+        let owner = Rank(rng.below(ranks as usize) as u32);
+        let lender = if rng.below(3) == 0 { Rank(rng.below(ranks as usize) as u32) } else { owner };
+        let bytes = match rng.below(4) {
+            0 => rng.below(1 << 20) as u64,
+            1 => (1 << 20) + rng.below(8) as u64,
+            2 => rng.below(32 << 20) as u64,
+            _ => rng.below(100 << 20) as u64,
+        };
+        let spread_ns = [1, 1_000_000, 100_000_000][rng.below(3)];
+        let mut readers = Vec::new();
+        for rank in (0..ranks).map(Rank).filter(|rank| *rank != owner && *rank != lender) {
+            if rng.below(5) > 0 {
+                readers.push(Reader { rank, start_ns: rng.below(spread_ns) as u64 });
+            }
+        }
+        objects.push(Object { owner, lender, bytes, readers });
+    }
+    let mut deaths = Vec::new();
+    for _ in 0..rng.below(1 + ranks as usize / 2) {
+        deaths.push((Rank(rng.below(ranks as usize) as u32), rng.below(60_000_000) as u64));
+    }
+    let speeds = (0..ranks).filter(|_| rng.below(4) == 0).collect::<Vec<_>>();
+    let speeds = speeds.into_iter().map(|rank| (Rank(rank), 0.05 + rng.below(40) as f64 / 10.0)).collect();
+    let detection_ns = [0, 10_000, 3_000_000][rng.below(3)];
+    let network = NetworkConfig { detection_ns, latency_ns: 1 + rng.below(200_000) as u64, ..NETWORK };
+    Scenario { ranks, network, objects, deaths, speeds, drop_when_read: rng.below(2) == 0 }
+}
+
+#[test]
+fn whatever_dies_a_read_ends_and_no_memory_is_read_that_is_not_kept() {
+    for seed in 0..300 {
+        let scenario = anything(seed);
+        let played = std::panic::catch_unwind(|| scenario.run());
+        let report = played.unwrap_or_else(|_| panic!("seed {seed}: {scenario:#?}"));
+        let dead = |rank| scenario.deaths.iter().any(|(d, _)| *d == rank);
+        for ((number, rank), end) in &report.ends {
+            let object = &scenario.objects[*number];
+            if let Some(error) = &end.error {
+                assert!(dead(object.owner) || dead(object.lender), "seed {seed}: {rank} failed for no reason: {error}");
+                let text = error.to_string();
+                let cause = text.contains("its host died") || text.contains("knows of no rank");
+                assert!(cause && text.contains(&object.owner.to_string()), "seed {seed}: {text}");
+            }
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! At the rank that lends an object: who reads it or has it, and from whom the
+//! next one is to read.
+//!
+//! A new reader goes where it has to wait least: behind the last of a chain of
+//! readers, each of which serves on what it has, or, when that chain is longer
+//! than the object has chunks, beside it. So a long object goes through a chain
+//! in which every rank sends it once, and a short one through a tree.
+//!
+//! Deliberately absent: addresses. A holder tells where its copy is and keeps
+//! it there, so that an entry that is out of date costs a question and can name
+//! no memory.
+
+use std::collections::HashMap;
+
+use crate::base::Rank;
+use crate::base::limits::BULK_SOURCES_MAX;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Directory {
+    objects: HashMap<u64, Object>,
+}
+
+#[derive(Debug)]
+struct Object {
+    owner: Rank,
+    chunks: u32,
+    /// Readers that read from the owner's memory itself.
+    root_readers: u32,
+    holders: Vec<Holder>,
+    joined: u32,
+}
+
+#[derive(Debug)]
+struct Holder {
+    rank: Rank,
+    /// Readers are numbered as they come.
+    joined: u32,
+    /// Ranks between it and the owner.
+    depth: u32,
+    complete: bool,
+    /// Somebody found no copy there: nobody else is sent to it before it has
+    /// the whole.
+    shunned: bool,
+    /// Those that read from it.
+    readers: u32,
+    /// From whom it reads.
+    reads_from: Vec<Rank>,
+    /// Everybody that it was told of and may wait for.
+    told: Vec<Rank>,
+}
+
+/// From whom a reader is to read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// How many of `ranks` at once.
+    pub primaries: u32,
+    /// The best first.
+    pub ranks: Vec<Rank>,
+}
+
+impl Directory {
+    /// A directory without objects.
+    pub fn new() -> Directory {
+        Directory::default()
+    }
+
+    /// Where `reader` is to read an object from that has `chunks` chunks and
+    /// that was read from `owner` first. `gone` is a rank that it was sent to in
+    /// vain; `alive` says which ranks this one still reaches.
+    pub fn locate(
+        &mut self,
+        object: u64,
+        reader: Rank,
+        owner: Rank,
+        chunks: u32,
+        gone: Option<Rank>,
+        alive: impl Fn(Rank) -> bool,
+    ) -> Plan {
+        let entry = self.objects.entry(object).or_insert_with(|| Object {
+            owner,
+            chunks,
+            root_readers: 0,
+            holders: Vec::new(),
+            joined: 0,
+        });
+        if let Some(gone) = gone.filter(|gone| *gone != reader) {
+            entry.shun(gone);
+        }
+        entry.plan(reader, gone, alive)
+    }
+
+    /// `reader` reads no more; it has the whole object, or nothing.
+    pub fn finish(&mut self, object: u64, reader: Rank, complete: bool) {
+        let Some(entry) = self.objects.get_mut(&object) else { return };
+        if !complete {
+            return entry.remove(reader);
+        }
+        entry.leave(reader);
+        if let Some(holder) = entry.holders.iter_mut().find(|h| h.rank == reader) {
+            (holder.complete, holder.shunned, holder.depth) = (true, false, 0);
+            holder.told.clear();
+        }
+    }
+
+    /// A rank is gone.
+    pub fn lost(&mut self, rank: Rank) {
+        self.objects.values_mut().for_each(|entry| entry.remove(rank));
+    }
+
+    /// An object is lent to nobody any more: its number ends.
+    pub fn freed(&mut self, object: u64) {
+        self.objects.remove(&object);
+    }
+
+    /// Objects with an entry.
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Whether no object has an entry.
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+}
+
+impl Object {
+    fn plan(&mut self, reader: Rank, gone: Option<Rank>, alive: impl Fn(Rank) -> bool) -> Plan {
+        self.leave(reader);
+        let waits_for_reader = self.behind(reader);
+        // What a reader waits for: what its source sends to others, and how far
+        // the source itself is behind. Of equals the later one, and the owner
+        // last: its memory is everybody's last resort.
+        let mut candidates: Vec<(u32, u32, &Holder)> = self
+            .holders
+            .iter()
+            .filter(|h| !h.shunned && !waits_for_reader.contains(&h.rank) && alive(h.rank))
+            .map(|h| (h.readers * self.chunks + h.depth, u32::MAX - h.joined, h))
+            .collect();
+        candidates.sort_unstable_by_key(|(cost, order, _)| (*cost, *order));
+        let owner = Some(self.owner).filter(|owner| Some(*owner) != gone && alive(*owner) && *owner != reader);
+        let root_cost = self.root_readers * self.chunks;
+
+        let best = candidates.first().map(|(cost, _, _)| *cost);
+        let from_root = owner.is_some() && best.is_none_or(|best| root_cost < best);
+        let idle = candidates.iter().take_while(|(cost, _, h)| h.complete && *cost == 0).count();
+        let primaries = if from_root { 1 } else { idle.clamp(1, BULK_SOURCES_MAX - 1).min(candidates.len()) };
+        let others = candidates.iter().map(|(_, _, h)| h.rank).filter(|rank| Some(*rank) != owner);
+        let ranks: Vec<Rank> = match owner {
+            Some(owner) if from_root => std::iter::once(owner).chain(others.take(BULK_SOURCES_MAX - 1)).collect(),
+            Some(owner) => others.take(BULK_SOURCES_MAX - 1).chain([owner]).collect(),
+            None => others.take(BULK_SOURCES_MAX).collect(),
+        };
+        let primaries = primaries.min(ranks.len());
+        let depth = match from_root {
+            true => 1,
+            false => candidates.first().map_or(1, |(_, _, h)| h.depth + 1),
+        };
+        self.join(reader, depth, &ranks, primaries);
+        Plan { primaries: primaries as u32, ranks }
+    }
+
+    /// `reader` and all that wait for it, directly or through others.
+    fn behind(&self, reader: Rank) -> Vec<Rank> {
+        let mut behind = vec![reader];
+        if !self.holders.iter().any(|h| h.rank != reader && h.told.contains(&reader)) {
+            return behind;
+        }
+        let mut before = 0;
+        while behind.len() > before {
+            before = behind.len();
+            for holder in self.holders.iter().filter(|h| !h.complete) {
+                if !behind.contains(&holder.rank) && holder.told.iter().any(|rank| behind.contains(rank)) {
+                    behind.push(holder.rank);
+                }
+            }
+        }
+        behind
+    }
+
+    /// Notes that `reader` reads from the first `primaries` of `ranks` and knows
+    /// of the others.
+    fn join(&mut self, reader: Rank, depth: u32, ranks: &[Rank], primaries: usize) {
+        let reads_from = ranks[..primaries].to_vec();
+        for source in &reads_from {
+            match self.holders.iter_mut().find(|h| h.rank == *source) {
+                Some(holder) => holder.readers += 1,
+                None => self.root_readers += 1,
+            }
+        }
+        let at = self.holders.iter().position(|h| h.rank == reader).unwrap_or_else(|| {
+            let joined = self.joined;
+            self.joined += 1;
+            let holder =
+                Holder { rank: reader, joined, depth, complete: false, shunned: false, readers: 0, reads_from: vec![], told: vec![] };
+            self.holders.push(holder);
+            self.holders.len() - 1
+        });
+        let holder = &mut self.holders[at];
+        (holder.complete, holder.depth, holder.reads_from) = (false, depth, reads_from);
+        for rank in ranks {
+            if !holder.told.contains(rank) {
+                holder.told.push(*rank);
+            }
+        }
+    }
+
+    /// Notes that `reader` reads from nobody any more.
+    fn leave(&mut self, reader: Rank) {
+        let Some(holder) = self.holders.iter_mut().find(|h| h.rank == reader) else { return };
+        for source in std::mem::take(&mut holder.reads_from) {
+            match self.holders.iter_mut().find(|h| h.rank == source) {
+                Some(source) => source.readers = source.readers.saturating_sub(1),
+                None if source == self.owner => self.root_readers = self.root_readers.saturating_sub(1),
+                None => (),
+            }
+        }
+    }
+
+    /// Sends nobody else to a holder. One that still reads must stay, for the
+    /// sake of those that wait for it.
+    fn shun(&mut self, rank: Rank) {
+        match self.holders.iter_mut().find(|h| h.rank == rank) {
+            Some(holder) if !holder.complete => holder.shunned = true,
+            Some(_) => self.remove(rank),
+            None => (),
+        }
+    }
+
+    fn remove(&mut self, rank: Rank) {
+        self.leave(rank);
+        self.holders.retain(|h| h.rank != rank);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWNER: Rank = Rank(0);
+
+    fn plan(directory: &mut Directory, reader: u32, chunks: u32) -> Vec<u32> {
+        let plan = directory.locate(7, Rank(reader), OWNER, chunks, None, |_| true);
+        plan.ranks[..plan.primaries as usize].iter().map(|r| r.0).collect()
+    }
+
+    #[test]
+    fn a_long_object_goes_through_a_chain() {
+        let mut directory = Directory::new();
+        for reader in 1..64 {
+            assert_eq!(plan(&mut directory, reader, 1024), [reader - 1]);
+        }
+    }
+
+    #[test]
+    fn a_short_object_goes_through_a_tree() {
+        let mut directory = Directory::new();
+        for reader in 1..64 {
+            plan(&mut directory, reader, 4);
+        }
+        let entry = &directory.objects[&7];
+        let deepest = entry.holders.iter().map(|h| h.depth).max().unwrap();
+        let widest = entry.holders.iter().map(|h| h.readers).max().unwrap().max(entry.root_readers);
+        assert!((4..=10).contains(&deepest) && widest <= 4, "{deepest} deep, {widest} wide");
+    }
+
+    #[test]
+    fn several_that_are_done_serve_one_together() {
+        let mut directory = Directory::new();
+        for reader in 1..4 {
+            plan(&mut directory, reader, 100);
+        }
+        directory.finish(7, Rank(1), true);
+        directory.finish(7, Rank(2), true);
+        directory.finish(7, Rank(3), true);
+        let told = directory.locate(7, Rank(4), OWNER, 100, None, |_| true);
+        assert_eq!((told.primaries, told.ranks), (3, vec![Rank(3), Rank(2), Rank(1), OWNER]));
+    }
+
+    #[test]
+    fn whoever_is_lost_or_has_nothing_is_not_named_again() {
+        let mut directory = Directory::new();
+        for reader in 1..5 {
+            plan(&mut directory, reader, 100);
+        }
+        directory.lost(Rank(3));
+        let told = directory.locate(7, Rank(4), OWNER, 100, Some(Rank(3)), |_| true);
+        assert_eq!(told.ranks[0], Rank(2), "{told:?}");
+        // Rank 4 came before rank 5, so it must not wait for it.
+        assert_eq!(plan(&mut directory, 5, 100), [4]);
+        let told = directory.locate(7, Rank(4), OWNER, 100, Some(Rank(2)), |_| true);
+        assert_eq!(told.ranks, [OWNER, Rank(1)], "rank 1 has a reader, too, and is farther");
+        let told = directory.locate(7, Rank(4), OWNER, 100, Some(Rank(1)), |rank| rank != OWNER);
+        assert_eq!((told.primaries, told.ranks), (0, vec![]));
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_is_freed() {
+        let mut directory = Directory::new();
+        for reader in 1..5 {
+            plan(&mut directory, reader, 100);
+        }
+        for reader in 1..4 {
+            directory.finish(7, Rank(reader), true);
+        }
+        directory.finish(7, Rank(4), false);
+        let entry = &directory.objects[&7];
+        assert!(entry.root_readers == 0 && entry.holders.iter().all(|h| h.complete && h.readers == 0), "{entry:?}");
+        directory.freed(7);
+        directory.finish(7, Rank(1), true);
+        assert!(directory.is_empty());
+    }
+}
