@@ -73,6 +73,37 @@ pub const STREAM_QUEUES_BYTES: usize = 64 << 20;
 /// One-sided reads under way from one peer over one connection.
 pub const STREAM_READS_MAX: usize = 256;
 
+/// Buffers that wait for messages at an endpoint of libfabric: what may arrive
+/// between two polls without being sent again.
+pub const OFI_RECEIVES: usize = 64;
+
+/// Messages to all peers that an endpoint of libfabric may have under way.
+pub const OFI_SENDS_MAX: usize = 2048;
+
+/// Messages to one peer that an endpoint of libfabric may have under way, so
+/// that a peer that stops reading leaves room for the others.
+pub const OFI_SENDS_PEER_MAX: usize = 64;
+
+/// Messages that may be sent to one peer over libfabric after the oldest that
+/// is under way: as many may arrive before it and wait for it.
+pub const OFI_WINDOW_MESSAGES: u64 = 4096;
+
+/// Bytes of those messages.
+pub const OFI_WINDOW_BYTES: u64 = 4 << 20;
+
+/// Part of a one-sided read over libfabric: some providers copy it within the
+/// call, which must stay short.
+pub const OFI_READ_BYTES: usize = 1 << 20;
+
+/// Parts of reads under way from one peer over libfabric.
+pub const OFI_READS_PEER_MAX: usize = 8;
+
+/// The largest set-up message of libfabric: an address and some regions.
+pub const OFI_SETUP_BYTES_MAX: usize = 64 * 1024;
+
+/// How long the messages and reads of a peer that has ended are waited for.
+pub const OFI_DRAIN_DEADLINE: Duration = Duration::from_secs(1);
+
 /// Objects from this size on are read in chunks, from whoever has them. Asking
 /// who that is costs a round trip, which is little beside the time that so many
 /// bytes take.
@@ -197,6 +228,8 @@ pub const TRAIL_HOPS_MAX: usize = 64;
 /// Task functions of one program.
 pub const TASKS_MAX: usize = 4096;
 
+const _: () = assert!(OFI_SENDS_PEER_MAX <= OFI_SENDS_MAX && (OFI_SENDS_PEER_MAX as u64) < OFI_WINDOW_MESSAGES);
+const _: () = assert!(OFI_WINDOW_BYTES > MESSAGE_BYTES_MAX as u64);
 const _: () = assert!(RING_LINES.is_power_of_two());
 const _: () = assert!(STREAM_QUEUE_RESERVE > MESSAGE_BYTES_MAX + LINE_BYTES);
 const _: () = assert!(READ_CHUNK_BYTES <= LANE_CHUNK_BYTES && LANE_CHUNK_BYTES < u32::MAX as usize);
@@ -209,6 +242,6 @@ const _: () = assert!(OBJECT_ALIGN.is_power_of_two());
 const _: () = assert!(INLINE_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(MESSAGE_BYTES_MAX <= 1 << 16);
 const _: () = assert!(TEXT_BYTES_MAX + TRAIL_HOPS_MAX * (NAME_BYTES_MAX + 64) <= MESSAGE_BYTES_MAX / 2);
-const _: () = assert!(CHUNKS_MAX % 64 == 0 && CHUNKS_AIM <= CHUNKS_MAX as u64);
+const _: () = assert!(CHUNKS_MAX.is_multiple_of(64) && CHUNKS_AIM <= CHUNKS_MAX as u64);
 const _: () = assert!(CHUNK_BYTES_MIN < BULK_BYTES_MIN && CHUNK_BYTES_MIN <= CHUNK_BYTES_MAX);
 const _: () = assert!(FETCH_SOURCE_BYTES_MAX <= FETCH_PEER_BYTES_MAX && FETCH_PEER_BYTES_MAX <= FETCH_BYTES_MAX);

@@ -15,18 +15,21 @@ mod epoll;
 mod frame;
 mod inbox;
 mod lanes;
+mod ofi;
 mod outbox;
 mod peers;
 mod shm;
 mod stream;
 mod streams;
 mod uring;
+mod zerocopy;
 
 #[cfg(test)]
 mod conformance;
 
 pub use choice::{Choice, Grade, Offer, choose};
 pub use epoll::EpollFabric;
+pub use ofi::{OfiFabric, parse_ofi_frame};
 pub use shm::ShmFabric;
 pub use uring::UringFabric;
 

@@ -5,6 +5,7 @@ mod fdpass;
 mod fence;
 mod fiber;
 mod memory;
+mod ofi;
 mod pmix;
 mod poller;
 mod populate;
@@ -19,6 +20,9 @@ pub use fdpass::{FDS_MAX, receive as receive_fds, send as send_fds};
 pub use fence::fence_everywhere;
 pub use fiber::{Fiber, FiberEnded, stack_left, suspend};
 pub use memory::{SharedLines, create_region, open_region, region_fd};
+pub use ofi::{
+    Address as OfiAddress, Capacity as OfiCapacity, OFI_ANY, OfiEndpoint, OfiError, OfiEvent, OfiSummary, Posted as OfiPosted, RemoteKey as OfiKey, TransferId as OfiTransfer, ofi_available,
+};
 pub use pmix::{Pmix, PmixError};
 pub use poller::Poller;
 pub use populate::populate_fresh;
@@ -26,6 +30,6 @@ pub use process::{Signals, duplicate_inherited_socket, on_exit, spawn_bound};
 pub use say::say_line;
 #[cfg(test)]
 pub(crate) use socket::deafen;
-pub use socket::send_from_region;
+pub use socket::{SendNotices, allow_uncopied, send_from_region, send_uncopied, take_send_notices};
 pub use uring::{Features as UringFeatures, ReceiveRing, Received};
 pub use wait::WaitSet;

@@ -1,12 +1,15 @@
 //! Chores of the tree. `cargo xtask schema` regenerates the control
-//! messages from `schema/`, and `header` the C header from `ffi/src`; with
-//! `--check` they only compare.
+//! messages from `schema/`, `header` the C header from `ffi/src`, and `bindings`
+//! those to C libraries from their installed headers; with `--check` they only
+//! compare.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo xtask schema|header [--check]";
+mod bindings;
+
+const USAGE: &str = "usage: cargo xtask schema|header|bindings [--check]";
 
 /// A file that is made from others.
 struct Generated {
@@ -19,9 +22,15 @@ struct Generated {
     make: fn() -> Result<String, String>,
 }
 
-const ALL: [Generated; 2] = [
+const ALL: &[Generated] = &[
     Generated { path: "src/wire/generated/control.rs", source: SCHEMA, command: "schema", make: control_messages },
     Generated { path: "ffi/include/collimate.h", source: FFI, command: "header", make: header },
+    Generated {
+        path: bindings::OFI.path,
+        source: "the headers of libfabric-dev 1.17",
+        command: "bindings",
+        make: || bindings::OFI.make(),
+    },
 ];
 
 const SCHEMA: &str = "schema/control.fbs";
@@ -30,25 +39,27 @@ const FFI: &str = "ffi/src";
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let chosen = arguments.first().and_then(|command| ALL.iter().find(|g| g.command == *command));
-    let outcome = match (chosen, &arguments[..]) {
-        (Some(generated), [_]) => generated.write(),
-        (Some(generated), [_, "--check"]) => generated.check(),
-        _ => {
-            eprintln!("{USAGE}");
-            return ExitCode::from(2);
-        }
+    let chosen = |command| ALL.iter().filter(move |g| g.command == command).peekable();
+    let (mut chosen, act): (_, fn(&Generated) -> Result<String, String>) = match arguments[..] {
+        [command] => (chosen(command), Generated::write),
+        [command, "--check"] => (chosen(command), Generated::check),
+        _ => (chosen(""), Generated::check),
     };
-    match outcome {
-        Ok(line) => {
-            println!("{line}");
-            ExitCode::SUCCESS
-        }
-        Err(line) => {
-            eprintln!("xtask: {line}");
-            ExitCode::FAILURE
+    if chosen.peek().is_none() {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    }
+    let mut code = ExitCode::SUCCESS;
+    for outcome in chosen.map(act) {
+        match outcome {
+            Ok(line) => println!("{line}"),
+            Err(line) => {
+                eprintln!("xtask: {line}");
+                code = ExitCode::FAILURE;
+            }
         }
     }
+    code
 }
 
 impl Generated {
@@ -110,7 +121,7 @@ mod tests {
 
     #[test]
     fn what_is_generated_is_current() {
-        for generated in &ALL {
+        for generated in ALL {
             generated.check().unwrap();
         }
     }
