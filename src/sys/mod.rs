@@ -1,5 +1,6 @@
 //! All operating-system and foreign `unsafe`, behind safe functions.
 
+mod adapters;
 mod cores;
 mod fdpass;
 mod fence;
@@ -15,6 +16,7 @@ mod socket;
 mod uring;
 mod wait;
 
+pub use adapters::has_fabric_adapter;
 pub use cores::online_cores;
 pub use fdpass::{FDS_MAX, receive as receive_fds, send as send_fds};
 pub use fence::fence_everywhere;
