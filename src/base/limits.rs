@@ -242,6 +242,6 @@ const _: () = assert!(OBJECT_ALIGN.is_power_of_two());
 const _: () = assert!(INLINE_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(MESSAGE_BYTES_MAX <= 1 << 16);
 const _: () = assert!(TEXT_BYTES_MAX + TRAIL_HOPS_MAX * (NAME_BYTES_MAX + 64) <= MESSAGE_BYTES_MAX / 2);
-const _: () = assert!(CHUNKS_MAX % 64 == 0 && CHUNKS_AIM <= CHUNKS_MAX as u64);
+const _: () = assert!(CHUNKS_MAX.is_multiple_of(64) && CHUNKS_AIM <= CHUNKS_MAX as u64);
 const _: () = assert!(CHUNK_BYTES_MIN < BULK_BYTES_MIN && CHUNK_BYTES_MIN <= CHUNK_BYTES_MAX);
 const _: () = assert!(FETCH_SOURCE_BYTES_MAX <= FETCH_PEER_BYTES_MAX && FETCH_PEER_BYTES_MAX <= FETCH_BYTES_MAX);

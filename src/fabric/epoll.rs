@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::streams::{Streams, Tuning};
+use super::zerocopy::Policy;
 use super::{Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan};
 use crate::base::event::Counters;
 use crate::base::{Rank, limits};
@@ -15,7 +16,7 @@ const ACTIVE_MAX: usize = 8;
 
 /// See the module.
 pub struct EpollFabric {
-    streams: Streams,
+    pub(super) streams: Streams,
 }
 
 impl EpollFabric {
@@ -29,7 +30,7 @@ impl EpollFabric {
     }
 
     pub(super) fn tuning() -> Tuning {
-        Tuning { active_max: ACTIVE_MAX, silence: limits::PEER_SILENCE_MAX }
+        Tuning { active_max: ACTIVE_MAX, silence: limits::PEER_SILENCE_MAX, zero_copy: Policy::Measured }
     }
 }
 

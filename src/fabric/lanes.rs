@@ -6,10 +6,10 @@
 //! read is under way on it.
 
 use std::net::TcpStream;
-use std::time::Duration;
 
 use super::FabricError;
 use super::stream::Stream;
+use super::streams::Tuning;
 use crate::base::{Rank, limits};
 
 /// All connections to one peer. They live and end together.
@@ -30,13 +30,13 @@ impl Lanes {
         peer: Rank,
         first: TcpStream,
         more: Vec<TcpStream>,
-        silence: Duration,
+        tuning: &Tuning,
     ) -> Result<Lanes, FabricError> {
         if more.len() > limits::LANES_MAX {
             return Err(FabricError::os(peer, "connect", format!("more than {} lanes", limits::LANES_MAX)));
         }
-        let more = more.into_iter().zip(1..).map(|(socket, lane)| Stream::new(peer, lane, socket, silence));
-        Ok(Lanes { more: more.collect::<Result<_, _>>()?, first: Stream::new(peer, 0, first, silence)? })
+        let more = more.into_iter().zip(1..).map(|(socket, lane)| Stream::new(peer, lane, socket, tuning));
+        Ok(Lanes { more: more.collect::<Result<_, _>>()?, first: Stream::new(peer, 0, first, tuning)? })
     }
 
     /// Lane 0, for messages.

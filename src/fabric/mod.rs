@@ -22,6 +22,7 @@ mod shm;
 mod stream;
 mod streams;
 mod uring;
+mod zerocopy;
 
 #[cfg(test)]
 mod conformance;
@@ -146,15 +147,22 @@ pub enum FabricError {
     },
 }
 
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Kind {
+    /// Its name, as `COLLIMATE_FABRIC` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
             Kind::Shm => "shm",
             Kind::Rdma => "rdma",
             Kind::Ofi => "ofi",
             Kind::Uring => "uring",
             Kind::Epoll => "epoll",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

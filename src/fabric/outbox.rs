@@ -5,14 +5,16 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice};
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 use super::frame::{self, CHUNK_HEADER};
+use super::zerocopy::{Policy, ZeroCopy};
 use crate::base::limits;
 use crate::mem::Region;
-use crate::sys::send_from_region;
+use crate::sys::{allow_uncopied, send_from_region, send_uncopied, take_send_notices};
 
 pub(super) const SEND_FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 
@@ -30,8 +32,9 @@ pub(super) struct Outbox {
     chunk: Option<OutgoingChunk>,
     /// Reads to serve, the next one first.
     serving: VecDeque<Serving>,
-    /// No messages come this way, so that a read is served to its end.
-    bulk_only: bool,
+    /// No messages come this way, so that a read is served to its end, and
+    /// whether its bytes are copied on the way is a matter of trial.
+    bulk: Option<ZeroCopy>,
     /// Nothing can be sent any more.
     pub(super) broken: bool,
 }
@@ -60,8 +63,10 @@ struct OutgoingChunk {
 }
 
 impl Outbox {
-    pub(super) fn new(bulk_only: bool) -> Outbox {
-        Outbox { bulk_only, ..Outbox::default() }
+    /// For a connection on which nothing but chunks is sent.
+    pub(super) fn for_bulk(socket: &TcpStream, policy: Policy) -> Outbox {
+        let policy = if allow_uncopied(socket).is_ok() { policy } else { Policy::Never };
+        Outbox { bulk: Some(ZeroCopy::new(policy)), ..Outbox::default() }
     }
 
     /// Bytes that wait, chunks of reads aside.
@@ -137,7 +142,7 @@ impl Outbox {
         match source {
             None => self.bytes.extend_from_slice(&frame::refusal(id)),
             Some(source) => {
-                let most = if self.bulk_only { limits::LANE_CHUNK_BYTES } else { limits::READ_CHUNK_BYTES };
+                let most = if self.bulk.is_some() { limits::LANE_CHUNK_BYTES } else { limits::READ_CHUNK_BYTES };
                 let left = source.left.min(most as u64) as usize;
                 let header = frame::chunk_header(id, left);
                 self.chunk = Some(OutgoingChunk { header, header_sent: 0, id, left, source });
@@ -148,25 +153,82 @@ impl Outbox {
 
     fn send_chunk(&mut self, socket: &TcpStream) -> Result<(), Errno> {
         let Some(chunk) = &mut self.chunk else { return Ok(()) };
-        let header = &chunk.header[chunk.header_sent..];
-        let source = &mut chunk.source;
-        let bytes = chunk.left.min(limits::BULK_CALL_BYTES);
-        let mut sent = send_from_region(socket, header, &source.region, source.offset, bytes).map_err(errno)?;
-        let of_header = sent.min(header.len());
+        let sent = match &mut self.bulk {
+            Some(zero_copy) => chunk.send_bulk(socket, zero_copy)?,
+            None => chunk.send(socket)?,
+        };
+        let of_header = sent.min(CHUNK_HEADER - chunk.header_sent);
+        let of_body = sent - of_header;
         chunk.header_sent += of_header;
-        sent -= of_header;
-        chunk.left -= sent;
-        source.offset += sent as u64;
-        source.left -= sent as u64;
+        chunk.left -= of_body;
+        chunk.source.offset += of_body as u64;
+        chunk.source.left -= of_body as u64;
         if chunk.left == 0
             && chunk.header_sent == CHUNK_HEADER
             && let Some(OutgoingChunk { id, source, .. }) = self.chunk.take()
             && source.left > 0
         {
             let rest = Serving { id, source: Some(source) };
-            if self.bulk_only { self.serving.push_front(rest) } else { self.serving.push_back(rest) }
+            if self.bulk.is_some() { self.serving.push_front(rest) } else { self.serving.push_back(rest) }
         }
         Ok(())
+    }
+
+    /// Takes what the kernel says about sends without a copy, and whether they
+    /// go on.
+    pub(super) fn take_notices(&mut self, socket: &TcpStream) {
+        if let Some(zero_copy) = &mut self.bulk
+            && zero_copy.is_owed_notices()
+        {
+            zero_copy.noticed(take_send_notices(socket));
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn zero_copy(&self) -> Option<&ZeroCopy> {
+        self.bulk.as_ref()
+    }
+}
+
+impl OutgoingChunk {
+    fn header(&self) -> &[u8] {
+        &self.header[self.header_sent..]
+    }
+
+    /// Bytes for the next call.
+    fn bytes(&self) -> usize {
+        self.left.min(limits::BULK_CALL_BYTES)
+    }
+
+    fn send(&self, socket: &TcpStream) -> Result<usize, Errno> {
+        let source = &self.source;
+        send_from_region(socket, self.header(), &source.region, source.offset, self.bytes()).map_err(errno)
+    }
+
+    fn send_bulk(&self, socket: &TcpStream, zero_copy: &mut ZeroCopy) -> Result<usize, Errno> {
+        if zero_copy.is_owed_notices() {
+            zero_copy.noticed(take_send_notices(socket));
+        }
+        let start = zero_copy.is_trying().then(Instant::now);
+        let mut uncopied = zero_copy.wants(self.bytes());
+        if uncopied && !self.header().is_empty() {
+            // It lies outside the region, and does not stay.
+            let parts = [IoSlice::new(self.header())];
+            return sendmsg(socket, &parts, &mut SendAncillaryBuffer::default(), SEND_FLAGS.union(SendFlags::MORE));
+        }
+        let mut result = Err(Errno::NOBUFS);
+        if uncopied {
+            let source = &self.source;
+            result = send_uncopied(socket, &source.region, source.offset, self.bytes()).map_err(errno);
+            // Too many pages are pinned, or notices kept, just now.
+            uncopied = result != Err(Errno::NOBUFS);
+        }
+        if !uncopied {
+            result = self.send(socket);
+        }
+        let sent = result?;
+        zero_copy.sent(uncopied, sent.saturating_sub(self.header().len()), start.map(|start| start.elapsed()));
+        Ok(sent)
     }
 }
 

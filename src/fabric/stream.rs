@@ -14,6 +14,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, recv, sendmsg, sockopt};
 
 use super::inbox::Inbox;
 use super::outbox::{Outbox, SEND_FLAGS};
+use super::streams::Tuning;
 use super::{Event, FabricError};
 use crate::base::{Rank, limits};
 use crate::mem::Lease;
@@ -68,13 +69,14 @@ pub(super) struct Stream {
 
 impl Stream {
     /// Lane 0 carries messages; the others carry chunks of reads only.
-    pub(super) fn new(peer: Rank, lane: u8, socket: TcpStream, silence: Duration) -> Result<Stream, FabricError> {
+    pub(super) fn new(peer: Rank, lane: u8, socket: TcpStream, tuning: &Tuning) -> Result<Stream, FabricError> {
+        let silence = tuning.silence;
         prepare(&socket, silence).map_err(|error| FabricError::os(peer, "setsockopt", error))?;
         Ok(Stream {
             peer,
             lane,
+            outbox: if lane > 0 { Outbox::for_bulk(&socket, tuning.zero_copy) } else { Outbox::default() },
             socket,
-            outbox: Outbox::new(lane > 0),
             inbox: Inbox::new(peer, lane),
             silence,
             blocked: false,

@@ -15,6 +15,7 @@ use super::lanes::{Lanes, Line};
 use super::outbox::{Serving, Source};
 use super::peers::Peers;
 use super::stream::{HEAT, Stream};
+use super::zerocopy::Policy;
 use super::{Event, FabricError, Link, RegionKey, RemoteSpan};
 use crate::base::event::{Counters, Event as Counted};
 use crate::base::{Rank, limits};
@@ -56,6 +57,8 @@ pub(super) struct Tuning {
     pub(super) active_max: usize,
     /// How long a peer may be silent.
     pub(super) silence: Duration,
+    /// Whether bulk is sent without copying it.
+    pub(super) zero_copy: Policy,
 }
 
 impl Streams {
@@ -93,7 +96,7 @@ impl Streams {
         if peer == self.rank || self.peers.contains(peer) {
             return Err(FabricError::os(peer, "connect", "connected already"));
         }
-        let lanes = Lanes::new(peer, first, more, self.tuning.silence)?;
+        let lanes = Lanes::new(peer, first, more, &self.tuning)?;
         let lines: Vec<Line> = (0..).zip(lanes.iter()).map(|(lane, _)| Line { peer, lane }).collect();
         for (line, stream) in lines.iter().zip(lanes.iter()) {
             let added = self.poller.add(&stream.socket, line.to_number() as usize);
@@ -168,6 +171,9 @@ impl Streams {
             let Some(stream) = peers.get_mut(line.peer).and_then(|lanes| lanes.get_mut(line.lane)) else { return };
             stream.blocked &= !readiness.writable;
             stream.ending |= readiness.ended;
+            if readiness.failed {
+                stream.outbox.take_notices(&stream.socket);
+            }
             if readiness.readable || readiness.ended {
                 stream.readable = true;
                 if !std::mem::replace(&mut stream.is_active, true) {
@@ -322,6 +328,13 @@ impl Streams {
                 });
             }
         }
+    }
+
+    /// What each lane's trial of sends without a copy has said.
+    #[cfg(test)]
+    pub(super) fn zero_copy_verdicts(&self) -> Vec<Option<bool>> {
+        let streams = self.peers.iter().flat_map(|(_, lanes)| lanes.iter());
+        streams.filter_map(|stream| Some(stream.outbox.zero_copy()?.verdict())).collect()
     }
 
     fn each_is(&self, lines: &[Line], holds: impl Fn(&Stream) -> bool) -> bool {

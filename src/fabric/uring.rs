@@ -46,6 +46,7 @@ use rustix::io::Errno;
 
 use super::lanes::Line;
 use super::streams::{Streams, Tuning};
+use super::zerocopy::Policy;
 use super::{Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan};
 use crate::base::event::Counters;
 use crate::base::{Rank, limits};
@@ -61,7 +62,7 @@ const LOOK_EVERY: u32 = 4096;
 
 /// See the module.
 pub struct UringFabric {
-    streams: Streams,
+    pub(super) streams: Streams,
     ring: Ring,
     buffers: Buffers,
     polls: u32,
@@ -136,7 +137,7 @@ impl UringFabric {
     }
 
     pub(super) fn tuning() -> Tuning {
-        Tuning { active_max: ACTIVE_MAX, silence: limits::PEER_SILENCE_MAX }
+        Tuning { active_max: ACTIVE_MAX, silence: limits::PEER_SILENCE_MAX, zero_copy: Policy::Measured }
     }
 
     fn has_completions(&mut self) -> bool {

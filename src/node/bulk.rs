@@ -120,9 +120,9 @@ impl Core {
         self.with_exchange(|exchange, memory| exchange.peer_lost(peer, cause, memory));
     }
 
-    /// A loan has ended, perhaps the last one of this object.
-    pub(super) fn given_back(&mut self, id: ObjectId) {
-        if self.bulk.exchange.directs() && !self.index.knows(id) {
+    /// A loan has ended, perhaps the last one of some object.
+    pub(super) fn given_back(&mut self) {
+        while let Some(id) = self.index.next_ended() {
             self.bulk.exchange.freed(id.to_bits());
         }
     }

@@ -308,6 +308,7 @@ impl Running {
             }
         }
         node.stop();
+        node.state.take().disconnect();
         self.launcher.finish(ended.status);
         Node::set_default(None);
         node.left.store(true, Ordering::Release);

@@ -203,6 +203,17 @@ impl State {
         self.fabrics.push(fabric);
     }
 
+    /// Ends all connections. A fabric may have left something on the host that
+    /// only its end takes away, and the state itself lives as long as the
+    /// process.
+    pub fn disconnect(&mut self) {
+        for peer in &mut self.core.peers {
+            peer.route = None;
+            peer.backlog.clear();
+        }
+        self.fabrics.clear();
+    }
+
     /// Greets every peer.
     pub fn greet(&mut self, node: &'static Node) {
         let hello = Control::Hello(Hello {

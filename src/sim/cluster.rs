@@ -247,7 +247,7 @@ impl<'s> Cluster<'s> {
     }
 
     fn play(&mut self) {
-        while let Some((host, happening)) = self.network.next() {
+        while let Some((host, happening)) = self.network.step() {
             let now_ns = self.network.now_ns();
             let member = &mut self.ranks[host];
             match happening {

@@ -173,7 +173,7 @@ impl<M> Network<M> {
     }
 
     /// What happens next, and to whom; `None` when nothing will.
-    pub fn next(&mut self) -> Option<(usize, Happening<M>)> {
+    pub fn step(&mut self) -> Option<(usize, Happening<M>)> {
         while let Some(Reverse((time, number))) = self.queue.pop() {
             self.now_ns = self.now_ns.max(time);
             match self.events.remove(&number)? {
@@ -315,7 +315,7 @@ mod tests {
 
     fn ends(network: &mut Network<()>) -> Vec<(usize, usize, bool, u64)> {
         let mut all = Vec::new();
-        while let Some((host, happening)) = network.next() {
+        while let Some((host, happening)) = network.step() {
             if let Happening::ReadEnded { token, ok } = happening {
                 all.push((host, token, ok, network.now_ns()));
             }
@@ -360,7 +360,7 @@ mod tests {
         network.kill(0, 500_000);
         let mut lost = 0;
         let mut all = Vec::new();
-        while let Some((host, happening)) = network.next() {
+        while let Some((host, happening)) = network.step() {
             match happening {
                 Happening::Lost { host: 0 } => lost += 1,
                 Happening::ReadEnded { token, ok } => all.push((host, token, ok, network.now_ns())),

@@ -372,11 +372,6 @@ impl Exchange {
         self.flow.in_flight()
     }
 
-    /// Whether readers were told from whom to read an object of this rank.
-    pub fn directs(&self) -> bool {
-        !self.directory.is_empty()
-    }
-
     /// Copies that others read from here, and objects in the directory.
     pub fn serving(&self) -> (usize, usize) {
         (self.served.len(), self.directory.len())

@@ -1,5 +1,6 @@
 //! All operating-system and foreign `unsafe`, behind safe functions.
 
+mod adapters;
 mod cores;
 mod fdpass;
 mod fence;
@@ -15,6 +16,7 @@ mod socket;
 mod uring;
 mod wait;
 
+pub use adapters::has_fabric_adapter;
 pub use cores::online_cores;
 pub use fdpass::{FDS_MAX, receive as receive_fds, send as send_fds};
 pub use fence::fence_everywhere;
@@ -30,6 +32,6 @@ pub use process::{Signals, duplicate_inherited_socket, on_exit, spawn_bound};
 pub use say::say_line;
 #[cfg(test)]
 pub(crate) use socket::deafen;
-pub use socket::send_from_region;
+pub use socket::{SendNotices, allow_uncopied, send_from_region, send_uncopied, take_send_notices};
 pub use uring::{Features as UringFeatures, ReceiveRing, Received};
 pub use wait::WaitSet;

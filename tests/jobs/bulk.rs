@@ -11,8 +11,12 @@ use rustix::process::{Signal, getpid, kill_process};
 use crate::Scenario;
 use crate::harness::{Test, job, test};
 
-pub const SCENARIOS: &[Scenario] =
-    &[("broadcast", broadcast), ("a source dies", a_source_dies), ("many arguments", many_arguments)];
+pub const SCENARIOS: &[Scenario] = &[
+    ("broadcast", broadcast),
+    ("a source dies", a_source_dies),
+    ("many arguments", many_arguments),
+    ("two holders", two_holders),
+];
 
 pub fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
@@ -29,6 +33,9 @@ pub fn tests() -> Vec<Test> {
             assert!(done.status == Some(1) && done.stderr.contains("rank 1 (pid "), "{done:#?}");
             assert!(done.stdout.contains("went on"), "{done:#?}");
         }));
+        tests.push(test(format!("two_holders_{fabric}"), move || {
+            with_fabric(4, "two holders").env("COLLIMATE_STORE", "256M").run().succeeded();
+        }));
         tests.push(test(format!("many_arguments_{fabric}"), move || {
             with_fabric(2, "many arguments").env("COLLIMATE_STORE", "256M").run().succeeded();
         }));
@@ -38,10 +45,19 @@ pub fn tests() -> Vec<Test> {
 
 const MIB: usize = 1 << 20;
 
-/// Bytes that tell where they are.
-fn pattern(len: usize, seed: u64) -> Vec<u8> {
+/// Repeats after a length that no chunk is a multiple of.
+const PERIOD: usize = MIB - 7;
+
+/// One period of bytes that tell where they are.
+fn period(seed: u64) -> Vec<u8> {
     let word = |i: u64| (i ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23);
-    (0..len.div_ceil(8) as u64).flat_map(|i| word(i).to_le_bytes()).take(len).collect()
+    (0..MIB as u64 / 8).flat_map(|i| word(i).to_le_bytes()).take(PERIOD).collect()
+}
+
+fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = period(seed).repeat(len.div_ceil(PERIOD));
+    bytes.truncate(len);
+    bytes
 }
 
 fn read() -> (u64, u64) {
@@ -58,10 +74,9 @@ static KEPT: Mutex<Vec<Array<u8>>> = Mutex::new(Vec::new());
 /// Checks an object, and keeps it if told to.
 #[collimate::task]
 fn check(bytes: Array<u8>, seed: u64, keep: bool) -> Result<usize, String> {
-    let expected = pattern(bytes.len(), seed);
-    if bytes[..] != expected[..] {
-        let first = bytes.iter().zip(&expected).position(|(a, b)| a != b);
-        return Err(format!("rank {} has other bytes from {first:?} on", collimate::rank()));
+    let expected = period(seed);
+    if let Some(at) = bytes.chunks(PERIOD).position(|part| part != &expected[..part.len()]) {
+        return Err(format!("rank {} has other bytes in part {at}", collimate::rank()));
     }
     let len = bytes.len();
     if keep {
@@ -112,7 +127,7 @@ fn die_amid(bytes: u64) {
 
 #[collimate::main]
 fn a_source_dies() -> Result<(), Error> {
-    let len = 128 * MIB;
+    let len = 64 * MIB;
     let object = collimate::put(&pattern(len, 9))?;
     die_amid::spawn_with(on(1), (len / 4) as u64).get()?;
     let dies = check::spawn_with(on(1), &object, 9, false);
@@ -147,5 +162,31 @@ fn many_arguments() -> Result<(), Error> {
     assert!(from_owner < 80 * MIB as u64, "the long object was read more than once: {from_owner}");
     // It still has the long one; nothing of that is read again.
     check::spawn_with(on(1), &long, 1, false).get()?;
+    assert_eq!(bytes_read::spawn_with(on(1)).get()?, (from_owner, 0));
     Ok(())
+}
+
+/// Whoever has a copy serves it, as long as it has it.
+#[collimate::main]
+fn two_holders() -> Result<(), Error> {
+    let len = 24 * MIB + 5;
+    let object = collimate::put(&pattern(len, 3))?;
+    for rank in 1..3 {
+        check::spawn_with(on(rank), &object, 3, true).get()?;
+    }
+    // Both are done, and nobody has the object on loan.
+    check::spawn_with(on(3), &object, 3, false).get()?;
+    assert_eq!(bytes_read::spawn_with(on(3)).get()?, (0, len as u64));
+    // Nobody has a copy any more, though the owner does not know.
+    for rank in 1..3 {
+        drop_kept::spawn_with(on(rank)).get()?;
+    }
+    check::spawn_with(on(3), &object, 3, false).get()?;
+    assert_eq!(bytes_read::spawn_with(on(3)).get()?, (len as u64, len as u64));
+    Ok(())
+}
+
+#[collimate::task]
+fn drop_kept() {
+    KEPT.lock().unwrap().clear();
 }

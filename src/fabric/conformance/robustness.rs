@@ -10,7 +10,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::*;
 use crate::fabric::frame;
 use crate::fabric::uring::Buffers;
-use crate::sys::deafen;
+use crate::fabric::zerocopy::Policy;
+use crate::sys::{allow_uncopied, deafen};
 
 /// Short enough to wait for, long enough for a busy machine.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -497,6 +498,49 @@ fn messages_pass_bulk(kind: Backend) {
     // Each takes a few polls, in each of which a lane moves half a megabyte.
     assert!(answered > 20, "{answered} answers during 256 MiB");
     assert!(a.reads.values().all(|(lease, result)| result.is_ok() && lease.bytes()[77] == pattern(77)));
+}
+
+/// Bulk is served right however it is sent; over loopback, where the kernel
+/// copies it in the end, it says so and the trial ends it.
+#[test]
+fn bulk_without_a_copy() {
+    for (policy, verdict) in [(Policy::Measured, false), (Policy::Always, true), (Policy::Never, false)] {
+        let counters = Arc::new(Counters::new());
+        let tuning = Tuning { zero_copy: policy, ..EpollFabric::tuning() };
+        let mut b = EpollFabric::with(Rank(1), tuning, counters).unwrap();
+        let mut a = Node::new(Backend::EpollLanes, 0);
+        b.register(KEY, patterned(16 << 20)).unwrap();
+        let (near, far) = link_pair(Backend::EpollLanes);
+        a.fabric.connect(Rank(1), near).unwrap();
+        b.connect(Rank(0), far).unwrap();
+        for round in 0..3 {
+            for token in 0..6 {
+                a.fabric.read(Rank(1), span(token, 15 << 20), lease(15 << 20), token).unwrap();
+            }
+            run(&mut [&mut a], "the reads", |nodes| {
+                b.poll(&mut |event| assert!(matches!(event, Event::Message { .. }), "{event:?}"));
+                nodes[0].reads.len() == 6
+            });
+            for (token, (lease, result)) in a.reads.drain() {
+                let expected = |(i, byte): (usize, &u8)| *byte == pattern(i + token as usize);
+                let is_right = lease.bytes().iter().enumerate().step_by(1001).all(expected);
+                assert!(result.is_ok() && is_right, "{policy:?}, round {round}, read {token}");
+            }
+        }
+        let verdicts = b.streams.zero_copy_verdicts();
+        let allowed = sockopt_allows_uncopied();
+        assert_eq!(verdicts, [Some(verdict && allowed); 3], "{policy:?}");
+        a.send(Rank(1), b"still here");
+        let mut heard = false;
+        run(&mut [&mut a], "a message", |_| {
+            b.poll(&mut |event| heard |= matches!(event, Event::Message { .. }));
+            heard
+        });
+    }
+}
+
+fn sockopt_allows_uncopied() -> bool {
+    allow_uncopied(tcp_pair().0).is_ok()
 }
 
 /// Which lanes reads take, what may come on them, and how they end.
