@@ -77,7 +77,11 @@ struct Host {
 enum Event<M> {
     Happening(usize, Happening<M>),
     /// A read's request reached its source.
-    Request { reader: usize, source: usize, read: Read },
+    Request {
+        reader: usize,
+        source: usize,
+        read: Read,
+    },
     /// The head of some pipe is done, if the rates are still of this era.
     Advance(u64),
     Death(usize),
@@ -239,10 +243,7 @@ impl<M> Network<M> {
             *source != host && *reader != host
         });
         for (reader, token) in failed {
-            self.push(
-                self.config.detection_ns,
-                Event::Happening(reader, Happening::ReadEnded { token, ok: false }),
-            );
+            self.push(self.config.detection_ns, Event::Happening(reader, Happening::ReadEnded { token, ok: false }));
         }
         for other in (0..self.hosts.len()).filter(|other| *other != host) {
             self.push(self.config.detection_ns, Event::Happening(other, Happening::Lost { host }));
@@ -278,7 +279,8 @@ impl<M> Network<M> {
                 0 => f64::INFINITY,
                 n => left[host][way] / f64::from(n),
             };
-            let tightest = (0..self.hosts.len()).flat_map(|host| [fair(host, 0), fair(host, 1)]).fold(f64::INFINITY, f64::min);
+            let tightest =
+                (0..self.hosts.len()).flat_map(|host| [fair(host, 0), fair(host, 1)]).fold(f64::INFINITY, f64::min);
             let full = |host: usize, way: usize| fair(host, way) <= tightest * (1.0 + 1e-9);
             let (closed, rest): (Vec<_>, Vec<_>) =
                 open.iter().copied().partition(|(source, reader)| full(*source, 0) || full(*reader, 1));

@@ -18,14 +18,23 @@ use libtest_mimic::{Arguments, Trial};
 type Scenario = (&'static str, fn() -> ExitCode);
 
 fn main() -> ExitCode {
-    let all =
-        [values::SCENARIOS, errors::SCENARIOS, deep::SCENARIOS, store::SCENARIOS, bulk::SCENARIOS, stress::SCENARIOS, life::SCENARIOS];
+    let all = [
+        values::SCENARIOS,
+        errors::SCENARIOS,
+        deep::SCENARIOS,
+        store::SCENARIOS,
+        bulk::SCENARIOS,
+        stress::SCENARIOS,
+        life::SCENARIOS,
+    ];
     if let Some(name) = std::env::var_os(harness::SCENARIO) {
         let known = all.iter().copied().flatten().find(|(n, _)| name == *n);
         return known.expect("the tests name scenarios that exist").1();
     }
     let mut trials: Vec<Trial> = Vec::new();
-    for tests in [values::tests(), errors::tests(), deep::tests(), store::tests(), bulk::tests(), stress::tests(), life::tests()] {
+    for tests in
+        [values::tests(), errors::tests(), deep::tests(), store::tests(), bulk::tests(), stress::tests(), life::tests()]
+    {
         trials.extend(tests.into_iter().map(|(name, test)| {
             Trial::test(name, move || {
                 test();

@@ -12,7 +12,11 @@ fn a_broadcast_to_seven_takes_little_longer_than_one_transfer() {
     let all = Scenario::broadcast(8, GIB, NETWORK).run();
     assert!(one.all_well() && all.all_well());
     let ratio = all.last_ns() as f64 / one.last_ns() as f64;
-    println!("one transfer {:.3} ms, broadcast {:.3} ms, ratio {ratio:.4}", one.last_ns() as f64 / 1e6, all.last_ns() as f64 / 1e6);
+    println!(
+        "one transfer {:.3} ms, broadcast {:.3} ms, ratio {ratio:.4}",
+        one.last_ns() as f64 / 1e6,
+        all.last_ns() as f64 / 1e6
+    );
     println!("sent: {:?}, messages {}", all.sent, all.messages);
     assert!(ratio < 1.3, "{ratio}");
     assert!(all.sent.iter().all(|sent| *sent < GIB + GIB / 10), "{:?}", all.sent);
