@@ -119,7 +119,7 @@ impl Means {
                     continue;
                 }
                 Ok(found) => found,
-                Err(why) if asked_for => return Err(failed(os(rank, kind.name(), std::io::Error::other(why)))),
+                Err(why) if asked_for => return Err(StartError::NotHere { rank, kind, why }),
                 Err(why) => {
                     means.missing.push(why);
                     continue;
