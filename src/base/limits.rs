@@ -151,7 +151,7 @@ pub const OFI_DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 /// Objects from this size on are read in chunks, from whoever has them. Asking
 /// who that is costs a round trip, which is little beside the time that so many
 /// bytes take.
-pub const BULK_BYTES_MIN: u64 = 1 << 20;
+pub const BULK_BYTES_MIN: u64 = 2 << 20;
 
 /// The smallest chunk: what comes in one is on its way for longer than a
 /// message about it.
@@ -180,6 +180,13 @@ pub const FETCH_BYTES_MAX: u64 = 64 << 20;
 
 /// Ranks that a reader is told at once to read an object from.
 pub const BULK_SOURCES_MAX: usize = 4;
+
+/// How long a rank may send nothing of what was asked of it before it is asked
+/// of another, if there is one: a process that is stopped, or worse.
+pub const SOURCE_STALL_MAX: Duration = Duration::from_secs(1);
+
+/// How often transfers are looked at for such ranks.
+pub const STALL_CHECK_EVERY: Duration = Duration::from_millis(250);
 
 /// How often a reader asks for other sources of an object before it gives up:
 /// each answer follows a rank that was lost or had no copy any more.

@@ -27,6 +27,9 @@ mod zerocopy;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use choice::{Choice, Grade, Offer, choose};
 pub use epoll::EpollFabric;

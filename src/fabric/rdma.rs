@@ -707,7 +707,10 @@ impl Fabric for RdmaFabric {
         let mut is_drained = false;
         for _ in 0..BATCHES {
             let fresh = self.completions.poll(&mut self.taken);
-            is_drained = fresh.is_ok_and(|fresh| fresh < CompletionQueue::BATCH);
+            is_drained = fresh.as_ref().is_ok_and(|fresh| *fresh < CompletionQueue::BATCH);
+            if fresh.is_err() {
+                self.fail_all("polling completions");
+            }
             if self.taken.is_empty() {
                 break;
             }

@@ -242,7 +242,7 @@ fn call() {
 const NOTICE_MAX: Duration = Duration::from_secs(2);
 
 /// Rank 0 reads from rank 2 on the other host, which dies, and talks to rank 1
-/// on its own.
+/// on its own. Rank 3, on its own too, is connected to rank 2 and asleep.
 #[test]
 #[ignore = "the host that survives"]
 fn survive() {
@@ -254,7 +254,11 @@ fn survive() {
     near.fabric.register(KEY, patterned(REGION_BYTES)).unwrap();
     connect(&mut node, &mut near, Backend::Rdma);
     host.connect(&mut node, Rank(2));
+    let mut sleeper = Node::new(Backend::Rdma, 3);
+    host.connect(&mut sleeper, Rank(2));
     host.meet();
+    let meeting = host.meeting.try_clone().unwrap();
+    let asleep = std::thread::spawn(move || sleep_through(sleeper, meeting));
 
     let whole = RemoteSpan { key: KEY, offset: 0, len: REGION_BYTES as u64 };
     let (mut asked, mut filled, mut last_sign) = (0, 0, Instant::now());
@@ -286,7 +290,7 @@ fn survive() {
         std::thread::yield_now();
     }
     let silence = last_sign.elapsed();
-    println!("{} whole reads; lost {silence:?} after the last sign of life: {}", filled, node.lost[0].1);
+    println!("busy: lost {silence:?} after the last sign of life, {filled} whole reads: {}", node.lost[0].1);
     assert!(silence < NOTICE_MAX);
     assert!(node.lost.len() == 1 && node.lost[0].0 == Rank(2) && node.lost[0].1.to_string().contains("rank 2"));
     for token in filled..asked {
@@ -296,7 +300,6 @@ fn survive() {
     // Nobody else is harmed: not the own arena, not the other peer.
     let own = test_lease(&own, 0..REGION_BYTES);
     assert!(own.bytes().iter().enumerate().all(|(i, byte)| *byte == pattern(i)));
-    near.messages.clear();
     near.fabric.read(Rank(0), whole, lease(REGION_BYTES), 1).unwrap();
     node.fabric.read(Rank(1), whole, lease(REGION_BYTES), asked).unwrap();
     near.send(Rank(0), b"are you there");
@@ -308,6 +311,30 @@ fn survive() {
         assert!(lease.bytes().iter().enumerate().all(|(i, byte)| *byte == pattern(i)));
     }
     assert!(near.lost.is_empty() && node.lost.len() == 1);
+    asleep.join().unwrap();
+}
+
+/// Sends nothing, and sleeps until it hears of a loss. Whether the other host
+/// lives is told by its bytes on `meeting`.
+fn sleep_through(mut node: Node, mut meeting: TcpStream) {
+    let last_sign = Arc::new(Mutex::new(Instant::now()));
+    let heard = last_sign.clone();
+    meeting.set_read_timeout(None).unwrap();
+    // Ends with the process: nothing comes from a host without power.
+    std::thread::spawn(move || {
+        while meeting.read_exact(&mut [0]).is_ok() {
+            *heard.lock().unwrap() = Instant::now();
+        }
+    });
+    let deadline = Instant::now() + PATIENCE;
+    while node.lost.is_empty() {
+        assert!(Instant::now() < deadline, "the other host was not killed, or the sleeper is not told");
+        node.sleep();
+        node.poll();
+    }
+    let silence = last_sign.lock().unwrap().elapsed();
+    println!("asleep: lost {silence:?} after the last sign of life: {}", node.lost[0].1);
+    assert!(silence < NOTICE_MAX);
 }
 
 /// Serves reads and answers messages until its host is no more.
@@ -318,9 +345,14 @@ fn perish() {
     let mut node = Node::new(Backend::Rdma, 2);
     node.fabric.register(KEY, patterned(REGION_BYTES)).unwrap();
     host.connect(&mut node, Rank(0));
+    host.connect(&mut node, Rank(3));
     host.meet();
-    let deadline = Instant::now() + PATIENCE;
+    let (deadline, mut signed) = (Instant::now() + PATIENCE, Instant::now());
     while node.lost.is_empty() && Instant::now() < deadline {
+        if signed.elapsed() > Duration::from_millis(20) {
+            host.meeting.write_all(&[1]).unwrap();
+            signed = Instant::now();
+        }
         node.poll();
         if node.messages.drain(..).count() > 0 {
             let _full_or_lost = node.fabric.send(Rank(0), &[b"from the victim"]);

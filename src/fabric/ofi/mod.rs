@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 mod frame;
 mod leftovers;
+mod order;
 mod peer;
 mod reads;
 mod setup;
@@ -27,7 +28,8 @@ mod sleep;
 
 use frame::HEADER;
 use leftovers::Leftover;
-use peer::{Misplaced, Peer};
+use order::Misplaced;
+use peer::Peer;
 use reads::Done;
 use setup::{Hello, Readable};
 use sleep::Sleeper;
@@ -80,6 +82,7 @@ pub struct OfiFabric {
     reads_open: usize,
     leftovers: Vec<Leftover>,
     sleeper: Sleeper,
+    silence: Duration,
     connections: u32,
     polls: u32,
     is_armed: bool,
@@ -128,6 +131,7 @@ impl OfiFabric {
             reads_open: 0,
             leftovers: Vec::new(),
             sleeper,
+            silence: limits::PEER_SILENCE_MAX,
             connections: 0,
             polls: 0,
             is_armed: false,
@@ -199,7 +203,7 @@ impl OfiFabric {
             OfiEvent::Unreceived(_) => counters.count(Counted::BadFrame),
             OfiEvent::Sent((tag, number), result) => {
                 let Some(peer) = find(peers, leaving, tag) else { return };
-                peer.note_left(number);
+                peer.outgoing.has_left(number);
                 if let Err(error) = result {
                     peer.suspect(FabricError::os(peer.rank, "fi_send", error));
                 }
@@ -413,11 +417,11 @@ impl Fabric for OfiFabric {
             regions: self.regions.clone(),
         };
         let theirs = hello.exchange(peer, &mut stream, deadline)?;
-        prepare(&stream, limits::PEER_SILENCE_MAX).map_err(|error| FabricError::os(peer, "setsockopt", error))?;
+        prepare(&stream, self.silence).map_err(|error| FabricError::os(peer, "setsockopt", error))?;
         let address =
             self.endpoint.insert(&theirs.address).map_err(|error| FabricError::os(peer, "libfabric", error))?;
         self.connections = self.connections.wrapping_add(1);
-        self.peers.insert(peer, Peer::new(self.connections, stream, address, hello.cookie, theirs));
+        self.peers.insert(peer, Peer::new(self.connections, stream, address, hello.cookie, self.silence, theirs));
         let mut outcome = self.greet(peer, deadline);
         if outcome.is_ok()
             && let Some(state) = self.peers.get_mut(peer)
@@ -437,7 +441,7 @@ impl Fabric for OfiFabric {
             return Err(FabricError::TooLong(bytes, limits::MESSAGE_BYTES_MAX));
         }
         let to = self.peers.get_mut(peer).filter(|to| to.ending.is_none()).ok_or(FabricError::NotConnected(peer))?;
-        let Some(number) = to.next_number(bytes) else {
+        let Some(number) = to.outgoing.next(bytes) else {
             self.was_full = true;
             return Err(FabricError::Full(peer));
         };
@@ -449,7 +453,7 @@ impl Fabric for OfiFabric {
                 Err(FabricError::Full(peer))
             }
             Ok(posted) => {
-                to.note_sent(bytes, posted == OfiPosted::UnderWay);
+                to.outgoing.went(bytes, posted == OfiPosted::UnderWay);
                 Ok(())
             }
             Err(error) => {
@@ -561,9 +565,12 @@ impl Drop for OfiFabric {
         let mut quiet = 0;
         while !self.leaving.is_empty() && quiet < QUIET_TURNS && Instant::now() < deadline {
             self.progress(&mut |_| ());
-            quiet = if self.leaving.iter().all(Peer::has_left) { quiet + 1 } else { 0 };
+            quiet = if self.leaving.iter().all(|peer| peer.outgoing.oldest().is_none()) { quiet + 1 } else { 0 };
             std::thread::yield_now();
         }
         self.leftovers.iter().for_each(|leftover| _ = leftover.remove());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,9 @@ const HARDWARE: [&str; 6] = ["cxi", "opx", "psm3", "psm2", "efa", "verbs"];
 /// for by name.
 const SOFTWARE: [&str; 2] = ["tcp", "sockets"];
 
+/// Where the system shows devices of that hardware.
+const DEVICES: [&str; 5] = ["/sys/class/cxi", "/sys/class/cxi_user", "/sys/class/infiniband", "/dev/hfi1_0", "/dev/hfi1"];
+
 /// What a program may see of the provider that would be taken.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OfiSummary {
@@ -31,11 +34,20 @@ pub struct OfiSummary {
     pub is_hardware: bool,
     /// libfabric's version.
     pub version: (u32, u32),
+    /// What is known to be wrong with it.
+    pub caveat: Option<&'static str>,
 }
 
 /// The provider that would be taken: the one named, any one for [`ANY`], or the
 /// best one with hardware. An error says why there is none.
+///
+/// Loading libfabric and asking takes a third of a second, so that it is not
+/// asked for hardware where the system shows none.
 pub fn available(provider: Option<&str>) -> Result<OfiSummary, String> {
+    if provider.is_none() && !DEVICES.iter().any(|path| has_entries(path)) {
+        let places = DEVICES.join(", ");
+        return Err(format!("there is no device that libfabric has a provider for (looked at {places})"));
+    }
     let library = Library::get()?;
     choose(library, provider, None).map(|(_, summary)| summary)
 }
@@ -77,6 +89,14 @@ fn wanted(provider: Option<&str>) -> Vec<&str> {
     }
 }
 
+/// Whether there is such a file, or such a folder with something in it.
+fn has_entries(path: &str) -> bool {
+    match std::fs::read_dir(path) {
+        Ok(mut folder) => folder.next().is_some(),
+        Err(_) => std::fs::exists(path).unwrap_or(false),
+    }
+}
+
 /// What to say about the providers that were not asked for.
 fn others(library: &'static Library) -> String {
     let Ok(offers) = Info::query(library, None, None) else { return String::new() };
@@ -115,7 +135,10 @@ fn summary(library: &Library, offer: &fi_info) -> OfiSummary {
     // The layers above a provider begin with `ofi_`.
     let provider = full_name.split(';').find(|part| !part.starts_with("ofi_")).unwrap_or(&full_name).to_string();
     let is_hardware = HARDWARE.contains(&provider.as_str());
-    OfiSummary { provider, full_name, domain, is_hardware, version: library.version }
+    let caveat = (provider == "shm").then_some(
+        "a process that is killed within this provider may leave its partners waiting there for ever: use it for tests",
+    );
+    OfiSummary { provider, full_name, domain, is_hardware, version: library.version, caveat }
 }
 
 /// # Safety
@@ -226,6 +249,17 @@ mod tests {
         assert_eq!(wanted(None)[0], "cxi");
         assert_eq!(wanted(Some(ANY)).last(), Some(&"sockets"));
         assert_eq!(wanted(Some("shm")), ["shm"]);
+    }
+
+    #[test]
+    fn devices_are_files_or_folders_with_something_in_them() {
+        let folder = std::env::temp_dir().join(format!("collimate-ofi-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let has_entries = |path: &std::path::Path| has_entries(path.to_str().unwrap());
+        assert!(!has_entries(&folder) && !has_entries(&folder.join("hfi1")));
+        std::fs::write(folder.join("hfi1"), b"").unwrap();
+        assert!(has_entries(&folder) && has_entries(&folder.join("hfi1")));
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]
