@@ -58,10 +58,6 @@ const WATCH: Duration = Duration::from_secs(1);
 /// The number of a greeting, which is no message.
 const GREETING: u64 = u64::MAX;
 
-/// Turns without any event after which an endpoint that is closed has sent
-/// what the provider had taken.
-const QUIET_TURNS: u32 = 16;
-
 /// See the module.
 pub struct OfiFabric {
     rank: Rank,
@@ -552,8 +548,8 @@ impl Fabric for OfiFabric {
 }
 
 impl Drop for OfiFabric {
-    /// Peers learn of the end from their streams, and wait for what was sent
-    /// before: it may still need this side to leave.
+    /// Peers learn of the end from their streams, and end them when they have
+    /// what was sent before: that may still need this side to leave.
     fn drop(&mut self) {
         let is_there = |(rank, peer): (Rank, &mut Peer)| {
             peer.look();
@@ -561,11 +557,11 @@ impl Drop for OfiFabric {
         };
         let ranks: Vec<Rank> = self.peers.iter_mut().filter_map(is_there).collect();
         ranks.into_iter().for_each(|rank| self.close(rank));
+        self.leaving.retain(|peer| peer.outgoing.count() > 0);
         let deadline = Instant::now() + limits::OFI_DRAIN_DEADLINE;
-        let mut quiet = 0;
-        while !self.leaving.is_empty() && quiet < QUIET_TURNS && Instant::now() < deadline {
+        while !self.leaving.is_empty() && Instant::now() < deadline {
             self.progress(&mut |_| ());
-            quiet = if self.leaving.iter().all(|peer| peer.outgoing.oldest().is_none()) { quiet + 1 } else { 0 };
+            self.leaving.retain(|peer| !peer.has_heard());
             std::thread::yield_now();
         }
         self.leftovers.iter().for_each(|leftover| _ = leftover.remove());

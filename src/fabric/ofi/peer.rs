@@ -209,6 +209,13 @@ impl Peer {
         self.reads.is_empty() && self.outgoing.oldest().is_none() || has_ended
     }
 
+    /// After a goodbye: whether the peer has had all that was sent, or wants no
+    /// more of it. It ends the stream then.
+    pub fn has_heard(&self) -> bool {
+        let mut bytes = [0; GOODBYE_BYTES];
+        !matches!(recv(&self.stream, &mut bytes, RecvFlags::DONTWAIT), Err(Errno::AGAIN | Errno::INTR))
+    }
+
     /// Says goodbye on the stream and ends it.
     pub fn say_goodbye(&mut self) {
         let mut goodbye = [GOODBYE; GOODBYE_BYTES];
