@@ -74,8 +74,10 @@ pub struct OfiFabric {
     inbox: VecDeque<Kept>,
     /// Reads that have ended, while they are collected.
     done: Vec<Done>,
-    /// Reads that have not ended.
-    reads_open: usize,
+    /// Peers from which something is read.
+    reading: Vec<Rank>,
+    /// Some peer has ended, or was closed here, and is not forgotten yet.
+    some_end: bool,
     leftovers: Vec<Leftover>,
     sleeper: Sleeper,
     silence: Duration,
@@ -124,7 +126,8 @@ impl OfiFabric {
             regions: Vec::new(),
             inbox: VecDeque::new(),
             done: Vec::new(),
-            reads_open: 0,
+            reading: Vec::new(),
+            some_end: false,
             leftovers: Vec::new(),
             sleeper,
             silence: limits::PEER_SILENCE_MAX,
@@ -192,16 +195,17 @@ impl OfiFabric {
 
     /// Lets the provider work and reports messages.
     fn progress(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
-        let OfiFabric { peers, leaving, former, counters, endpoint, .. } = self;
+        let OfiFabric { peers, leaving, former, counters, endpoint, some_end, .. } = self;
         let mut events = 0;
         let result = endpoint.progress(&mut |event| match event {
-            OfiEvent::Message(bytes) => events += receive(peers, former, counters, bytes, sink),
+            OfiEvent::Message(bytes) => events += receive(peers, former, counters, bytes, some_end, sink),
             OfiEvent::Unreceived(_) => counters.count(Counted::BadFrame),
             OfiEvent::Sent((tag, number), result) => {
                 let Some(peer) = find(peers, leaving, tag) else { return };
                 peer.outgoing.has_left(number);
                 if let Err(error) = result {
                     peer.suspect(FabricError::os(peer.rank, "fi_send", error));
+                    *some_end = true;
                 }
             }
             OfiEvent::Read(tag, transfer, result) => {
@@ -210,6 +214,7 @@ impl OfiFabric {
             }
         });
         if let Err(error) = result {
+            *some_end = true;
             for (rank, peer) in peers.iter_mut() {
                 peer.end(FabricError::os(rank, "libfabric", &error));
             }
@@ -219,26 +224,30 @@ impl OfiFabric {
 
     /// Asks for parts of reads and reports the reads that have ended.
     fn advance_reads(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
-        let OfiFabric { peers, leaving, endpoint, done, was_full, .. } = self;
+        let OfiFabric { peers, leaving, reading, endpoint, done, was_full, some_end, .. } = self;
         let mut events = 0;
-        for peer in peers.iter_mut().map(|(_, peer)| peer).chain(leaving) {
-            if peer.reads.is_empty() {
-                continue;
-            }
+        let mut advance = |peer: &mut Peer| {
             // No provider likes to be asked for the memory of a process that
             // has ended.
             if peer.reads.can_post() || peer.reads.some_failed() {
                 peer.look();
             }
             match &peer.ending {
-                Some(ending) => peer.reads.fail(&ending.cause, done),
+                Some(ending) => {
+                    *some_end = true;
+                    peer.reads.fail(&ending.cause, done);
+                }
                 None => *was_full |= !peer.reads.post(endpoint, peer.rank, peer.address, peer.tag(), done),
             }
             peer.reads.take_done(endpoint, done);
             events += done.len();
             report(peer.rank, done, sink);
+            !peer.reads.is_empty()
+        };
+        reading.retain(|rank| peers.get_mut(*rank).is_some_and(&mut advance));
+        for peer in leaving {
+            advance(peer);
         }
-        self.reads_open -= events;
         events
     }
 
@@ -254,7 +263,6 @@ impl OfiFabric {
                 self.counters.count(Counted::StuckPeer);
             }
             peer.reads.abandon(&mut self.endpoint, &cause, &mut self.done);
-            self.reads_open -= self.done.len();
             events += self.done.len() + 1;
             report(rank, &mut self.done, sink);
             self.forget(&mut peer);
@@ -269,10 +277,10 @@ impl OfiFabric {
             let mut peer = self.leaving.swap_remove(i);
             let cause = FabricError::NotConnected(peer.rank);
             peer.reads.abandon(&mut self.endpoint, &cause, &mut self.done);
-            self.reads_open -= self.done.len();
             events += self.done.len();
             report(peer.rank, &mut self.done, sink);
         }
+        self.some_end = !self.leaving.is_empty() || self.peers.iter().any(|(_, peer)| peer.ending.is_some());
         events
     }
 
@@ -285,15 +293,17 @@ impl OfiFabric {
             }
         });
         for (rank, peer) in self.peers.iter_mut() {
+            if peer.ending.is_none() && peer.is_stuck() {
+                peer.end(peer.silent());
+            } else if peer.ending.is_none() && peer.misses_one() {
+                self.counters.count(Counted::BadFrame);
+                peer.end(FabricError::BadFrame(rank, "a message is missing between others".into()));
+            }
             if peer.ending.is_some() {
+                self.some_end = true;
                 // Its stream would wake every sleeper until it is closed.
                 self.sleeper.forget(&peer.stream);
                 peer.look();
-            } else if peer.is_stuck() {
-                peer.end(peer.silent());
-            } else if peer.misses_one() {
-                self.counters.count(Counted::BadFrame);
-                peer.end(FabricError::BadFrame(rank, "a message is missing between others".into()));
             }
         }
         self.leftovers.retain(|leftover| !leftover.remove());
@@ -303,10 +313,6 @@ impl OfiFabric {
         self.sleeper.forget(&peer.stream);
         self.former.insert(peer.rank, peer.cookie_in);
         self.leftovers.extend(peer.leftover.take().filter(|leftover| !leftover.remove()));
-    }
-
-    fn some_end(&self) -> bool {
-        !self.leaving.is_empty() || self.peers.iter().any(|(_, peer)| peer.ending.is_some())
     }
 }
 
@@ -322,6 +328,7 @@ fn receive(
     former: &HashMap<Rank, u64>,
     counters: &Counters,
     bytes: &[u8],
+    some_end: &mut bool,
     sink: &mut dyn FnMut(Event<'_>),
 ) -> usize {
     let Ok(frame) = frame::parse(bytes) else {
@@ -356,6 +363,7 @@ fn receive(
             }
         };
         peer.end(FabricError::BadFrame(rank, what));
+        *some_end = true;
     }
     events
 }
@@ -454,6 +462,7 @@ impl Fabric for OfiFabric {
             }
             Err(error) => {
                 to.suspect(FabricError::os(peer, "fi_send", error));
+                self.some_end = true;
                 Err(FabricError::NotConnected(peer))
             }
         }
@@ -464,7 +473,6 @@ impl Fabric for OfiFabric {
     }
 
     fn read(&mut self, peer: Rank, from: RemoteSpan, into: Lease, token: u64) -> Result<(), FabricError> {
-        self.reads_open += 1;
         let result = match self.peers.get_mut(peer).filter(|of| of.ending.is_none()) {
             None => Err(FabricError::NotConnected(peer)),
             Some(of) => match of.key_of(from).filter(|_| from.len == into.range().len() as u64) {
@@ -472,6 +480,9 @@ impl Fabric for OfiFabric {
                 Some(_) if from.len == 0 => Ok(()),
                 Some(key) => {
                     of.reads.push(into, from, key, token);
+                    if !self.reading.contains(&peer) {
+                        self.reading.push(peer);
+                    }
                     return Ok(());
                 }
             },
@@ -492,16 +503,15 @@ impl Fabric for OfiFabric {
             match kept {
                 Kept::Message(peer, bytes) => sink(Event::Message { peer, bytes: &bytes }),
                 Kept::Read(peer, Done { token, lease, result }) => {
-                    self.reads_open -= 1;
                     sink(Event::ReadDone { peer, token, lease, result });
                 }
             }
         }
         events += self.progress(sink);
-        if self.reads_open > 0 {
+        if !self.reading.is_empty() || !self.leaving.is_empty() {
             events += self.advance_reads(sink);
         }
-        if self.some_end() {
+        if self.some_end {
             events += self.finish_ended(sink);
         }
         events
@@ -544,6 +554,7 @@ impl Fabric for OfiFabric {
         state.reads.fail(&cause, &mut self.done);
         self.inbox.extend(self.done.drain(..).map(|done| Kept::Read(peer, done)));
         self.leaving.push(state);
+        self.some_end = true;
     }
 }
 

@@ -188,14 +188,15 @@ impl Peer {
 
     fn end_with(&mut self, cause: FabricError, promised: Option<u64>, is_certain: bool) {
         let deadline = Instant::now() + limits::OFI_DRAIN_DEADLINE;
+        self.quiet_turns = 0;
         self.ending = Some(Ending { cause, promised, is_certain, deadline });
     }
 
     /// Whether the end may be reported: all that the peer had sent has come,
     /// or it was waited for long enough. Counts a turn.
     pub fn is_over(&mut self) -> bool {
-        self.quiet_turns += 1;
         let Some(ending) = &self.ending else { return false };
+        self.quiet_turns += 1;
         let has_all = match ending.promised {
             Some(number) => self.incoming.count() >= number,
             None => self.quiet_turns > QUIET_TURNS,
