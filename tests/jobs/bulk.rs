@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use collimate::base::event::Event;
 use collimate::node::Node;
 use collimate::{Array, Error, Options, Ref};
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::{Pid, Signal, getpid, kill_process};
 
 use crate::Scenario;
 use crate::harness::{Test, job, test};
@@ -16,6 +16,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ("a source dies", a_source_dies),
     ("many arguments", many_arguments),
     ("two holders", two_holders),
+    ("a source stops", a_source_stops),
 ];
 
 pub fn tests() -> Vec<Test> {
@@ -32,6 +33,9 @@ pub fn tests() -> Vec<Test> {
             let done = with_fabric(4, "a source dies").env("COLLIMATE_STORE", "512M").run();
             assert!(done.status == Some(1) && done.stderr.contains("rank 1 (pid "), "{done:#?}");
             assert!(done.stdout.contains("went on"), "{done:#?}");
+        }));
+        tests.push(test(format!("a_source_stops_{fabric}"), move || {
+            with_fabric(4, "a source stops").env("COLLIMATE_STORE", "512M").run().succeeded();
         }));
         tests.push(test(format!("two_holders_{fabric}"), move || {
             with_fabric(4, "two holders").env("COLLIMATE_STORE", "256M").run().succeeded();
@@ -109,27 +113,29 @@ fn broadcast() -> Result<(), Error> {
     Ok(())
 }
 
-/// Ends this rank amid the next transfer to it.
+/// Ends or stops this rank amid the next transfer to it; its process.
 #[collimate::task]
-fn die_amid(bytes: u64) {
+fn stop_amid(bytes: u64, for_good: bool) -> i32 {
+    let signal = if for_good { Signal::KILL } else { Signal::STOP };
     let before = read();
     std::thread::spawn(move || {
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(20) {
             let now = read();
             if now.0 + now.1 - before.0 - before.1 >= bytes {
-                kill_process(getpid(), Signal::KILL).expect("this process may be killed");
+                return kill_process(getpid(), signal).expect("this process may be stopped");
             }
             std::thread::yield_now();
         }
     });
+    getpid().as_raw_nonzero().get()
 }
 
 #[collimate::main]
 fn a_source_dies() -> Result<(), Error> {
     let len = 64 * MIB;
     let object = collimate::put(&pattern(len, 9))?;
-    die_amid::spawn_with(on(1), (len / 4) as u64).get()?;
+    stop_amid::spawn_with(on(1), (len / 4) as u64, true).get()?;
     let dies = check::spawn_with(on(1), &object, 9, false);
     // So that the others are told to read from it.
     std::thread::sleep(Duration::from_millis(2));
@@ -142,24 +148,41 @@ fn a_source_dies() -> Result<(), Error> {
     Ok(())
 }
 
+#[collimate::main]
+fn a_source_stops() -> Result<(), Error> {
+    let len = 64 * MIB;
+    let object = collimate::put(&pattern(len, 9))?;
+    let pid = stop_amid::spawn_with(on(1), (len / 4) as u64, false).get()?;
+    let stops = check::spawn_with(on(1), &object, 9, false);
+    std::thread::sleep(Duration::from_millis(2));
+    let others: Vec<Ref<usize>> = (2..4).map(|rank| check::spawn_with(on(rank), &object, 9, false)).collect();
+    for other in others {
+        assert_eq!(other.get()?, len);
+    }
+    assert!(!stops.is_ready());
+    kill_process(Pid::from_raw(pid).expect("a process"), Signal::CONT).expect("it is there");
+    assert_eq!(stops.get()?, len);
+    Ok(())
+}
+
 /// Short objects beside long ones, one object for several tasks at a time, more
 /// at once than may be under way.
 #[collimate::main]
 fn many_arguments() -> Result<(), Error> {
-    let long = collimate::put(&pattern(40 * MIB, 1))?;
+    let long = collimate::put(&pattern(64 * MIB, 1))?;
     let mut calls: Vec<(usize, Ref<usize>)> = Vec::new();
     for i in 0..4 {
-        calls.push((40 * MIB, check::spawn_with(on(1), &long, 1, i == 0)));
+        calls.push((64 * MIB, check::spawn_with(on(1), &long, 1, i == 0)));
     }
     for i in 0..40u64 {
-        let len = [10_000, 300_000, MIB, MIB + 1][i as usize % 4];
+        let len = [10_000, 300_000, 2 * MIB - 1, 2 * MIB][i as usize % 4];
         calls.push((len, check::spawn_with(on(1), collimate::put(&pattern(len, i))?, i, false)));
     }
     for (len, call) in calls {
         assert_eq!(call.get()?, len);
     }
     let (from_owner, _) = bytes_read::spawn_with(on(1)).get()?;
-    assert!(from_owner < 80 * MIB as u64, "the long object was read more than once: {from_owner}");
+    assert!(from_owner < 128 * MIB as u64, "the long object was read more than once: {from_owner}");
     // It still has the long one; nothing of that is read again.
     check::spawn_with(on(1), &long, 1, false).get()?;
     assert_eq!(bytes_read::spawn_with(on(1)).get()?, (from_owner, 0));
