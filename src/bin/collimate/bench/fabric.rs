@@ -51,7 +51,8 @@ impl Shape {
 /// An object of 64 MiB.
 pub fn bulk(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Failed> {
     let object = if effort.quick { OBJECT / 16 } else { OBJECT };
-    let count = effort.count(9);
+    // Few at a time, and often: what else the machine does then meets all alike.
+    let (count, rounds) = (3, 3 * effort.rounds());
     let others = [0, 2, 4].map(|lanes| Shape { lanes, ..URING });
     let shapes: Vec<Shape> = [URING, EPOLL].into_iter().chain(others).collect();
     let mpi = OpenMpi::compile();
@@ -60,7 +61,7 @@ pub fn bulk(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Failed> 
     }
     let mut taken: Vec<Vec<Round>> = vec![Vec::new(); shapes.len()];
     let (mut plain, mut with_mpi) = (Vec::new(), Vec::new());
-    for _ in 0..effort.rounds() {
+    for _ in 0..rounds {
         for (shape, rounds) in shapes.iter().zip(&mut taken) {
             rounds.push(read_object(*shape, object, count)?);
         }
