@@ -73,10 +73,85 @@ pub const STREAM_QUEUES_BYTES: usize = 64 << 20;
 /// One-sided reads under way from one peer over one connection.
 pub const STREAM_READS_MAX: usize = 256;
 
+/// Messages that a peer may send over RDMA before it is given room again: each
+/// has a buffer of the receiver waiting for it.
+pub const RDMA_CREDITS: u32 = 64;
+
+/// Buffers of a peer beyond its credits, for what needs none: room given back
+/// (no more than two at a time for messages, two for slots) and a goodbye.
+pub const RDMA_SPARE_BUFFERS: u32 = 6;
+
+/// A receive buffer: arguments or results that travel inside a message, with
+/// the headers of the message and of the fabric.
+pub const RDMA_BUFFER_BYTES: usize = INLINE_BYTES_MAX + 512;
+
+/// Messages too long for a buffer that a peer may have written before it is
+/// given room again.
+pub const RDMA_SLOTS: u32 = 4;
+
+/// Where such a message is written: the longest one, and the fabric's header.
+pub const RDMA_SLOT_BYTES: usize = MESSAGE_BYTES_MAX + LINE_BYTES;
+
+/// Work requests that are not known to be done, to one peer: all messages, all
+/// reads, those whose completion nobody asked for, and the fabric's own.
+pub const RDMA_WORK_REQUESTS: u32 = 128;
+
+/// Work requests kept for what the fabric itself has to say.
+pub const RDMA_WORK_REQUESTS_OWN: u32 = 8;
+
+/// Reads under way from one peer over RDMA; a device may take fewer.
+pub const RDMA_READS_MAX: u8 = 16;
+
+/// Chunk of a read over RDMA: with [`RDMA_READS_MAX`] it bounds what is under
+/// way from one peer, and what another read waits for.
+pub const RDMA_READ_BYTES: usize = 1 << 20;
+
+/// Regions of one rank that RDMA peers can read.
+pub const RDMA_REGIONS_MAX: usize = 64;
+
+/// How often an idle RDMA connection is tried: with the half second that the
+/// card takes to give up, a dead host is noticed in about one.
+pub const RDMA_HEARTBEAT: Duration = Duration::from_millis(500);
+
+/// How long the end of an RDMA connection may take: what was sent is
+/// acknowledged, or the card has given up by then.
+pub const RDMA_END_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Buffers that wait for messages at an endpoint of libfabric: what may arrive
+/// between two polls without being sent again.
+pub const OFI_RECEIVES: usize = 64;
+
+/// Messages to all peers that an endpoint of libfabric may have under way.
+pub const OFI_SENDS_MAX: usize = 2048;
+
+/// Messages to one peer that an endpoint of libfabric may have under way, so
+/// that a peer that stops reading leaves room for the others.
+pub const OFI_SENDS_PEER_MAX: usize = 64;
+
+/// Messages that may be sent to one peer over libfabric after the oldest that
+/// is under way: as many may arrive before it and wait for it.
+pub const OFI_WINDOW_MESSAGES: u64 = 4096;
+
+/// Bytes of those messages.
+pub const OFI_WINDOW_BYTES: u64 = 4 << 20;
+
+/// Part of a one-sided read over libfabric: some providers copy it within the
+/// call, which must stay short.
+pub const OFI_READ_BYTES: usize = 1 << 20;
+
+/// Parts of reads under way from one peer over libfabric.
+pub const OFI_READS_PEER_MAX: usize = 8;
+
+/// The largest set-up message of libfabric: an address and some regions.
+pub const OFI_SETUP_BYTES_MAX: usize = 64 * 1024;
+
+/// How long the messages and reads of a peer that has ended are waited for.
+pub const OFI_DRAIN_DEADLINE: Duration = Duration::from_secs(1);
+
 /// Objects from this size on are read in chunks, from whoever has them. Asking
 /// who that is costs a round trip, which is little beside the time that so many
 /// bytes take.
-pub const BULK_BYTES_MIN: u64 = 1 << 20;
+pub const BULK_BYTES_MIN: u64 = 2 << 20;
 
 /// The smallest chunk: what comes in one is on its way for longer than a
 /// message about it.
@@ -105,6 +180,13 @@ pub const FETCH_BYTES_MAX: u64 = 64 << 20;
 
 /// Ranks that a reader is told at once to read an object from.
 pub const BULK_SOURCES_MAX: usize = 4;
+
+/// How long a rank may send nothing of what was asked of it before it is asked
+/// of another, if there is one: a process that is stopped, or worse.
+pub const SOURCE_STALL_MAX: Duration = Duration::from_secs(1);
+
+/// How often transfers are looked at for such ranks.
+pub const STALL_CHECK_EVERY: Duration = Duration::from_millis(250);
 
 /// How often a reader asks for other sources of an object before it gives up:
 /// each answer follows a rank that was lost or had no copy any more.
@@ -197,6 +279,8 @@ pub const TRAIL_HOPS_MAX: usize = 64;
 /// Task functions of one program.
 pub const TASKS_MAX: usize = 4096;
 
+const _: () = assert!(OFI_SENDS_PEER_MAX <= OFI_SENDS_MAX && (OFI_SENDS_PEER_MAX as u64) < OFI_WINDOW_MESSAGES);
+const _: () = assert!(OFI_WINDOW_BYTES > MESSAGE_BYTES_MAX as u64);
 const _: () = assert!(RING_LINES.is_power_of_two());
 const _: () = assert!(STREAM_QUEUE_RESERVE > MESSAGE_BYTES_MAX + LINE_BYTES);
 const _: () = assert!(READ_CHUNK_BYTES <= LANE_CHUNK_BYTES && LANE_CHUNK_BYTES < u32::MAX as usize);
@@ -204,11 +288,15 @@ const _: () = assert!(LANES_MAX < 64 && LANES_DEFAULT <= LANES_MAX && RANKS_MAX 
 const _: () = assert!(RING_LINES * LINE_BYTES >= 4 * MESSAGE_BYTES_MAX);
 const _: () = assert!(INLINE_BYTES_MAX * 2 <= MESSAGE_BYTES_MAX);
 const _: () = assert!(DEQUE_SLOTS.is_power_of_two());
+const _: () = assert!(
+    RDMA_CREDITS + RDMA_READS_MAX as u32 + RDMA_WORK_REQUESTS_OWN + 32 <= RDMA_WORK_REQUESTS,
+    "the last is what may be done and not known to be"
+);
 const _: () = assert!(PMI_VALUE_BYTES_MIN <= 1024);
 const _: () = assert!(OBJECT_ALIGN.is_power_of_two());
 const _: () = assert!(INLINE_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(MESSAGE_BYTES_MAX <= 1 << 16);
 const _: () = assert!(TEXT_BYTES_MAX + TRAIL_HOPS_MAX * (NAME_BYTES_MAX + 64) <= MESSAGE_BYTES_MAX / 2);
-const _: () = assert!(CHUNKS_MAX % 64 == 0 && CHUNKS_AIM <= CHUNKS_MAX as u64);
+const _: () = assert!(CHUNKS_MAX.is_multiple_of(64) && CHUNKS_AIM <= CHUNKS_MAX as u64);
 const _: () = assert!(CHUNK_BYTES_MIN < BULK_BYTES_MIN && CHUNK_BYTES_MIN <= CHUNK_BYTES_MAX);
 const _: () = assert!(FETCH_SOURCE_BYTES_MAX <= FETCH_PEER_BYTES_MAX && FETCH_PEER_BYTES_MAX <= FETCH_BYTES_MAX);

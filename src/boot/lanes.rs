@@ -10,6 +10,10 @@ use crate::base::limits::{DESCRIPTORS_SPARE, LANE_CONNECTIONS_MAX, LANES_DEFAULT
 /// and why they are fewer than were asked for. Raises the process's limit of
 /// descriptors, as far as it may, if that is needed.
 pub(super) fn afford(config: &Config, size: u32, one_host: bool) -> (u8, Option<String>) {
+    // These bring their own way for large reads.
+    if matches!(config.fabric, FabricChoice::Rdma | FabricChoice::Ofi) {
+        return (0, None);
+    }
     let shares_memory = one_host && matches!(config.fabric, FabricChoice::Auto | FabricChoice::Shm);
     let peers = if shares_memory { 0 } else { u64::from(size) - 1 };
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);

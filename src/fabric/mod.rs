@@ -15,8 +15,10 @@ mod epoll;
 mod frame;
 mod inbox;
 mod lanes;
+mod ofi;
 mod outbox;
 mod peers;
+mod rdma;
 mod shm;
 mod stream;
 mod streams;
@@ -31,6 +33,8 @@ pub mod fuzzing;
 
 pub use choice::{Choice, Grade, Offer, choose};
 pub use epoll::EpollFabric;
+pub use ofi::{OfiFabric, parse_ofi_frame};
+pub use rdma::{RdmaCounts, RdmaDevice, RdmaFabric, RdmaFrame, RdmaFrameKind, parse_rdma_frame, rdma_available};
 pub use shm::ShmFabric;
 pub use uring::UringFabric;
 
@@ -148,15 +152,22 @@ pub enum FabricError {
     },
 }
 
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Kind {
+    /// Its name, as `COLLIMATE_FABRIC` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
             Kind::Shm => "shm",
             Kind::Rdma => "rdma",
             Kind::Ofi => "ofi",
             Kind::Uring => "uring",
             Kind::Epoll => "epoll",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

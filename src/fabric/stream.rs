@@ -304,7 +304,7 @@ impl Stream {
 /// Non-blocking, without delay, and with an end to the kernel's patience: with
 /// a peer that acknowledges nothing, with one that answers no probe of an idle
 /// connection, and with one whose process takes nothing.
-fn prepare(socket: &TcpStream, silence: Duration) -> std::io::Result<()> {
+pub(super) fn prepare(socket: &TcpStream, silence: Duration) -> std::io::Result<()> {
     let second = Duration::from_secs(1);
     socket.set_nonblocking(true)?;
     socket.set_nodelay(true)?;

@@ -89,6 +89,36 @@ impl Assembly {
         Ok(())
     }
 
+    /// The same object in another block of the same length, with copies of the
+    /// chunks that are present. What was leased of this one may still be filled,
+    /// to no effect.
+    ///
+    /// # Panics
+    /// If the block has another length.
+    pub fn move_to(self, mut block: Block) -> Assembly {
+        let parts = &self.parts;
+        assert_eq!(block.len(), parts.whole.len(), "an object does not change its length");
+        let mut present = Vec::new();
+        for (chunk, state) in parts.states.iter().enumerate() {
+            // Acquire: what was written to the chunk is seen.
+            if state.load(Ordering::Acquire) != PRESENT {
+                continue;
+            }
+            present.push(chunk);
+            let inner = chunk * parts.chunk_bytes;
+            let len = parts.chunk_bytes.min(parts.whole.len() - inner);
+            let offset = parts.whole.offset() + inner as u64;
+            let span = parts.whole.region().span(offset, len as u64).expect("it lies in the arena");
+            // SAFETY: the chunk lies in the region, which `whole` keeps mapped;
+            // it is present, so that it has no writer and never will.
+            let bytes = unsafe { std::slice::from_raw_parts(span.cast::<u8>().as_ptr(), len) };
+            block.bytes_mut()[inner..inner + len].copy_from_slice(bytes);
+        }
+        let moved = Assembly::new(block, parts.chunk_bytes as u64);
+        present.into_iter().for_each(|chunk| moved.parts.states[chunk].store(PRESENT, Ordering::Release));
+        moved
+    }
+
     /// Keeps the memory, whatever becomes of the assembly.
     pub fn pin(&self) -> Pin {
         Pin { _whole: self.parts.whole.clone() }
@@ -191,6 +221,27 @@ mod tests {
         let assembly = assembly.seal().unwrap_err();
         Assembly::accept(first).unwrap();
         assert_eq!(assembly.seal().unwrap().len(), 10_000);
+    }
+
+    #[test]
+    fn what_is_moved_has_what_was_present_and_ignores_what_comes_late() {
+        let arena = arena();
+        let assembly = Assembly::new(arena.alloc(10_000).unwrap(), 4096);
+        let fill = |assembly: &Assembly, chunk, byte| {
+            let mut lease = assembly.lease(chunk).unwrap();
+            lease.bytes_mut().fill(byte);
+            lease
+        };
+        Assembly::accept(fill(&assembly, 2, 2)).unwrap();
+        let late = fill(&assembly, 0, 9);
+        let moved = assembly.move_to(arena.alloc(10_000).unwrap());
+        assert!(moved.lease(2).is_none());
+        Assembly::accept(late).unwrap();
+        let moved = moved.seal().unwrap_err();
+        Assembly::accept(fill(&moved, 0, 0)).unwrap();
+        Assembly::accept(fill(&moved, 1, 1)).unwrap();
+        let bytes = moved.seal().unwrap();
+        assert!(bytes.chunks(4096).enumerate().all(|(i, chunk)| chunk.iter().all(|b| *b == i as u8)));
     }
 
     #[test]

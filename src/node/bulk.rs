@@ -5,12 +5,12 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use super::rank::Node;
-use super::state::{ARENA, Core, Read, State};
+use super::state::{ARENA, Command, Core, Read, State};
 use crate::base::event::Event as Counted;
 use crate::base::{ErrorKind, Rank};
 use crate::fabric::{FabricError, RemoteSpan};
-use crate::mem::{Assembly, Bytes, Lease, Pin, WeakSealed};
-use crate::store::{Action, ChunkRead, Exchange, FetchError, Index, Memory, ObjectId, Violation, Wanted};
+use crate::mem::{Assembly, Bytes, Foreign, Lease, Pin, WeakSealed};
+use crate::store::{Action, ChunkRead, Exchange, FetchError, Index, Memory, NearCopy, ObjectId, Violation, Wanted};
 use crate::wire::{Bulk as Said, CopyId, ObjectRecord, write_bulk};
 
 /// What a rank has under way.
@@ -22,7 +22,7 @@ pub(super) struct Bulk {
     /// Copies from which on those that are gone are looked for.
     sweep_at: usize,
     /// Memory that others read from.
-    kept: HashMap<CopyId, Pin>,
+    kept: HashMap<CopyId, Vec<Pin>>,
     /// Reads that the fabric had no room for.
     postponed: VecDeque<(usize, usize, Rank, ChunkRead)>,
     /// The exchange may have something to do.
@@ -33,8 +33,14 @@ pub(super) struct Bulk {
 
 /// An object on its way, and the messages that wait for it.
 struct Arriving {
-    assembly: Assembly,
+    len: u64,
+    /// Once the first chunk is asked for.
+    assembly: Option<Assembly>,
+    /// Memory that it was in before, and that others may be reading from.
+    former: Vec<Pin>,
     readers: Vec<Read>,
+    /// Why there is no assembly.
+    no_room: Option<(ErrorKind, String)>,
 }
 
 /// This rank's memory, as the exchange sees it.
@@ -42,7 +48,7 @@ struct Keeper<'c> {
     me: Rank,
     index: &'c Index,
     copies: &'c HashMap<CopyId, WeakSealed>,
-    kept: &'c mut HashMap<CopyId, Pin>,
+    kept: &'c mut HashMap<CopyId, Vec<Pin>>,
 }
 
 /// Copies at which those that are gone are looked for first.
@@ -60,6 +66,11 @@ impl Bulk {
             pending: false,
             start: Instant::now(),
         }
+    }
+
+    /// The memory of `rank` is read in place.
+    pub fn map(&mut self, rank: Rank) {
+        self.exchange.map(rank);
     }
 
     /// Whether [`State::flush`] has something to do here.
@@ -100,7 +111,7 @@ impl Memory for Keeper<'_> {
     fn pin(&mut self, copy: CopyId) -> Option<(u64, u64)> {
         let whole = self.copies.get(&copy)?.upgrade()?;
         let place = (whole.offset(), whole.len() as u64);
-        self.kept.insert(copy, Pin::of(whole));
+        self.kept.insert(copy, vec![Pin::of(whole)]);
         Some(place)
     }
 
@@ -120,9 +131,9 @@ impl Core {
         self.with_exchange(|exchange, memory| exchange.peer_lost(peer, cause, memory));
     }
 
-    /// A loan has ended, perhaps the last one of this object.
-    pub(super) fn given_back(&mut self, id: ObjectId) {
-        if self.bulk.exchange.directs() && !self.index.knows(id) {
+    /// A loan has ended, perhaps the last one of some object.
+    pub(super) fn given_back(&mut self) {
+        while let Some(id) = self.index.next_ended() {
             self.bulk.exchange.freed(id.to_bits());
         }
     }
@@ -154,7 +165,7 @@ impl Core {
     }
 
     /// Starts to bring an object here, or joins those that wait for it.
-    fn bring(&mut self, node: &Node, read: Read) -> Result<(), (ErrorKind, String)> {
+    fn bring(&mut self, read: Read) -> Result<(), (ErrorKind, String)> {
         let Read { record, lender, .. } = read;
         let ObjectRecord { owner, offset, len, object, .. } = record;
         let copy = CopyId { lender, object };
@@ -167,28 +178,73 @@ impl Core {
             arriving.readers.push(read);
             return Ok(());
         }
-        let arena = node.arena.as_ref().ok_or((ErrorKind::BadCall, "this rank has no object store".to_string()))?;
-        let block = arena.alloc(len as usize).map_err(|full| {
-            node.counters.count(Counted::StoreFull);
-            (ErrorKind::StoreFull, full.to_string())
-        })?;
-        let assembly = Assembly::new(block, Exchange::chunking(len).chunk_bytes());
-        let wanted = Wanted { copy, owner, from: offset, len, to: assembly.offset() };
-        let arrival = self.bulk.exchange.start(wanted);
+        let arrival = self.bulk.exchange.start(Wanted { copy, owner, from: offset, len });
         self.bulk.pending = true;
-        self.bulk.arriving.insert(arrival, Arriving { assembly, readers: vec![read] });
+        let arriving = Arriving { len, assembly: None, former: Vec::new(), readers: vec![read], no_room: None };
+        self.bulk.arriving.insert(arrival, arriving);
         Ok(())
+    }
+
+    /// Memory for a chunk, and for the whole at the first one.
+    fn chunk_lease(&mut self, node: &Node, arrival: usize, chunk: u32) -> Option<Lease> {
+        if self.bulk.arriving.get(&arrival)?.assembly.is_none() {
+            self.place(node, arrival);
+        }
+        self.bulk.arriving.get(&arrival)?.assembly.as_ref()?.lease(chunk)
+    }
+
+    /// Takes memory for an arrival, and moves it there if it has some.
+    fn place(&mut self, node: &Node, arrival: usize) {
+        let Some(arriving) = self.bulk.arriving.get_mut(&arrival) else { return };
+        let block = match &node.arena {
+            Some(arena) => arena.alloc(arriving.len as usize).map_err(|full| {
+                node.counters.count(Counted::StoreFull);
+                (ErrorKind::StoreFull, full.to_string())
+            }),
+            None => Err((ErrorKind::BadCall, "this rank has no object store".to_string())),
+        };
+        match block {
+            Ok(block) => {
+                let assembly = match arriving.assembly.take() {
+                    Some(before) => {
+                        arriving.former.push(before.pin());
+                        before.move_to(block)
+                    }
+                    None => Assembly::new(block, Exchange::chunking(arriving.len).chunk_bytes()),
+                };
+                let offset = assembly.offset();
+                arriving.assembly = Some(assembly);
+                self.bulk.exchange.placed(arrival, offset);
+            }
+            Err(why) => {
+                arriving.no_room = Some(why);
+                self.bulk.exchange.cannot_place(arrival);
+            }
+        }
+    }
+
+    /// Looks for ranks that do not send what was asked of them.
+    pub(super) fn check_transfers(&mut self) {
+        if !self.bulk.arriving.is_empty() {
+            let now_ns = self.bulk.now_ns();
+            self.bulk.exchange.check_stalls(now_ns);
+            self.bulk.pending = true;
+        }
     }
 
     /// An object is here, or will never be.
     fn landed(&mut self, node: &'static Node, arrival: usize, copy: CopyId, kept: bool, error: Option<FetchError>) {
-        let Some(Arriving { assembly, readers }) = self.bulk.arriving.remove(&arrival) else { return };
+        let Some(arriving) = self.bulk.arriving.remove(&arrival) else { return };
+        let Arriving { assembly, mut former, readers, no_room, .. } = arriving;
         if kept {
-            self.bulk.kept.insert(copy, assembly.pin());
+            former.extend(assembly.as_ref().map(Assembly::pin));
+            self.bulk.kept.insert(copy, former);
         }
-        let object = match error {
-            None => assembly.seal().map_err(|_| (ErrorKind::BadCall, "some of it never came".to_string())),
-            Some(error) => Err((ErrorKind::RankLost, error.to_string())),
+        let object = match (error, no_room, assembly.map(Assembly::seal)) {
+            (None, _, Some(Ok(object))) => Ok(object),
+            (None, ..) => Err((ErrorKind::BadCall, "some of it never came".to_string())),
+            (Some(_), Some(why), _) => Err(why),
+            (Some(error), None, _) => Err((ErrorKind::RankLost, error.to_string())),
         };
         if let Ok(object) = &object
             && Exchange::chunking(object.len() as u64).count() > 1
@@ -201,11 +257,33 @@ impl Core {
     }
 }
 
+impl Core {
+    /// An object is in the arena of a rank of this host.
+    fn is_near(&mut self, node: &'static Node, arrival: usize, place: NearCopy) {
+        let Some(Arriving { readers, .. }) = self.bulk.arriving.remove(&arrival) else { return };
+        let NearCopy { holder, offset, len, .. } = place;
+        let view = self.views[holder.index()].clone();
+        let view = view.ok_or_else(|| format!("the arena of {holder} cannot be read in place"));
+        let leave = move || node.submit(Command::Leave { place });
+        let object = view.and_then(|view| Foreign::new(holder, view, offset, len, leave).map_err(|e| e.to_string()));
+        let object = object.map(Bytes::from).map_err(|why| (ErrorKind::BadArgument, why));
+        for read in readers {
+            self.arrived(node, &read, object.clone());
+        }
+    }
+
+    /// A copy in another rank's arena is not used any more.
+    pub(super) fn leave(&mut self, place: NearCopy) {
+        self.bulk.exchange.left(place);
+        self.bulk.pending = true;
+    }
+}
+
 impl State {
     /// Brings what messages wait for, and does what the exchange wants done.
     pub(super) fn move_objects(&mut self, node: &'static Node) {
         while let Some(read) = self.core.reads_wanted.pop_front() {
-            if let Err(why) = self.core.bring(node, read) {
+            if let Err(why) = self.core.bring(read) {
                 self.core.arrived(node, &read, Err(why));
             }
         }
@@ -224,6 +302,8 @@ impl State {
                     self.send(to, &buffer);
                 }
                 Action::Read { token, arrival, rank, read } => self.read_chunk(node, token, arrival, rank, read),
+                Action::Move { arrival } => self.core.place(node, arrival),
+                Action::Near { arrival, place } => self.core.is_near(node, arrival, place),
                 Action::Done { arrival, copy, kept } => self.core.landed(node, arrival, copy, kept, None),
                 Action::Failed { arrival, copy, kept, error } => {
                     self.core.landed(node, arrival, copy, kept, Some(error));
@@ -233,7 +313,7 @@ impl State {
     }
 
     fn read_chunk(&mut self, node: &'static Node, token: usize, arrival: usize, rank: Rank, read: ChunkRead) {
-        let lease = self.core.bulk.arriving.get(&arrival).and_then(|a| a.assembly.lease(read.chunk));
+        let lease = self.core.chunk_lease(node, arrival, read.chunk);
         let route = self.core.peers[rank.index()].route;
         let (Some(lease), Some(route)) = (lease, route) else {
             let why = format!("{rank} cannot be reached");

@@ -51,7 +51,7 @@ impl Core {
             Message::Release(Release { object, count }) => {
                 let id = ObjectId::from_bits(object);
                 self.index.give_back(id, peer, u64::from(count)).map_err(|e| e.to_string())?;
-                self.given_back(id);
+                self.given_back();
                 Ok(())
             }
             Message::StealRequest(_) => {

@@ -13,7 +13,10 @@ use crate::base::config::FabricChoice;
 use crate::base::event::Counters;
 use crate::base::{Config, Rank, limits};
 use crate::boot::Stream;
-use crate::fabric::{EpollFabric, Fabric, FabricError, Grade, Kind, Link, Offer, ShmFabric, UringFabric, choose};
+use crate::fabric::{
+    Choice, EpollFabric, Fabric, FabricError, Grade, Kind, Link, OfiFabric, Offer, RdmaFabric, ShmFabric, UringFabric,
+    choose, rdma_available,
+};
 use crate::mem::{Arena, Region};
 use crate::sys;
 
@@ -90,8 +93,8 @@ struct Means {
 }
 
 impl Means {
-    /// Tries what the configuration leaves open. What it asks for by name must
-    /// work.
+    /// Makes what the configuration leaves open and is worth its memory. What
+    /// it asks for by name must work.
     fn find(
         config: &Config,
         rank: Rank,
@@ -103,41 +106,164 @@ impl Means {
             offer: Offer { wish: config.fabric, ..Offer::default() },
             missing: Vec::new(),
         };
-        for kind in [Kind::Uring, Kind::Epoll] {
+        for kind in FAR_KINDS {
             let (asked_for, is_open) = stance(config.fabric, kind);
-            // Epoll stands in for io_uring, never beside it.
-            let is_needless = kind == Kind::Epoll && means.offer.uring != Grade::Absent;
-            if !asked_for && (!is_open || is_needless) {
+            if !asked_for && (!is_open || is_needless(kind, &means.offer)) {
                 continue;
             }
-            let made = make(kind, rank, counters).and_then(|mut fabric| {
+            let failed = |cause| StartError::Fabric { rank, cause };
+            let found = match probe(kind, config) {
+                // Not made unasked: it would pin the arena for nothing.
+                Ok(found) if !asked_for && found.grade == Grade::Emulated => {
+                    means.missing.push(format!("{kind} only by {}", found.detail));
+                    continue;
+                }
+                Ok(found) => found,
+                Err(why) if asked_for => return Err(StartError::NotHere { rank, kind, why }),
+                Err(why) => {
+                    means.missing.push(why);
+                    continue;
+                }
+            };
+            let made = make(kind, config, rank, counters).and_then(|mut fabric| {
                 if let Some(region) = &region {
                     fabric.register(ARENA, region.clone())?;
                 }
                 Ok(fabric)
             });
             match made {
-                Ok(fabric) => means.take(kind, fabric),
-                Err(cause) if asked_for => return Err(StartError::Fabric { rank, cause }),
-                Err(cause) => means.missing.push(format!("{kind} is not to be had: {cause}")),
+                Ok(fabric) => {
+                    found.offer(kind, &mut means.offer);
+                    means.fabrics.push(fabric);
+                }
+                Err(cause) if asked_for => return Err(failed(cause)),
+                Err(cause) => {
+                    // Slower by an order of magnitude, for a limit that one
+                    // line can raise: said unasked.
+                    if matches!(kind, Kind::Rdma | Kind::Ofi) {
+                        sys::say_line(format_args!("collimate: {rank}: goes on without {kind}: {cause}"));
+                    }
+                    means.missing.push(format!("{kind} is not to be had: {cause}"));
+                }
             }
         }
         Ok(means)
     }
+}
 
-    fn take(&mut self, kind: Kind, fabric: Box<dyn Fabric>) {
-        if kind == Kind::Uring {
-            self.offer.uring = Grade::Native;
+/// What could serve ranks of other hosts, in the order in which it is tried.
+const FAR_KINDS: [Kind; 4] = [Kind::Rdma, Kind::Ofi, Kind::Uring, Kind::Epoll];
+
+/// What a probe of one kind found.
+struct Found {
+    grade: Grade,
+    /// The device or provider.
+    detail: String,
+    /// libfabric's provider.
+    provider: String,
+}
+
+impl Found {
+    fn plain(grade: Grade, detail: String) -> Found {
+        Found { grade, detail, provider: String::new() }
+    }
+
+    fn offer(self, kind: Kind, offer: &mut Offer) {
+        match kind {
+            Kind::Rdma => offer.rdma = self.grade,
+            Kind::Ofi => (offer.ofi, offer.provider) = (self.grade, self.provider),
+            Kind::Uring => offer.uring = self.grade,
+            Kind::Shm | Kind::Epoll => (),
         }
-        self.fabrics.push(fabric);
     }
 }
 
-fn make(kind: Kind, rank: Rank, counters: &Arc<Counters>) -> Result<Box<dyn Fabric>, FabricError> {
+/// Whether this machine has what a kind needs, without registering anything.
+fn probe(kind: Kind, config: &Config) -> Result<Found, String> {
+    match kind {
+        Kind::Rdma => {
+            let device = rdma_available(config.rdma_device.as_deref(), config.rdma_gid_index)?;
+            let grade = if device.is_emulated { Grade::Emulated } else { Grade::Native };
+            Ok(Found::plain(grade, device.to_string()))
+        }
+        Kind::Ofi => {
+            let provider = ofi_provider(config);
+            if provider.is_none() && !sys::has_fabric_adapter() {
+                return Err("no network for libfabric here: no adapter in /sys/class/infiniband or /sys/class/cxi".into());
+            }
+            let found = sys::ofi_available(provider)?;
+            let grade = if found.is_hardware { Grade::Native } else { Grade::Emulated };
+            let (major, minor) = found.version;
+            let detail = format!("provider {} on {}, libfabric {major}.{minor}", found.full_name, found.domain);
+            Ok(Found { grade, detail, provider: found.provider })
+        }
+        Kind::Uring => {
+            let features = sys::UringFeatures::here();
+            features.suffice().map(|()| Found::plain(Grade::Native, String::new()))
+        }
+        Kind::Shm | Kind::Epoll => Ok(Found::plain(Grade::Native, String::new())),
+    }
+}
+
+/// The provider to ask libfabric for; `None` for one with hardware.
+fn ofi_provider(config: &Config) -> Option<&str> {
+    match (&config.ofi_provider, config.fabric) {
+        (Some(name), _) => Some(name),
+        (None, FabricChoice::Ofi) => Some(sys::OFI_ANY),
+        (None, _) => None,
+    }
+}
+
+fn make(
+    kind: Kind,
+    config: &Config,
+    rank: Rank,
+    counters: &Arc<Counters>,
+) -> Result<Box<dyn Fabric>, FabricError> {
+    let counters = counters.clone();
     Ok(match kind {
-        Kind::Uring => Box::new(UringFabric::new(rank, counters.clone())?),
-        _ => Box::new(EpollFabric::new(rank, counters.clone())?),
+        Kind::Ofi => Box::new(OfiFabric::new(rank, ofi_provider(config), counters)?),
+        Kind::Uring => Box::new(UringFabric::new(rank, counters)?),
+        Kind::Rdma => {
+            Box::new(RdmaFabric::new(rank, config.rdma_device.as_deref(), config.rdma_gid_index, counters)?)
+        }
+        Kind::Shm | Kind::Epoll => Box::new(EpollFabric::new(rank, counters)?),
     })
+}
+
+/// Whether what is there already would always be preferred.
+fn is_needless(kind: Kind, offer: &Offer) -> bool {
+    match kind {
+        Kind::Ofi => offer.rdma == Grade::Native,
+        Kind::Epoll => offer.uring == Grade::Native,
+        _ => false,
+    }
+}
+
+/// What a rank that is started here finds: for `collimate info`.
+pub struct Survey {
+    /// Each fabric, with the device or provider, or why it cannot be used.
+    pub findings: Vec<(Kind, Result<String, String>)>,
+    /// What would serve a rank of another host with the same means.
+    pub far: Result<Choice, String>,
+}
+
+impl Survey {
+    /// Looks at this machine; opens devices, registers nothing.
+    pub fn take(config: &Config) -> Survey {
+        let mut offer = Offer { wish: config.fabric, ..Offer::default() };
+        let shm = ShmFabric::new(Rank(0), Arc::default()).map(|_| String::new()).map_err(|why| why.to_string());
+        let mut findings = vec![(Kind::Shm, shm)];
+        for kind in FAR_KINDS {
+            let found = probe(kind, config).map(|found| {
+                let detail = found.detail.clone();
+                found.offer(kind, &mut offer);
+                detail
+            });
+            findings.push((kind, found));
+        }
+        Survey { findings, far: choose(&offer, &offer) }
+    }
 }
 
 /// Whether a kind is asked for by name, and whether it may be used unasked.

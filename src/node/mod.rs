@@ -22,6 +22,7 @@ mod state;
 mod transfer;
 mod worker;
 
+pub use fabrics::Survey;
 pub use linkme;
 pub use rank::{Ended, Node, Target};
 pub use registry::{Registry, TASKS, TaskType, declare};

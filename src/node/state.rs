@@ -18,7 +18,7 @@ use crate::base::{ErrorKind, Rank, TaskError};
 use crate::fabric::{Fabric, FabricError, RegionKey};
 use crate::mem::{Bytes, Region};
 use crate::sched::{Demand, Ledger};
-use crate::store::{Index, ObjectId};
+use crate::store::{Index, NearCopy, ObjectId};
 use crate::sync::Task;
 use crate::wire::{
     Control, Hello, ObjectRecord, Release, SCHEMA_VERSION, Shutdown, SpawnBuilder, SpawnCall, StealRequest,
@@ -40,6 +40,10 @@ pub(super) enum Command {
     Reply { peer: Rank, request: u64, result: Result<Pack, Box<TaskError>> },
     /// Tell a lender that a borrowed object is not needed any more.
     Release { lender: Rank, object: u64 },
+    /// A copy in the arena of a rank of this host is not used any more.
+    Leave { place: NearCopy },
+    /// Look for ranks that do not send what was asked of them.
+    CheckTransfers,
     /// Start a task when its demand can be granted.
     Admit { task: Task },
     /// A task with a demand ended.
@@ -199,8 +203,22 @@ impl State {
         for peer in peers {
             self.core.peers[peer.index()].route = Some(self.fabrics.len());
             self.core.views[peer.index()] = fabric.map(*peer, ARENA);
+            if self.core.views[peer.index()].is_some() {
+                self.core.bulk.map(*peer);
+            }
         }
         self.fabrics.push(fabric);
+    }
+
+    /// Ends all connections. A fabric may have left something on the host that
+    /// only its end takes away, and the state itself lives as long as the
+    /// process.
+    pub fn disconnect(&mut self) {
+        for peer in &mut self.core.peers {
+            peer.route = None;
+            peer.backlog.clear();
+        }
+        self.fabrics.clear();
     }
 
     /// Greets every peer.
@@ -289,6 +307,8 @@ impl State {
                 self.send(lender, &buffer);
                 self.core.scratch = buffer;
             }
+            Command::Leave { place } => self.core.leave(place),
+            Command::CheckTransfers => self.core.check_transfers(),
             Command::Admit { task } => self.core.admit(node, task),
             Command::GiveBack { demand } => {
                 for task in self.core.ledger.give_back(&demand) {

@@ -4,12 +4,12 @@
 //! The book-keeping is the oracle: a read of memory that its owner does not
 //! keep, or of a chunk that is not there, ends the run with a panic.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::network::{Happening, Network, NetworkConfig};
 use crate::base::Rank;
-use crate::base::limits::{FETCH_BYTES_MAX, FETCH_PEER_BYTES_MAX};
-use crate::store::{Action, ChunkRead, ChunkSet, Exchange, FetchError, Memory, Wanted};
+use crate::base::limits::{FETCH_BYTES_MAX, FETCH_PEER_BYTES_MAX, STALL_CHECK_EVERY};
+use crate::store::{Action, ChunkRead, ChunkSet, Exchange, FetchError, Memory, NearCopy, Wanted};
 use crate::wire::{Bulk, CopyId, Message, write_bulk};
 
 /// What is to be played.
@@ -23,10 +23,17 @@ pub struct Scenario {
     pub objects: Vec<Object>,
     /// Which host dies when.
     pub deaths: Vec<(Rank, u64)>,
+    /// Which rank stops when, and for how long, as by SIGSTOP.
+    pub stops: Vec<(Rank, u64, u64)>,
     /// Hosts with faster or slower links.
     pub speeds: Vec<(Rank, f64)>,
     /// Whether readers drop what they have read at once, or keep it.
     pub drop_when_read: bool,
+    /// So many ranks, by number, are one host and read each other's memory in
+    /// place; each has a link of its own nevertheless.
+    pub ranks_per_host: u32,
+    /// Events in all before ranks act on theirs, as those do that poll seldom.
+    pub batch: u32,
 }
 
 /// An object and those that read it.
@@ -96,8 +103,11 @@ impl Scenario {
             network,
             objects: vec![object],
             deaths: Vec::new(),
+            stops: Vec::new(),
             speeds: Vec::new(),
             drop_when_read: false,
+            ranks_per_host: 1,
+            batch: 1,
         }
     }
 
@@ -118,6 +128,8 @@ struct Cluster<'s> {
     network: Network<Parcel>,
     ranks: Vec<Member>,
     ends: BTreeMap<(usize, Rank), End>,
+    /// Reads that will end, if nobody dies.
+    expected: usize,
     messages: u64,
     message_bytes: u64,
 }
@@ -126,10 +138,14 @@ struct Cluster<'s> {
 struct Member {
     exchange: Exchange,
     store: Store,
-    /// Which object each arrival is, and where it goes.
-    arrivals: HashMap<usize, (usize, u64)>,
-    /// From whom, what and for which arrival.
-    reads: HashMap<usize, (Rank, ChunkRead, usize)>,
+    /// Which object each arrival is, and where it goes, once it has a place.
+    arrivals: HashMap<usize, (usize, Option<u64>)>,
+    /// Copies that are used in place, until the end.
+    near: Vec<NearCopy>,
+    /// From whom, what, for which arrival and where to.
+    reads: HashMap<usize, (Rank, ChunkRead, usize, Option<u64>)>,
+    /// Where objects were before they were moved.
+    former: HashMap<usize, Vec<u64>>,
     in_flight: HashMap<Rank, u64>,
     known_dead: Vec<Rank>,
 }
@@ -144,6 +160,8 @@ struct Store {
     places: BTreeMap<u64, Place>,
     complete: HashMap<CopyId, u64>,
     kept: HashMap<CopyId, u64>,
+    /// Where kept objects were before.
+    also_kept: HashMap<CopyId, Vec<u64>>,
     next: u64,
 }
 
@@ -167,6 +185,12 @@ enum Parcel {
 }
 
 const ALIGN: u64 = 1 << 20;
+
+/// The alarm at which a rank looks for stalled sources, and how often it does;
+/// after the last one, whatever has not ended never will.
+const CHECK: u64 = u64::MAX;
+const CHECK_NS: u64 = STALL_CHECK_EVERY.as_nanos() as u64;
+const CHECKS_END_NS: u64 = 60_000_000_000;
 
 impl Store {
     fn take(&mut self, bytes: u64, chunks: ChunkSet) -> u64 {
@@ -210,8 +234,11 @@ impl Memory for Store {
     }
 
     fn unpin(&mut self, copy: CopyId) {
-        let at = self.kept.remove(&copy).expect("an end of a pin that there is not");
-        self.leave(at);
+        // What was given up before it had a place is kept nowhere.
+        if let Some(at) = self.kept.remove(&copy) {
+            self.leave(at);
+        }
+        self.also_kept.remove(&copy).unwrap_or_default().into_iter().for_each(|at| self.leave(at));
     }
 }
 
@@ -222,11 +249,19 @@ impl<'s> Cluster<'s> {
             exchange: Exchange::new(Rank(rank)),
             store: Store { me: Rank(rank), next: ALIGN, ..Store::default() },
             arrivals: HashMap::new(),
+            near: Vec::new(),
+            former: HashMap::new(),
             reads: HashMap::new(),
             in_flight: HashMap::new(),
             known_dead: Vec::new(),
         };
         let mut ranks: Vec<Member> = (0..scenario.ranks).map(member).collect();
+        let host = |rank: usize| rank as u32 / scenario.ranks_per_host;
+        for (rank, member) in ranks.iter_mut().enumerate() {
+            let others = (0..scenario.ranks).filter(|other| *other as usize != rank);
+            let near = others.filter(|other| host(*other as usize) == host(rank));
+            near.for_each(|other| member.exchange.map(Rank(other)));
+        }
         for (number, object) in scenario.objects.iter().enumerate() {
             let chunks = ChunkSet::all(Exchange::chunking(object.bytes).count());
             ranks[object.owner.index()].store.take(object.bytes, chunks);
@@ -240,17 +275,43 @@ impl<'s> Cluster<'s> {
         for (rank, at_ns) in &scenario.deaths {
             network.kill(rank.index(), *at_ns);
         }
+        for (rank, at_ns, for_ns) in &scenario.stops {
+            network.stop(rank.index(), *at_ns, *for_ns);
+        }
+        for rank in 0..ranks.len() {
+            network.at(rank, CHECK_NS, CHECK);
+        }
         for (rank, speed) in &scenario.speeds {
             network.set_speed(rank.index(), *speed);
         }
-        Cluster { scenario, network, ranks, ends: BTreeMap::new(), messages: 0, message_bytes: 0 }
+        let expected = scenario.objects.iter().map(|object| object.readers.len()).sum();
+        Cluster { scenario, network, ranks, ends: BTreeMap::new(), expected, messages: 0, message_bytes: 0 }
     }
 
     fn play(&mut self) {
-        while let Some((host, happening)) = self.network.next() {
+        let (mut events, mut waiting) = (0, BTreeSet::new());
+        loop {
+            if events % self.scenario.batch == 0 {
+                std::mem::take(&mut waiting).into_iter().for_each(|host| self.act(host));
+            }
+            let Some((host, happening)) = self.network.step() else {
+                if waiting.is_empty() {
+                    return;
+                }
+                events = 0;
+                continue;
+            };
+            events += 1;
+            waiting.insert(host);
             let now_ns = self.network.now_ns();
             let member = &mut self.ranks[host];
             match happening {
+                Happening::Alarm { what: CHECK } => {
+                    member.exchange.check_stalls(now_ns);
+                    if now_ns < CHECKS_END_NS && self.ends.len() < self.expected {
+                        self.network.at(host, CHECK_NS, CHECK);
+                    }
+                }
                 Happening::Alarm { what } => self.start(host, what as usize),
                 Happening::Message { from, message: Parcel::Bulk(bytes) } => {
                     if member.known_dead.contains(&Rank(from as u32)) {
@@ -267,20 +328,16 @@ impl<'s> Cluster<'s> {
                     member.exchange.peer_lost(Rank(dead as u32), "its host died", &mut member.store);
                 }
             }
-            self.act(host);
         }
     }
 
     fn start(&mut self, host: usize, number: usize) {
         let object = &self.scenario.objects[number];
-        let member = &mut self.ranks[host];
-        let chunks = ChunkSet::none(Exchange::chunking(object.bytes).count());
-        let to = member.store.take(object.bytes, chunks);
         let copy = CopyId { lender: object.lender, object: number as u64 };
         let from = self.place_of(number);
         let member = &mut self.ranks[host];
-        let arrival = member.exchange.start(Wanted { copy, owner: object.owner, from, len: object.bytes, to });
-        member.arrivals.insert(arrival, (number, to));
+        let arrival = member.exchange.start(Wanted { copy, owner: object.owner, from, len: object.bytes });
+        member.arrivals.insert(arrival, (number, None));
     }
 
     /// Where an object lies at its owner: owners take places in the order of
@@ -292,15 +349,17 @@ impl<'s> Cluster<'s> {
     }
 
     fn read_ended(&mut self, host: usize, token: usize, ok: bool, now_ns: u64) {
-        let (source, read, arrival) = self.ranks[host].reads.remove(&token).expect("a read ends once");
+        let (source, read, arrival, to) = self.ranks[host].reads.remove(&token).expect("a read ends once");
         if ok && self.network.is_alive(source.index()) {
             let serves = self.ranks[source.index()].store.serves(read.offset, read.len);
             assert!(serves, "rank {host} read {read:?} of {source}, which keeps nothing there");
         }
         let member = &mut self.ranks[host];
         *member.in_flight.get_mut(&source).expect("it was started") -= read.len;
-        if ok {
-            let (_, at) = member.arrivals[&arrival];
+        // What was moved meanwhile, or has ended, comes to where it was.
+        let waited_for = member.arrivals.get(&arrival).is_some_and(|(_, at)| *at == to);
+        if ok && waited_for {
+            let at = member.arrivals[&arrival].1.expect("it has a place");
             let place = member.store.places.get_mut(&at).expect("it is arriving");
             assert!(place.chunks.insert(read.chunk), "rank {host} read {read:?} twice");
         }
@@ -313,7 +372,9 @@ impl<'s> Cluster<'s> {
         while let Some(action) = self.ranks[host].exchange.next(now_ns) {
             match action {
                 Action::Send(to, message) => self.send(host, to, &message),
-                Action::Read { token, rank, read, arrival } => self.read(host, rank, token, (rank, read, arrival)),
+                Action::Read { token, rank, read, arrival } => self.read(host, rank, token, read, arrival),
+                Action::Move { arrival } => self.relocate(host, arrival),
+                Action::Near { arrival, place } => self.near(host, arrival, place),
                 Action::Done { arrival, copy, kept } => self.end(host, arrival, copy, kept, None),
                 Action::Failed { arrival, copy, kept, error } => self.end(host, arrival, copy, kept, Some(error)),
             }
@@ -328,37 +389,84 @@ impl<'s> Cluster<'s> {
         self.network.send(from, to.index(), Parcel::Bulk(bytes));
     }
 
-    fn read(&mut self, host: usize, source: Rank, token: usize, what: (Rank, ChunkRead, usize)) {
-        let read = what.1;
+    fn read(&mut self, host: usize, source: Rank, token: usize, read: ChunkRead, arrival: usize) {
         if self.network.is_alive(source.index()) {
             let serves = self.ranks[source.index()].store.serves(read.offset, read.len);
             assert!(serves, "rank {host} reads {read:?} of {source}, which has nothing there");
         }
         let member = &mut self.ranks[host];
+        let (number, at) = member.arrivals.get_mut(&arrival).expect("it is arriving");
+        if at.is_none() {
+            let bytes = self.scenario.objects[*number].bytes;
+            let to = member.store.take(bytes, ChunkSet::none(Exchange::chunking(bytes).count()));
+            *at = Some(to);
+            member.exchange.placed(arrival, to);
+        }
+        let to = *at;
         let from_it = member.in_flight.entry(source).or_default();
         *from_it += read.len;
         assert!(*from_it < FETCH_PEER_BYTES_MAX + read.len, "too much under way from {source}");
         assert!(member.in_flight.values().sum::<u64>() < FETCH_BYTES_MAX + read.len, "too much under way");
-        member.reads.insert(token, what);
+        member.reads.insert(token, (source, read, arrival, to));
         self.network.read(host, source.index(), read.len, token);
+    }
+
+    /// An object goes on elsewhere, with what is here of it.
+    fn relocate(&mut self, host: usize, arrival: usize) {
+        let member = &mut self.ranks[host];
+        let (number, at) = member.arrivals.get_mut(&arrival).expect("it is arriving");
+        let from = at.expect("something was under way to it");
+        let chunks = member.store.places[&from].chunks.clone();
+        let to = member.store.take(self.scenario.objects[*number].bytes, chunks);
+        *at = Some(to);
+        member.former.entry(arrival).or_default().push(from);
+        member.exchange.placed(arrival, to);
     }
 
     fn end(&mut self, host: usize, arrival: usize, copy: CopyId, kept: bool, error: Option<FetchError>) {
         let member = &mut self.ranks[host];
         let (number, at) = member.arrivals.remove(&arrival).expect("an arrival ends once");
-        if kept {
+        if kept && let Some(at) = at {
             member.store.places.get_mut(&at).expect("it has just come").users += 1;
             assert!(member.store.kept.insert(copy, at).is_none(), "kept twice");
         }
-        if error.is_none() {
-            member.store.complete.insert(copy, at);
+        for former in member.former.remove(&arrival).unwrap_or_default() {
+            match kept {
+                true => member.store.also_kept.entry(copy).or_default().push(former),
+                false => member.store.leave(former),
+            }
         }
-        if error.is_some() || self.scenario.drop_when_read {
-            member.store.leave(at);
+        assert!(error.is_some() || at.is_some(), "an object without a place");
+        if let Some(at) = at {
+            if error.is_none() {
+                member.store.complete.insert(copy, at);
+            }
+            if error.is_some() || self.scenario.drop_when_read {
+                member.store.leave(at);
+            }
         }
         let end = End { at_ns: self.network.now_ns(), error };
         self.ends.insert((number, Rank(host as u32)), end);
         self.network.send(host, copy.lender.index(), Parcel::Release(copy.object));
+    }
+
+    /// An object is there in place: it must be kept, and whole.
+    fn near(&mut self, host: usize, arrival: usize, place: NearCopy) {
+        let (number, at) = self.ranks[host].arrivals.remove(&arrival).expect("an arrival ends once");
+        assert_eq!(at, None, "memory was taken for nothing");
+        assert_eq!(host as u32 / self.scenario.ranks_per_host, place.holder.0 / self.scenario.ranks_per_host);
+        if self.network.is_alive(place.holder.index()) {
+            let store = &self.ranks[place.holder.index()].store;
+            assert_eq!(store.kept.get(&place.copy), Some(&place.offset), "rank {host} uses what is not kept");
+            assert!(store.places[&place.offset].chunks.is_full(), "rank {host} uses what is not there");
+        }
+        let member = &mut self.ranks[host];
+        match self.scenario.drop_when_read {
+            true => member.exchange.left(place),
+            false => member.near.push(place),
+        }
+        self.ends.insert((number, Rank(host as u32)), End { at_ns: self.network.now_ns(), error: None });
+        self.network.send(host, place.copy.lender.index(), Parcel::Release(place.copy.object));
     }
 
     fn release(&mut self, host: usize, from: usize, object: u64) {
@@ -373,6 +481,13 @@ impl<'s> Cluster<'s> {
     }
 
     fn report(mut self) -> Report {
+        for host in 0..self.ranks.len() {
+            for place in std::mem::take(&mut self.ranks[host].near) {
+                self.ranks[host].exchange.left(place);
+            }
+            self.act(host);
+        }
+        self.play();
         for (number, object) in self.scenario.objects.iter().enumerate() {
             for reader in &object.readers {
                 let lives = self.network.is_alive(reader.rank.index());
@@ -382,8 +497,11 @@ impl<'s> Cluster<'s> {
         }
         self.ends.retain(|(_, rank), _| self.network.is_alive(rank.index()));
         for (host, member) in self.ranks.iter().enumerate().filter(|(host, _)| self.network.is_alive(*host)) {
-            assert!(member.store.kept.is_empty(), "rank {host} keeps {:?} for nobody", member.store.kept);
-            assert_eq!(member.exchange.serving().0, 0, "rank {host} serves nobody");
+            // What a dead rank used in place stays as it is.
+            if self.scenario.ranks_per_host == 1 || self.scenario.deaths.is_empty() {
+                assert!(member.store.kept.is_empty(), "rank {host} keeps {:?} for nobody", member.store.kept);
+                assert_eq!(member.exchange.serving().0, 0, "rank {host} serves nobody");
+            }
             assert_eq!(member.exchange.bytes_in_flight(), 0);
             assert_eq!(member.exchange.under_way(), 0);
         }

@@ -67,6 +67,8 @@ pub struct Network<M> {
 #[derive(Debug)]
 struct Host {
     alive: bool,
+    /// Until then it neither hears nor sends anything.
+    stopped_until_ns: u64,
     died_ns: u64,
     sent: f64,
     /// This host's link, as a share of the others'.
@@ -85,6 +87,8 @@ enum Event<M> {
     /// The head of some pipe is done, if the rates are still of this era.
     Advance(u64),
     Death(usize),
+    /// A host stops until some time, or goes on.
+    Stop(usize, u64),
 }
 
 #[derive(Clone, Debug)]
@@ -107,13 +111,21 @@ struct Pipe {
 /// Less than this is rounding.
 const CRUMB_BYTES: f64 = 1e-3;
 
+impl Host {
+    fn speed(&self, now_ns: u64) -> f64 {
+        if self.stopped_until_ns > now_ns { 0.0 } else { self.speed }
+    }
+}
+
 impl<M> Network<M> {
     /// `hosts` idle hosts at time 0.
     pub fn new(hosts: usize, config: NetworkConfig) -> Network<M> {
         Network {
             config,
             now_ns: 0,
-            hosts: (0..hosts).map(|_| Host { alive: true, died_ns: 0, sent: 0.0, speed: 1.0 }).collect(),
+            hosts: (0..hosts)
+                .map(|_| Host { alive: true, stopped_until_ns: 0, died_ns: 0, sent: 0.0, speed: 1.0 })
+                .collect(),
             queue: BinaryHeap::new(),
             events: BTreeMap::new(),
             events_made: 0,
@@ -167,22 +179,39 @@ impl<M> Network<M> {
         self.push(after_ns, Event::Death(host));
     }
 
+    /// Stops a host, as SIGSTOP does its process, `after_ns` from now, for
+    /// `for_ns`.
+    pub fn stop(&mut self, host: usize, after_ns: u64, for_ns: u64) {
+        let until_ns = self.now_ns + after_ns + for_ns;
+        self.push(after_ns, Event::Stop(host, until_ns));
+        self.push(after_ns + for_ns, Event::Stop(host, 0));
+    }
+
     /// Has `host` told `what` after `after_ns`.
     pub fn at(&mut self, host: usize, after_ns: u64, what: u64) {
         self.push(after_ns, Event::Happening(host, Happening::Alarm { what }));
     }
 
     /// What happens next, and to whom; `None` when nothing will.
-    pub fn next(&mut self) -> Option<(usize, Happening<M>)> {
+    pub fn step(&mut self) -> Option<(usize, Happening<M>)> {
         while let Some(Reverse((time, number))) = self.queue.pop() {
             self.now_ns = self.now_ns.max(time);
             match self.events.remove(&number)? {
-                Event::Happening(host, happening) if self.hosts[host].alive => return Some((host, happening)),
-                Event::Happening(..) => (),
+                Event::Happening(host, _) if !self.hosts[host].alive => (),
+                Event::Happening(host, happening) if self.hosts[host].stopped_until_ns > self.now_ns => {
+                    let after_ns = self.hosts[host].stopped_until_ns - self.now_ns;
+                    self.push(after_ns, Event::Happening(host, happening));
+                }
+                Event::Happening(host, happening) => return Some((host, happening)),
                 Event::Request { reader, source, read } => self.on_request(reader, source, read),
                 Event::Advance(era) if era == self.era => self.on_advance(),
                 Event::Advance(_) => (),
                 Event::Death(host) => self.on_death(host),
+                Event::Stop(host, until_ns) => {
+                    self.settle();
+                    self.hosts[host].stopped_until_ns = until_ns;
+                    self.share();
+                }
             }
         }
         None
@@ -266,7 +295,7 @@ impl<M> Network<M> {
     /// pace until a link is full.
     fn share(&mut self) {
         let link = self.config.bits_per_s / 8.0 / 1e9;
-        let mut left: Vec<[f64; 2]> = self.hosts.iter().map(|h| [link * h.speed; 2]).collect();
+        let mut left: Vec<[f64; 2]> = self.hosts.iter().map(|h| [h.speed(self.now_ns) * link; 2]).collect();
         let mut open: Vec<(usize, usize)> =
             self.pipes.iter().filter(|(_, pipe)| !pipe.reads.is_empty()).map(|(ends, _)| *ends).collect();
         while !open.is_empty() {
@@ -315,7 +344,7 @@ mod tests {
 
     fn ends(network: &mut Network<()>) -> Vec<(usize, usize, bool, u64)> {
         let mut all = Vec::new();
-        while let Some((host, happening)) = network.next() {
+        while let Some((host, happening)) = network.step() {
             if let Happening::ReadEnded { token, ok } = happening {
                 all.push((host, token, ok, network.now_ns()));
             }
@@ -360,7 +389,7 @@ mod tests {
         network.kill(0, 500_000);
         let mut lost = 0;
         let mut all = Vec::new();
-        while let Some((host, happening)) = network.next() {
+        while let Some((host, happening)) = network.step() {
             match happening {
                 Happening::Lost { host: 0 } => lost += 1,
                 Happening::ReadEnded { token, ok } => all.push((host, token, ok, network.now_ns())),

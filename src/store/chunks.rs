@@ -22,11 +22,6 @@ impl Chunking {
         Chunking { len, size: len.max(1) }
     }
 
-    /// Bytes of the object.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
     /// Bytes of every chunk but the last.
     pub fn chunk_bytes(&self) -> u64 {
         self.size

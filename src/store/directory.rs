@@ -6,6 +6,9 @@
 //! than the object has chunks, beside it. So a long object goes through a chain
 //! in which every rank sends it once, and a short one through a tree.
 //!
+//! A reader that can read the memory of some holder in place, being on the same
+//! host, is sent to that one alone, and is nobody's source.
+//!
 //! Deliberately absent: addresses. A holder tells where its copy is and keeps
 //! it there, so that an entry that is out of date costs a question and can name
 //! no memory.
@@ -34,6 +37,10 @@ struct Object {
 #[derive(Debug)]
 struct Holder {
     rank: Rank,
+    /// Names those that read each other's memory in place.
+    group: Rank,
+    /// It has no copy of its own, and waits for another one's.
+    in_place: bool,
     /// Readers are numbered as they come.
     joined: u32,
     /// Ranks between it and the owner.
@@ -48,6 +55,17 @@ struct Holder {
     reads_from: Vec<Rank>,
     /// Everybody that it was told of and may wait for.
     told: Vec<Rank>,
+}
+
+/// A rank that asks from whom to read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asker {
+    /// Which.
+    pub rank: Rank,
+    /// Whose memory it can read in place: that of ranks with the same group.
+    pub group: Rank,
+    /// A rank that it was sent to in vain.
+    pub gone: Option<Rank>,
 }
 
 /// From whom a reader is to read.
@@ -65,29 +83,23 @@ impl Directory {
         Directory::default()
     }
 
-    /// Where `reader` is to read an object from that has `chunks` chunks and
-    /// that was read from `owner` first. `gone` is a rank that it was sent to in
-    /// vain; `alive` says which ranks this one still reaches.
+    /// Where `asker` is to read an object from that has `chunks` chunks and that
+    /// lies in the memory of `owner`; `alive` says which ranks this one still
+    /// reaches.
     pub fn locate(
         &mut self,
         object: u64,
-        reader: Rank,
+        asker: Asker,
         owner: Rank,
         chunks: u32,
-        gone: Option<Rank>,
         alive: impl Fn(Rank) -> bool,
     ) -> Plan {
-        let entry = self.objects.entry(object).or_insert_with(|| Object {
-            owner,
-            chunks,
-            root_readers: 0,
-            holders: Vec::new(),
-            joined: 0,
-        });
-        if let Some(gone) = gone.filter(|gone| *gone != reader) {
+        let new = || Object { owner, chunks, root_readers: 0, holders: Vec::new(), joined: 0 };
+        let entry = self.objects.entry(object).or_insert_with(new);
+        if let Some(gone) = asker.gone.filter(|gone| *gone != asker.rank) {
             entry.shun(gone);
         }
-        entry.plan(reader, gone, alive)
+        entry.plan(asker, alive)
     }
 
     /// `reader` reads no more; it has the whole object, or nothing.
@@ -125,7 +137,8 @@ impl Directory {
 }
 
 impl Object {
-    fn plan(&mut self, reader: Rank, gone: Option<Rank>, alive: impl Fn(Rank) -> bool) -> Plan {
+    fn plan(&mut self, asker: Asker, alive: impl Fn(Rank) -> bool) -> Plan {
+        let Asker { rank: reader, group, gone } = asker;
         self.leave(reader);
         let waits_for_reader = self.behind(reader);
         // What a reader waits for: what its source sends to others, and how far
@@ -134,10 +147,16 @@ impl Object {
         let mut candidates: Vec<(u32, u32, &Holder)> = self
             .holders
             .iter()
-            .filter(|h| !h.shunned && !waits_for_reader.contains(&h.rank) && alive(h.rank))
+            .filter(|h| !h.shunned && !h.in_place && !waits_for_reader.contains(&h.rank) && alive(h.rank))
             .map(|h| (h.readers * self.chunks + h.depth, u32::MAX - h.joined, h))
             .collect();
         candidates.sort_unstable_by_key(|(cost, order, _)| (*cost, *order));
+        // The oldest one of the host: it will have the whole first.
+        let near = candidates.iter().map(|(_, _, h)| h).filter(|h| h.group == group).min_by_key(|h| (!h.complete, h.joined));
+        if let Some(near) = near.map(|h| h.rank) {
+            self.join(asker, 0, &[near], 0, true);
+            return Plan { primaries: 1, ranks: vec![near] };
+        }
         let owner = Some(self.owner).filter(|owner| Some(*owner) != gone && alive(*owner) && *owner != reader);
         let root_cost = self.root_readers * self.chunks;
 
@@ -156,7 +175,7 @@ impl Object {
             true => 1,
             false => candidates.first().map_or(1, |(_, _, h)| h.depth + 1),
         };
-        self.join(reader, depth, &ranks, primaries);
+        self.join(asker, depth, &ranks, primaries, false);
         Plan { primaries: primaries as u32, ranks }
     }
 
@@ -180,7 +199,8 @@ impl Object {
 
     /// Notes that `reader` reads from the first `primaries` of `ranks` and knows
     /// of the others.
-    fn join(&mut self, reader: Rank, depth: u32, ranks: &[Rank], primaries: usize) {
+    fn join(&mut self, asker: Asker, depth: u32, ranks: &[Rank], primaries: usize, in_place: bool) {
+        let Asker { rank: reader, group, .. } = asker;
         let reads_from = ranks[..primaries].to_vec();
         for source in &reads_from {
             match self.holders.iter_mut().find(|h| h.rank == *source) {
@@ -191,13 +211,24 @@ impl Object {
         let at = self.holders.iter().position(|h| h.rank == reader).unwrap_or_else(|| {
             let joined = self.joined;
             self.joined += 1;
-            let holder =
-                Holder { rank: reader, joined, depth, complete: false, shunned: false, readers: 0, reads_from: vec![], told: vec![] };
+            let holder = Holder {
+                rank: reader,
+                group,
+                in_place,
+                joined,
+                depth,
+                complete: false,
+                shunned: false,
+                readers: 0,
+                reads_from: Vec::new(),
+                told: Vec::new(),
+            };
             self.holders.push(holder);
             self.holders.len() - 1
         });
         let holder = &mut self.holders[at];
-        (holder.complete, holder.depth, holder.reads_from) = (false, depth, reads_from);
+        (holder.complete, holder.in_place, holder.depth) = (false, in_place, depth);
+        holder.reads_from = reads_from;
         for rank in ranks {
             if !holder.told.contains(rank) {
                 holder.told.push(*rank);
@@ -239,8 +270,12 @@ mod tests {
 
     const OWNER: Rank = Rank(0);
 
+    fn asker(rank: u32, gone: Option<u32>) -> Asker {
+        Asker { rank: Rank(rank), group: Rank(rank), gone: gone.map(Rank) }
+    }
+
     fn plan(directory: &mut Directory, reader: u32, chunks: u32) -> Vec<u32> {
-        let plan = directory.locate(7, Rank(reader), OWNER, chunks, None, |_| true);
+        let plan = directory.locate(7, asker(reader, None), OWNER, chunks, |_| true);
         plan.ranks[..plan.primaries as usize].iter().map(|r| r.0).collect()
     }
 
@@ -273,7 +308,7 @@ mod tests {
         directory.finish(7, Rank(1), true);
         directory.finish(7, Rank(2), true);
         directory.finish(7, Rank(3), true);
-        let told = directory.locate(7, Rank(4), OWNER, 100, None, |_| true);
+        let told = directory.locate(7, asker(4, None), OWNER, 100, |_| true);
         assert_eq!((told.primaries, told.ranks), (3, vec![Rank(3), Rank(2), Rank(1), OWNER]));
     }
 
@@ -284,14 +319,32 @@ mod tests {
             plan(&mut directory, reader, 100);
         }
         directory.lost(Rank(3));
-        let told = directory.locate(7, Rank(4), OWNER, 100, Some(Rank(3)), |_| true);
+        let told = directory.locate(7, asker(4, Some(3)), OWNER, 100, |_| true);
         assert_eq!(told.ranks[0], Rank(2), "{told:?}");
         // Rank 4 came before rank 5, so it must not wait for it.
         assert_eq!(plan(&mut directory, 5, 100), [4]);
-        let told = directory.locate(7, Rank(4), OWNER, 100, Some(Rank(2)), |_| true);
+        let told = directory.locate(7, asker(4, Some(2)), OWNER, 100, |_| true);
         assert_eq!(told.ranks, [OWNER, Rank(1)], "rank 1 has a reader, too, and is farther");
-        let told = directory.locate(7, Rank(4), OWNER, 100, Some(Rank(1)), |rank| rank != OWNER);
+        let told = directory.locate(7, asker(4, Some(1)), OWNER, 100, |rank| rank != OWNER);
         assert_eq!((told.primaries, told.ranks), (0, vec![]));
+    }
+
+    #[test]
+    fn ranks_of_a_host_share_one_copy() {
+        let mut directory = Directory::new();
+        let mut told = |rank: u32| {
+            let asker = Asker { rank: Rank(rank), group: Rank(rank / 4 * 4), gone: None };
+            directory.locate(7, asker, OWNER, 100, |_| true).ranks
+        };
+        assert_eq!(told(4), [OWNER]);
+        assert_eq!(told(5), [Rank(4)]);
+        assert_eq!(told(6), [Rank(4)]);
+        // The next host goes on behind the copy, not behind those that share it.
+        assert_eq!(told(8)[0], Rank(4));
+        assert_eq!(told(9), [Rank(8)]);
+        directory.lost(Rank(4));
+        let asker = Asker { rank: Rank(5), group: Rank(4), gone: Some(Rank(4)) };
+        assert_eq!(directory.locate(7, asker, OWNER, 100, |_| true).ranks, [OWNER, Rank(8)]);
     }
 
     #[test]

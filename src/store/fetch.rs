@@ -34,6 +34,8 @@ struct Source {
     last_ns: u64,
     /// Nothing more is asked of it.
     gone: bool,
+    /// It has sent nothing for long; asked again when something has come.
+    stalled: bool,
 }
 
 /// A read to be started.
@@ -49,9 +51,6 @@ pub struct ChunkRead {
 
 /// How much of the last measurement enters a source's speed.
 const NEW_SHARE: f64 = 0.3;
-
-/// How much later than by the other sources a chunk may be there by a slow one.
-const PATIENCE: f64 = 1.5;
 
 impl Fetch {
     /// An object of which nothing is here, and of which nobody is known to have
@@ -129,7 +128,7 @@ impl Fetch {
         let source = &self.sources[at];
         let chunk_bytes = self.chunking.chunk_bytes();
         let window = (FETCH_SOURCE_BYTES_MAX / chunk_bytes).max(2) as usize;
-        if source.gone || source.in_flight.len() >= window {
+        if source.gone || source.stalled || source.in_flight.len() >= window {
             return None;
         }
         let chunk = source.has.common(&self.missing, 0).find(|chunk| self.is_worth(at, *chunk, now_ns))?;
@@ -152,7 +151,49 @@ impl Fetch {
         let before = source.ns_per_byte.unwrap_or(sample);
         source.ns_per_byte = Some(before + NEW_SHARE * (sample - before));
         source.last_ns = now_ns;
+        source.stalled = false;
         self.forget_idle(at);
+    }
+
+    /// Something has come from `rank`, though nobody waits for it any more.
+    pub fn revive(&mut self, rank: Rank) {
+        if let Some(at) = self.at(rank) {
+            self.sources[at].stalled = false;
+        }
+    }
+
+    /// The ranks of which something has been wanted for more than `most_ns` in
+    /// vain, each once.
+    pub fn newly_stalled(&mut self, now_ns: u64, most_ns: u64) -> Vec<Rank> {
+        let mut stalled = Vec::new();
+        for source in self.sources.iter_mut().filter(|source| !source.stalled) {
+            let Some((_, asked_ns)) = source.in_flight.first() else { continue };
+            if now_ns.saturating_sub(source.last_ns.max(*asked_ns)) > most_ns {
+                source.stalled = true;
+                stalled.push(source.rank);
+            }
+        }
+        stalled
+    }
+
+    /// If others have chunks that are under way from stalled sources: gives up
+    /// everything under way, which is missing again. Whatever still comes of it
+    /// must go elsewhere.
+    pub fn reclaim(&mut self) -> Vec<(Rank, u32)> {
+        let helps = |other: &Source, chunk| !other.gone && !other.stalled && other.has.contains(chunk);
+        let mut late = self.sources.iter().filter(|source| source.stalled).flat_map(|source| &source.in_flight);
+        if !late.any(|(chunk, _)| self.sources.iter().any(|other| helps(other, *chunk))) {
+            return Vec::new();
+        }
+        let under_way = |source: &Source| {
+            let rank = source.rank;
+            source.in_flight.iter().map(move |(chunk, _)| (rank, *chunk)).collect::<Vec<_>>()
+        };
+        let reclaimed: Vec<_> = self.sources.iter().flat_map(under_way).collect();
+        for (rank, chunk) in &reclaimed {
+            self.failed(*rank, *chunk);
+        }
+        reclaimed
     }
 
     /// A read of a chunk from `rank` failed: it is missing again.
@@ -173,9 +214,9 @@ impl Fetch {
     }
 
     /// Whether asking source `at` for a chunk gets it here about as soon as
-    /// leaving it to the others that have it.
+    /// leaving the rest to the others that have it.
     fn is_worth(&self, at: usize, chunk: u32, now_ns: u64) -> bool {
-        let others = self.sources.iter().enumerate().filter(|(i, s)| *i != at && !s.gone && s.has.contains(chunk));
+        let others = self.sources.iter().enumerate().filter(|(i, s)| *i != at && !s.gone && !s.stalled && s.has.contains(chunk));
         let mut others = others.map(|(_, s)| s).peekable();
         if others.peek().is_none() {
             return true;
@@ -195,7 +236,7 @@ impl Fetch {
         let here_after = (me.in_flight.len() + 1) as f64 * mine;
         let all_of_theirs = f64::from(self.missing.filled() + theirs_in_flight as u32) / their_rate;
         // The fastest of idle sources is never refused, so that there is always one.
-        their_rate == 0.0 || here_after <= PATIENCE * all_of_theirs.max(first_of_theirs)
+        their_rate == 0.0 || here_after <= all_of_theirs.max(first_of_theirs)
     }
 
     fn at(&self, rank: Rank) -> Option<usize> {
@@ -206,7 +247,7 @@ impl Fetch {
         let at = self.at(rank).unwrap_or_else(|| {
             let has = ChunkSet::none(self.chunking.count());
             let source =
-                Source { rank, offset, has, in_flight: Vec::new(), ns_per_byte: None, last_ns: 0, gone: false };
+                Source { rank, offset, has, in_flight: Vec::new(), ns_per_byte: None, last_ns: 0, gone: false, stalled: false };
             self.sources.push(source);
             self.sources.len() - 1
         });

@@ -64,6 +64,18 @@ impl Flow {
         }
     }
 
+    /// A read of `bytes` is not waited for any more: it counts for its rank alone,
+    /// until [`Flow::ended_late`].
+    pub fn given_up(&mut self, bytes: u64) {
+        self.in_flight = self.in_flight.saturating_sub(bytes);
+    }
+
+    /// A read that was given up ended.
+    pub fn ended_late(&mut self, rank: Rank, bytes: u64) {
+        self.in_flight += bytes;
+        self.ended(rank, bytes);
+    }
+
     /// Bytes under way from all ranks.
     pub fn in_flight(&self) -> u64 {
         self.in_flight

@@ -39,6 +39,9 @@ pub enum BulkBody {
     Locate {
         /// Not this one again.
         gone: Option<Rank>,
+        /// The lowest rank of those that read each other's memory in place, the
+        /// sender among them.
+        group: Rank,
     },
     /// The lender's answer. The sender of the question reads from the first
     /// `primaries` of `ranks`, and from the rest if those fail.
@@ -59,6 +62,9 @@ pub enum BulkBody {
     Subscribe {
         /// Names the subscription, to tell it from later ones.
         number: u32,
+        /// The sender will read it where it is, for as long as it likes, and may
+        /// lend it on.
+        in_place: bool,
     },
     /// To a holder: I read your copy no more.
     Unsubscribe {
@@ -90,7 +96,7 @@ pub fn write_bulk(buffer: &mut Vec<u8>, message: &Bulk) {
         BulkBody::Locate { .. } => (op::LOCATE, 0),
         BulkBody::Sources { ranks, .. } => (op::SOURCES, ranks.len()),
         BulkBody::Arrived { complete } => (op::ARRIVED, usize::from(*complete)),
-        BulkBody::Subscribe { .. } => (op::SUBSCRIBE, 0),
+        BulkBody::Subscribe { in_place, .. } => (op::SUBSCRIBE, usize::from(*in_place)),
         BulkBody::Unsubscribe { .. } => (op::UNSUBSCRIBE, 0),
         BulkBody::Holding { words, .. } => (op::HOLDING, words.len()),
         BulkBody::Gone { .. } => (op::GONE, 0),
@@ -104,8 +110,9 @@ pub fn write_bulk(buffer: &mut Vec<u8>, message: &Bulk) {
     };
     buffer.extend_from_slice(head.as_bytes());
     match &message.what {
-        BulkBody::Locate { gone } => {
+        BulkBody::Locate { gone, group } => {
             buffer.extend_from_slice(&gone.map_or(0, |rank| rank.0 + 1).to_le_bytes());
+            buffer.extend_from_slice(&group.0.to_le_bytes());
         }
         BulkBody::Sources { primaries, ranks } => {
             buffer.extend_from_slice(&primaries.to_le_bytes());
@@ -117,7 +124,7 @@ pub fn write_bulk(buffer: &mut Vec<u8>, message: &Bulk) {
             buffer.extend_from_slice(holding.as_bytes());
             words.iter().for_each(|word| buffer.extend_from_slice(&word.to_le_bytes()));
         }
-        BulkBody::Subscribe { number } | BulkBody::Unsubscribe { number } | BulkBody::Gone { number } => {
+        BulkBody::Subscribe { number, .. } | BulkBody::Unsubscribe { number } | BulkBody::Gone { number } => {
             buffer.extend_from_slice(&number.to_le_bytes());
         }
         BulkBody::Arrived { .. } => (),
@@ -132,9 +139,10 @@ impl Bulk {
         let what = match head.op {
             op::LOCATE => {
                 flag("count", count, 0)?;
-                let gone: [u8; 4] = exactly(body)?;
-                let gone = u32::from_le_bytes(gone).checked_sub(1);
-                BulkBody::Locate { gone: gone.map(|rank| existing("gone rank", rank)).transpose()? }
+                let locate: [u8; size_of::<LocateLayout>()] = exactly(body)?;
+                let LocateLayout { gone, group } = zerocopy::transmute!(locate);
+                let gone = gone.get().checked_sub(1).map(|rank| existing("gone rank", rank)).transpose()?;
+                BulkBody::Locate { gone, group: existing("group", group.get())? }
             }
             op::SOURCES => {
                 let (primaries, ranks): (&U32, _) = prefix(MESSAGE, body)?;
@@ -164,10 +172,10 @@ impl Bulk {
                 BulkBody::Arrived { complete: count == 1 }
             }
             op @ (op::SUBSCRIBE | op::UNSUBSCRIBE | op::GONE) => {
-                flag("count", count, 0)?;
+                flag("count", count, usize::from(op == op::SUBSCRIBE))?;
                 let number = u32::from_le_bytes(exactly(body)?);
                 match op {
-                    op::SUBSCRIBE => BulkBody::Subscribe { number },
+                    op::SUBSCRIBE => BulkBody::Subscribe { number, in_place: count == 1 },
                     op::UNSUBSCRIBE => BulkBody::Unsubscribe { number },
                     _ => BulkBody::Gone { number },
                 }
@@ -199,10 +207,20 @@ struct BulkLayout {
     kind: u8,
     /// One of [`op`].
     op: u8,
-    /// Entries that follow; whether the object is complete; else 0.
+    /// Entries that follow; whether the object is complete or is read in place;
+    /// else 0.
     count: U16,
     lender: U32,
     object: U64,
+}
+
+/// What follows the head of [`BulkBody::Locate`].
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct LocateLayout {
+    /// The rank and 1; 0 for none.
+    gone: U32,
+    group: U32,
 }
 
 /// What follows the head of [`BulkBody::Holding`], before its words.
@@ -251,13 +269,14 @@ mod tests {
     #[test]
     fn every_bulk_message_survives_the_wire() {
         for what in [
-            BulkBody::Locate { gone: None },
-            BulkBody::Locate { gone: Some(Rank(0)) },
+            BulkBody::Locate { gone: None, group: Rank(1) },
+            BulkBody::Locate { gone: Some(Rank(0)), group: Rank(0) },
             BulkBody::Sources { primaries: 0, ranks: Vec::new() },
             BulkBody::Sources { primaries: 1, ranks: vec![Rank(4), Rank(0)] },
             BulkBody::Arrived { complete: false },
             BulkBody::Arrived { complete: true },
-            BulkBody::Subscribe { number: 5 },
+            BulkBody::Subscribe { number: 5, in_place: false },
+            BulkBody::Subscribe { number: 5, in_place: true },
             BulkBody::Unsubscribe { number: u32::MAX },
             BulkBody::Holding { number: 9, offset: 1 << 40, first: 63, words: vec![u64::MAX] },
             BulkBody::Gone { number: 0 },
@@ -283,7 +302,7 @@ mod tests {
         refused(BulkBody::Gone { number: 0 }, |b| b[2] = 1);
         refused(BulkBody::Gone { number: 0 }, |b| b[4..8].copy_from_slice(&RANKS_MAX.to_le_bytes()));
         refused(BulkBody::Arrived { complete: true }, |b| b[2] = 2);
-        refused(BulkBody::Locate { gone: None }, |b| b[16..20].copy_from_slice(&u32::MAX.to_le_bytes()));
+        refused(BulkBody::Locate { gone: None, group: Rank(1) }, |b| b[16..20].copy_from_slice(&u32::MAX.to_le_bytes()));
         refused(BulkBody::Sources { primaries: 1, ranks: vec![Rank(1)] }, |b| b[16] = 2);
         refused(BulkBody::Sources { primaries: 0, ranks: vec![Rank(1)] }, |_| ());
         refused(BulkBody::Sources { primaries: 1, ranks: vec![Rank(1); BULK_SOURCES_MAX + 1] }, |_| ());

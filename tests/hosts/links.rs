@@ -42,13 +42,18 @@ pub fn tests() -> Vec<Test> {
         assert!(String::from_utf8_lossy(&output.stdout).contains("fib(12) = 144"), "{output:?}");
     }));
     tests.push(test("netem_or_a_clear_no", || {
-        let mut command = netns();
-        let output = command.args(["run", "-n", "2", "--delay", "1ms", "--loss", "0.1%"]);
-        let output = output.args(["--launcher", env!("CARGO_BIN_EXE_collimate"), "--"]).arg(example("fib")).arg("12");
-        let output = output.output().unwrap();
+        let link = ["--delay", "20ms", "--loss", "0.1%", "--rate", "100mbit"];
+        let has_netem = Path::new("/sys/module/sch_netem").exists();
+        let run = ["run", "-n", "2", "--launcher", env!("CARGO_BIN_EXE_collimate")];
+        let fib = example("fib");
+        let shown = ["sh", "-c", "tc qdisc show dev eth0 >&2 && exec $0 5", fib.to_str().unwrap()];
+        let output = netns().args(run).args(link).arg("--").args(shown).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        let refused = output.status.code() == Some(1) && said.contains("run it inside scripts/rdma-vm");
-        assert!(output.status.success() || refused, "{output:?}");
+        if has_netem || output.status.success() {
+            assert!(output.status.success() && said.contains("delay 20ms loss 0.1% rate 100Mbit"), "{output:?}");
+        } else {
+            assert!(output.status.code() == Some(1) && said.contains("run it inside scripts/rdma-vm"), "{output:?}");
+        }
     }));
     tests.push(test("a_run_removes_its_net", || {
         for signal in ["TERM", "INT"] {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use collimate::base::limits::{GOODBYE_DEADLINE, KILL_GRACE, PEER_SILENCE_MAX, TERM_GRACE};
-use collimate::{Error, ErrorKind, Options, Ref};
+use collimate::{Array, Error, ErrorKind, Options, Ref};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::Scenario;
@@ -13,7 +13,7 @@ use crate::harness::{Finished, Running, Test, test};
 use crate::links::wait_until;
 use crate::net::Net;
 
-pub const SCENARIOS: &[Scenario] = &[("busy", busy), ("quiet", quiet), ("counts", counts)];
+pub const SCENARIOS: &[Scenario] = &[("busy", busy), ("quiet", quiet), ("transfers", transfers), ("counts", counts)];
 
 /// Hosts of a net here, and ranks on each; the last host is the one cut off.
 const HOSTS: u32 = 3;
@@ -31,6 +31,9 @@ const LAUNCHER_GIVES_UP: Duration =
 /// How long a short cut lasts.
 const SHORT_CUT: Duration = Duration::from_secs(3);
 
+/// Bytes of a large array.
+const BLOCK: usize = 1 << 20;
+
 /// The variable that names the file which the driver makes when all ranks work.
 const MARKER: &str = "COLLIMATE_TEST_MARKER";
 
@@ -39,7 +42,7 @@ pub fn tests() -> Vec<Test> {
     for fabric in ["uring", "epoll"] {
         tests.push(test(format!("both_sides_name_who_is_cut_off_{fabric}"), move || {
             // At the same time, for each waits until silence has lasted.
-            let cuts = [("busy", ""), ("quiet", ""), ("busy", "--out"), ("busy", "--in")];
+            let cuts = [("busy", ""), ("quiet", ""), ("busy", "--out"), ("transfers", "--in")];
             let jobs = cuts.map(|(scenario, how)| Job::cut_off(fabric, scenario, how));
             for job in jobs {
                 let (done, took) = job.finish();
@@ -49,15 +52,12 @@ pub fn tests() -> Vec<Test> {
                     assert!(has_line(&done, &[&format!("rank 0: lost rank {rank}: ")]), "{rank}: {done:#?}");
                     assert!(has_line(&done, &[&format!("rank {rank}: lost rank 0: ")]), "{rank}: {done:#?}");
                 }
-                assert!(
-                    CUT_RANKS.iter().any(|r| has_line(&done, &[&format!("error: rank {r} is gone: ")])),
-                    "{done:#?}"
-                );
+                assert!(CUT_RANKS.iter().any(|r| has_line(&done, &["error: ", &format!("rank {r}")])), "{done:#?}");
                 assert!(has_line(&done, &["rank 0, which ran the driver, is gone"]), "{done:#?}");
             }
         }));
         tests.push(test(format!("a_dead_host_sends_no_farewell_{fabric}"), move || {
-            let jobs = ["busy", "quiet"].map(|scenario| Job::with_dead_host(fabric, scenario));
+            let jobs = ["busy", "quiet", "transfers"].map(|scenario| Job::with_dead_host(fabric, scenario));
             for job in jobs {
                 let (done, took) = job.finish();
                 // Then the launcher does all it can to end the ranks of the dead host.
@@ -67,10 +67,7 @@ pub fn tests() -> Vec<Test> {
                 for rank in CUT_RANKS {
                     assert!(has_line(&done, &[&format!("rank 0: lost rank {rank}: ")]), "{rank}: {done:#?}");
                 }
-                assert!(
-                    CUT_RANKS.iter().any(|r| has_line(&done, &[&format!("error: rank {r} is gone: ")])),
-                    "{done:#?}"
-                );
+                assert!(CUT_RANKS.iter().any(|r| has_line(&done, &["error: ", &format!("rank {r}")])), "{done:#?}");
             }
         }));
         tests.push(test(format!("a_short_cut_is_survived_{fabric}"), move || {
@@ -174,6 +171,11 @@ fn echo(value: u64) -> u64 {
 }
 
 #[collimate::task]
+fn block(value: u32) -> Result<Array<u8>, Error> {
+    collimate::put(&vec![value as u8; BLOCK])?.get()
+}
+
+#[collimate::task]
 fn sleep(ms: u64) -> u64 {
     std::thread::sleep(Duration::from_millis(ms));
     ms
@@ -196,14 +198,40 @@ fn warm_up() -> Result<(), Error> {
 #[collimate::main]
 fn busy() -> Result<(), Error> {
     warm_up()?;
+    Err(call_until_cut(|rank| echo::spawn_with(on(rank), u64::from(rank)), |rank, value| value == u64::from(rank)))
+}
+
+/// Has all ranks send large arrays without end. What came before the cut stays
+/// as it was, and the ranks that can be reached go on.
+#[collimate::main]
+fn transfers() -> Result<(), Error> {
+    let all = || (1..collimate::size()).map(|rank| (rank, block::spawn_with(on(rank), rank)));
+    let is_right = |rank: u32, bytes: &[u8]| bytes == vec![rank as u8; BLOCK];
+    let own = collimate::put(&vec![77u8; BLOCK])?.get()?;
+    let before = all().map(|(rank, call)| Ok((rank, call.get()?))).collect::<Result<Vec<_>, Error>>()?;
+    warm_up()?;
+    let error = call_until_cut(|rank| block::spawn_with(on(rank), rank), |rank, bytes| is_right(rank, &bytes));
+    assert!(is_right(77, &own) && before.iter().all(|(rank, bytes)| is_right(*rank, bytes)));
+    for (rank, call) in all().filter(|(rank, _)| !CUT_RANKS.contains(rank)) {
+        assert!(is_right(rank, &call.get()?));
+    }
+    Err(error)
+}
+
+/// Calls all ranks at a time until those that were cut off are lost; the first
+/// error. The others must answer, and rightly.
+fn call_until_cut<T: Clone + Send + Sync + 'static>(
+    call: impl Fn(u32) -> Ref<T>,
+    is_right: impl Fn(u32, T) -> bool,
+) -> Error {
     let mut first = None;
     let mut gone = Vec::new();
     while gone.len() < CUT_RANKS.len() {
-        let calls = (1..collimate::size()).filter(|r| !gone.contains(r));
-        let calls: Vec<(u32, Ref<u64>)> = calls.map(|r| (r, echo::spawn_with(on(r), u64::from(r)))).collect();
+        let ranks = (1..collimate::size()).filter(|rank| !gone.contains(rank));
+        let calls: Vec<(u32, Ref<T>)> = ranks.map(|rank| (rank, call(rank))).collect();
         for (rank, call) in calls {
             match call.get() {
-                Ok(value) => assert_eq!(value, u64::from(rank)),
+                Ok(value) => assert!(is_right(rank, value), "what rank {rank} answered"),
                 Err(error) => {
                     names(&error, rank);
                     gone.push(rank);
@@ -212,7 +240,7 @@ fn busy() -> Result<(), Error> {
             }
         }
     }
-    Err(first.expect("a call has failed"))
+    first.expect("a call has failed")
 }
 
 /// Waits for ranks with which nothing is exchanged.
@@ -244,6 +272,6 @@ fn counts() -> Result<(), Error> {
 /// The error says which rank cannot be reached.
 fn names(error: &Error, rank: u32) {
     assert!(CUT_RANKS.contains(&rank), "rank {rank} was not cut off: {error}");
-    let words = format!("rank {rank} ");
-    assert!(error.kind == ErrorKind::RankLost && error.message.contains(&words), "{error}");
+    let name = format!("rank {rank}");
+    assert!(error.kind == ErrorKind::RankLost && error.message.contains(&name), "{error}");
 }

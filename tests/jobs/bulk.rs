@@ -6,13 +6,18 @@ use std::time::{Duration, Instant};
 use collimate::base::event::Event;
 use collimate::node::Node;
 use collimate::{Array, Error, Options, Ref};
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::{Pid, Signal, getpid, kill_process};
 
 use crate::Scenario;
 use crate::harness::{Test, job, test};
 
-pub const SCENARIOS: &[Scenario] =
-    &[("broadcast", broadcast), ("a source dies", a_source_dies), ("many arguments", many_arguments)];
+pub const SCENARIOS: &[Scenario] = &[
+    ("broadcast", broadcast),
+    ("a source dies", a_source_dies),
+    ("many arguments", many_arguments),
+    ("two holders", two_holders),
+    ("a source stops", a_source_stops),
+];
 
 pub fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
@@ -29,6 +34,12 @@ pub fn tests() -> Vec<Test> {
             assert!(done.status == Some(1) && done.stderr.contains("rank 1 (pid "), "{done:#?}");
             assert!(done.stdout.contains("went on"), "{done:#?}");
         }));
+        tests.push(test(format!("a_source_stops_{fabric}"), move || {
+            with_fabric(4, "a source stops").env("COLLIMATE_STORE", "512M").run().succeeded();
+        }));
+        tests.push(test(format!("two_holders_{fabric}"), move || {
+            with_fabric(4, "two holders").env("COLLIMATE_STORE", "256M").run().succeeded();
+        }));
         tests.push(test(format!("many_arguments_{fabric}"), move || {
             with_fabric(2, "many arguments").env("COLLIMATE_STORE", "256M").run().succeeded();
         }));
@@ -38,10 +49,19 @@ pub fn tests() -> Vec<Test> {
 
 const MIB: usize = 1 << 20;
 
-/// Bytes that tell where they are.
-fn pattern(len: usize, seed: u64) -> Vec<u8> {
+/// Repeats after a length that no chunk is a multiple of.
+const PERIOD: usize = MIB - 7;
+
+/// One period of bytes that tell where they are.
+fn period(seed: u64) -> Vec<u8> {
     let word = |i: u64| (i ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23);
-    (0..len.div_ceil(8) as u64).flat_map(|i| word(i).to_le_bytes()).take(len).collect()
+    (0..MIB as u64 / 8).flat_map(|i| word(i).to_le_bytes()).take(PERIOD).collect()
+}
+
+fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = period(seed).repeat(len.div_ceil(PERIOD));
+    bytes.truncate(len);
+    bytes
 }
 
 fn read() -> (u64, u64) {
@@ -58,10 +78,9 @@ static KEPT: Mutex<Vec<Array<u8>>> = Mutex::new(Vec::new());
 /// Checks an object, and keeps it if told to.
 #[collimate::task]
 fn check(bytes: Array<u8>, seed: u64, keep: bool) -> Result<usize, String> {
-    let expected = pattern(bytes.len(), seed);
-    if bytes[..] != expected[..] {
-        let first = bytes.iter().zip(&expected).position(|(a, b)| a != b);
-        return Err(format!("rank {} has other bytes from {first:?} on", collimate::rank()));
+    let expected = period(seed);
+    if let Some(at) = bytes.chunks(PERIOD).position(|part| part != &expected[..part.len()]) {
+        return Err(format!("rank {} has other bytes in part {at}", collimate::rank()));
     }
     let len = bytes.len();
     if keep {
@@ -94,27 +113,29 @@ fn broadcast() -> Result<(), Error> {
     Ok(())
 }
 
-/// Ends this rank amid the next transfer to it.
+/// Ends or stops this rank amid the next transfer to it; its process.
 #[collimate::task]
-fn die_amid(bytes: u64) {
+fn stop_amid(bytes: u64, for_good: bool) -> i32 {
+    let signal = if for_good { Signal::KILL } else { Signal::STOP };
     let before = read();
     std::thread::spawn(move || {
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(20) {
             let now = read();
             if now.0 + now.1 - before.0 - before.1 >= bytes {
-                kill_process(getpid(), Signal::KILL).expect("this process may be killed");
+                return kill_process(getpid(), signal).expect("this process may be stopped");
             }
             std::thread::yield_now();
         }
     });
+    getpid().as_raw_nonzero().get()
 }
 
 #[collimate::main]
 fn a_source_dies() -> Result<(), Error> {
-    let len = 128 * MIB;
+    let len = 64 * MIB;
     let object = collimate::put(&pattern(len, 9))?;
-    die_amid::spawn_with(on(1), (len / 4) as u64).get()?;
+    stop_amid::spawn_with(on(1), (len / 4) as u64, true).get()?;
     let dies = check::spawn_with(on(1), &object, 9, false);
     // So that the others are told to read from it.
     std::thread::sleep(Duration::from_millis(2));
@@ -127,25 +148,68 @@ fn a_source_dies() -> Result<(), Error> {
     Ok(())
 }
 
+#[collimate::main]
+fn a_source_stops() -> Result<(), Error> {
+    let len = 64 * MIB;
+    let object = collimate::put(&pattern(len, 9))?;
+    let pid = stop_amid::spawn_with(on(1), (len / 4) as u64, false).get()?;
+    let stops = check::spawn_with(on(1), &object, 9, false);
+    std::thread::sleep(Duration::from_millis(2));
+    let others: Vec<Ref<usize>> = (2..4).map(|rank| check::spawn_with(on(rank), &object, 9, false)).collect();
+    for other in others {
+        assert_eq!(other.get()?, len);
+    }
+    assert!(!stops.is_ready());
+    kill_process(Pid::from_raw(pid).expect("a process"), Signal::CONT).expect("it is there");
+    assert_eq!(stops.get()?, len);
+    Ok(())
+}
+
 /// Short objects beside long ones, one object for several tasks at a time, more
 /// at once than may be under way.
 #[collimate::main]
 fn many_arguments() -> Result<(), Error> {
-    let long = collimate::put(&pattern(40 * MIB, 1))?;
+    let long = collimate::put(&pattern(64 * MIB, 1))?;
     let mut calls: Vec<(usize, Ref<usize>)> = Vec::new();
     for i in 0..4 {
-        calls.push((40 * MIB, check::spawn_with(on(1), &long, 1, i == 0)));
+        calls.push((64 * MIB, check::spawn_with(on(1), &long, 1, i == 0)));
     }
     for i in 0..40u64 {
-        let len = [10_000, 300_000, MIB, MIB + 1][i as usize % 4];
+        let len = [10_000, 300_000, 2 * MIB - 1, 2 * MIB][i as usize % 4];
         calls.push((len, check::spawn_with(on(1), collimate::put(&pattern(len, i))?, i, false)));
     }
     for (len, call) in calls {
         assert_eq!(call.get()?, len);
     }
     let (from_owner, _) = bytes_read::spawn_with(on(1)).get()?;
-    assert!(from_owner < 80 * MIB as u64, "the long object was read more than once: {from_owner}");
+    assert!(from_owner < 128 * MIB as u64, "the long object was read more than once: {from_owner}");
     // It still has the long one; nothing of that is read again.
     check::spawn_with(on(1), &long, 1, false).get()?;
+    assert_eq!(bytes_read::spawn_with(on(1)).get()?, (from_owner, 0));
     Ok(())
+}
+
+/// Whoever has a copy serves it, as long as it has it.
+#[collimate::main]
+fn two_holders() -> Result<(), Error> {
+    let len = 24 * MIB + 5;
+    let object = collimate::put(&pattern(len, 3))?;
+    for rank in 1..3 {
+        check::spawn_with(on(rank), &object, 3, true).get()?;
+    }
+    // Both are done, and nobody has the object on loan.
+    check::spawn_with(on(3), &object, 3, false).get()?;
+    assert_eq!(bytes_read::spawn_with(on(3)).get()?, (0, len as u64));
+    // Nobody has a copy any more, though the owner does not know.
+    for rank in 1..3 {
+        drop_kept::spawn_with(on(rank)).get()?;
+    }
+    check::spawn_with(on(3), &object, 3, false).get()?;
+    assert_eq!(bytes_read::spawn_with(on(3)).get()?, (len as u64, len as u64));
+    Ok(())
+}
+
+#[collimate::task]
+fn drop_kept() {
+    KEPT.lock().unwrap().clear();
 }

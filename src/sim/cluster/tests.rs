@@ -1,6 +1,7 @@
 //! Broadcasts that must be fast, and any transfers that must be right.
 
 use super::*;
+use crate::base::limits::BULK_BYTES_MIN;
 use crate::base::rng::Rng;
 
 const NETWORK: NetworkConfig = NetworkConfig { bits_per_s: 25e9, latency_ns: 5_000, detection_ns: 10_000_000 };
@@ -37,25 +38,57 @@ fn the_death_of_a_link_in_the_chain_costs_its_detection() {
     }
 }
 
+#[test]
+fn a_rank_that_stops_holds_up_nobody_else() {
+    let whole = Scenario::broadcast(8, GIB, NETWORK).run().last_ns();
+    for stopped in 1..7 {
+        let mut scenario = Scenario::broadcast(8, GIB, NETWORK);
+        scenario.stops = vec![(Rank(stopped), whole / 2, 30_000_000_000)];
+        let report = scenario.run();
+        assert!(report.all_well() && report.ends.len() == 7);
+        let others = report.ends.iter().filter(|((_, rank), _)| *rank != Rank(stopped));
+        let last = others.map(|(_, end)| end.at_ns).max().unwrap();
+        assert!(last < whole + 2_500_000_000, "rank {stopped} stops: {last}");
+    }
+}
+
+#[test]
+fn a_host_reads_one_copy_for_all_its_ranks() {
+    let mut scenario = Scenario::broadcast(16, 64 << 20, NETWORK);
+    scenario.ranks_per_host = 4;
+    scenario.objects[0].readers.retain(|reader| reader.rank.0 >= 4);
+    let report = scenario.run();
+    assert!(report.all_well() && report.ends.len() == 12);
+    let copies: u64 = report.sent.iter().sum::<u64>() >> 20;
+    assert_eq!(copies, 3 * 64, "{:?}", report.sent);
+    // Those that read for host 2 die, one after the other.
+    scenario.deaths = vec![(Rank(8), 10_000_000), (Rank(9), 25_000_000)];
+    let report = scenario.run();
+    assert!(report.all_well() && report.ends.len() == 10);
+}
+
 /// Anything may happen: several objects, owners that do not lend, readers that
 /// come late, hosts that die, links of all speeds.
 fn anything(seed: u64) -> Scenario {
     let mut rng = Rng::new(seed);
     let ranks = 2 + rng.below(9) as u32;
+    let ranks_per_host = [1, 1, 2, 4][rng.below(4)];
+    let batch = [1, 3, 40][rng.below(3)];
     let mut objects = Vec::new();
     for _ in 0..1 + rng.below(4) {
         let owner = Rank(rng.below(ranks as usize) as u32);
         let lender = if rng.below(3) == 0 { Rank(rng.below(ranks as usize) as u32) } else { owner };
         let bytes = match rng.below(4) {
-            0 => rng.below(1 << 20) as u64,
-            1 => (1 << 20) + rng.below(8) as u64,
+            0 => rng.below(BULK_BYTES_MIN as usize) as u64,
+            1 => BULK_BYTES_MIN + rng.below(8) as u64,
             2 => rng.below(32 << 20) as u64,
             _ => rng.below(100 << 20) as u64,
         };
         let spread_ns = [1, 1_000_000, 100_000_000][rng.below(3)];
         let mut readers = Vec::new();
         for rank in (0..ranks).map(Rank).filter(|rank| *rank != owner && *rank != lender) {
-            if rng.below(5) > 0 {
+            // What lies on the same host is not brought anywhere.
+            if rank.0 / ranks_per_host != owner.0 / ranks_per_host && rng.below(5) > 0 {
                 readers.push(Reader { rank, start_ns: rng.below(spread_ns) as u64 });
             }
         }
@@ -65,11 +98,26 @@ fn anything(seed: u64) -> Scenario {
     for _ in 0..rng.below(1 + ranks as usize / 2) {
         deaths.push((Rank(rng.below(ranks as usize) as u32), rng.below(60_000_000) as u64));
     }
+    let mut stops = Vec::new();
+    for _ in 0..[0, 0, 1, 2][rng.below(4)] {
+        let for_ns = [100_000_000, 3_000_000_000, 20_000_000_000][rng.below(3)];
+        stops.push((Rank(rng.below(ranks as usize) as u32), rng.below(40_000_000) as u64, for_ns));
+    }
     let speeds = (0..ranks).filter(|_| rng.below(4) == 0).collect::<Vec<_>>();
     let speeds = speeds.into_iter().map(|rank| (Rank(rank), 0.05 + rng.below(40) as f64 / 10.0)).collect();
     let detection_ns = [0, 10_000, 3_000_000][rng.below(3)];
     let network = NetworkConfig { detection_ns, latency_ns: 1 + rng.below(200_000) as u64, ..NETWORK };
-    Scenario { ranks, network, objects, deaths, speeds, drop_when_read: rng.below(2) == 0 }
+    Scenario {
+        ranks,
+        network,
+        objects,
+        deaths,
+        stops,
+        speeds,
+        drop_when_read: rng.below(2) == 0,
+        ranks_per_host,
+        batch,
+    }
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn samples() -> Vec<Vec<u8>> {
         written(|b| write_bulk(b, &Bulk { copy, what }))
     };
     vec![
-        bulk(BulkBody::Locate { gone: Some(Rank(1)) }),
+        bulk(BulkBody::Locate { gone: Some(Rank(1)), group: Rank(0) }),
         bulk(BulkBody::Sources { primaries: 1, ranks: vec![Rank(1), Rank(0)] }),
         bulk(BulkBody::Holding { number: 3, offset: 64, first: 1, words: vec![7, 9] }),
         spawn(CALL, &[]),

@@ -10,7 +10,7 @@ use collimate::base::config::FabricChoice;
 
 use super::measure::{Effort, Failed, cores};
 use super::record::{Record, table};
-use super::{Metric, fabric, latency, print, store, throughput};
+use super::{Metric, broadcast, fabric, latency, print, store, throughput};
 
 /// One part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -43,6 +43,8 @@ pub enum Stage {
     FabricRoundTrip,
     /// Nothing but a first task.
     Start,
+    /// Hosts that only exist in virtual time.
+    Broadcast,
 }
 
 /// The job that a stage wants.
@@ -66,6 +68,7 @@ impl Metric {
             Metric::Throughput => &[Tasks, TasksShared, Spread, SpreadMore],
             Metric::Store => &[Store],
             Metric::Fabric => &[FabricObject, FabricMessages, FabricRoundTrip],
+            Metric::Broadcast => &[Broadcast],
         }
     }
 }
@@ -80,7 +83,7 @@ impl Stage {
     pub fn shape(self, effort: Effort) -> Shape {
         let shape = |ranks, workers, fabric| Shape { ranks, workers, fabric, store: "64M" };
         match self {
-            Stage::InWorker | Stage::Tasks => shape(1, 1, "auto"),
+            Stage::InWorker | Stage::Tasks | Stage::Broadcast => shape(1, 1, "auto"),
             Stage::CrossWorker | Stage::TasksShared => shape(1, 2, "auto"),
             Stage::CrossProcess | Stage::Spread | Stage::Start => shape(2, 1, "auto"),
             Stage::FabricObject | Stage::FabricMessages | Stage::FabricRoundTrip => shape(2, 1, "auto"),
@@ -126,6 +129,7 @@ impl Stage {
             Stage::Spread | Stage::Store => two_ranks,
             Stage::FabricObject | Stage::FabricMessages | Stage::FabricRoundTrip => two_ranks,
             Stage::SpreadMore => Some("it compares two jobs: leave the ranks to `collimate bench`"),
+            Stage::Broadcast => None,
             Stage::Start => Some("the ranks have started already: leave them to `collimate bench`"),
         }
     }
@@ -145,6 +149,7 @@ impl Stage {
             Stage::FabricMessages => fabric::messages(effort, emit),
             Stage::FabricRoundTrip => fabric::round_trip(effort, emit),
             Stage::Start => super::start::first_task(),
+            Stage::Broadcast => broadcast::simulate(effort, emit),
         }
     }
 }

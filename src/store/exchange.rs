@@ -9,23 +9,29 @@
 //! the [`Directory`]. The owner's memory needs no subscription, for whoever
 //! reads it has it on loan.
 
-use std::collections::{HashMap, VecDeque};
-use std::fmt;
+mod holder;
+mod terms;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use slab::Slab;
 
+use self::holder::{ReaderHere, Served, Serving};
+pub use self::terms::{Action, FetchError, Landed, Memory, NearCopy, Violation, Wanted};
 use super::chunks::{ChunkSet, Chunking};
-use super::directory::{Directory, Plan};
-use super::fetch::{ChunkRead, Fetch};
+use super::directory::{Asker, Directory, Plan};
+use super::fetch::Fetch;
 use super::flow::{Flow, Turn};
 use crate::base::Rank;
-use crate::base::limits::{BULK_BYTES_MIN, BULK_LOCATES_MAX, OBJECT_ALIGN};
+use crate::base::limits::{BULK_BYTES_MIN, BULK_LOCATES_MAX, OBJECT_ALIGN, SOURCE_STALL_MAX};
 use crate::wire::{Bulk, BulkBody, CopyId};
 
 /// See the module.
 #[derive(Debug)]
 pub struct Exchange {
     me: Rank,
+    /// Ranks whose memory this one reads in place.
+    mapped: BTreeSet<Rank>,
     arrivals: Slab<Arrival>,
     /// Arrivals in chunks, which others may read from.
     by_copy: HashMap<CopyId, usize>,
@@ -41,118 +47,19 @@ pub struct Exchange {
     subscriptions: u32,
 }
 
-/// An object that is to be brought here.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Wanted {
-    /// Its name.
-    pub copy: CopyId,
-    /// In whose memory it lies, on loan to us.
-    pub owner: Rank,
-    /// Its first byte there.
-    pub from: u64,
-    /// Its bytes.
-    pub len: u64,
-    /// Its first byte in this rank's arena, where it goes.
-    pub to: u64,
-}
+/// For what is under way and not waited for.
+const NO_ARRIVAL: usize = usize::MAX;
 
-/// What the exchange wants done.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Action {
-    /// Send a message.
-    Send(Rank, Bulk),
-    /// Read a chunk; to be answered by [`Exchange::read_ended`].
-    Read {
-        /// Names the read.
-        token: usize,
-        /// The arrival that it is for.
-        arrival: usize,
-        /// From whom.
-        rank: Rank,
-        /// What.
-        read: ChunkRead,
-    },
-    /// An object is here. If it is `kept`, its memory must stay until
-    /// [`Memory::unpin`].
-    Done {
-        /// The arrival, whose number is used again.
-        arrival: usize,
-        /// The object.
-        copy: CopyId,
-        /// Others still read from it.
-        kept: bool,
-    },
-    /// An object will not come; otherwise as [`Action::Done`].
-    Failed {
-        /// The arrival.
-        arrival: usize,
-        /// The object.
-        copy: CopyId,
-        /// Others still read from it.
-        kept: bool,
-        /// Why.
-        error: FetchError,
-    },
-}
-
-/// An object that could not be read from anybody.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct FetchError {
-    /// The object.
-    pub copy: CopyId,
-    /// In whose memory it was.
-    pub owner: Rank,
-    /// Its bytes.
-    pub len: u64,
-    /// Who was tried, and why each had to be given up.
-    pub causes: Vec<(Rank, String)>,
-}
-
-impl fmt::Display for FetchError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let FetchError { copy, owner, len, causes } = self;
-        let (lender, object) = (copy.lender, copy.object);
-        write!(f, "object {object:#x} of {lender}, {len} bytes in the memory of {owner}, has no source left")?;
-        for (at, (rank, cause)) in causes.iter().enumerate() {
-            write!(f, "{}{rank}: {cause}", if at == 0 { ": " } else { "; " })?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for FetchError {}
-
-/// What the exchange asks of this rank's memory.
-pub trait Memory {
-    /// The object that this rank has lent to `borrower`: whose memory it lies
-    /// in, and its bytes.
-    fn lent(&self, object: u64, borrower: Rank) -> Option<(Rank, u64)>;
-
-    /// Keeps the complete copy where it is, if there still is one: its first
-    /// byte in this rank's arena, and its bytes.
-    fn pin(&mut self, copy: CopyId) -> Option<(u64, u64)>;
-
-    /// Ends [`Memory::pin`], or what [`Action::Done`] and [`Action::Failed`] say
-    /// is kept.
-    fn unpin(&mut self, copy: CopyId);
-}
-
-/// A chunk that has come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Landed {
-    /// Its bytes.
-    pub bytes: u64,
-    /// From the owner's memory, not from another reader's copy.
-    pub from_owner: bool,
-}
-
-/// A message that a peer must not send: what it did.
-pub type Violation = &'static str;
+const NO_SUCH_CHUNK: Violation = "chunks that the object does not have";
 
 #[derive(Debug)]
 struct Arrival {
     wanted: Wanted,
+    /// Its first byte in this rank's arena, once it has a place.
+    to: Option<u64>,
     fetch: Fetch,
+    /// The one whose copy will be used in place.
+    near: Option<Near>,
     subscribed: Vec<Subscription>,
     /// Whom to try if the lender cannot be asked.
     reserves: Vec<Rank>,
@@ -177,20 +84,10 @@ struct Subscription {
 }
 
 #[derive(Debug)]
-struct Served {
-    /// With the numbers of their subscriptions.
-    readers: Vec<(Rank, u32)>,
-    state: Serving,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Serving {
-    /// While it arrives.
-    Partly(usize),
-    /// All of it, pinned from `offset` on.
-    Whole { offset: u64, chunks: u32 },
-    /// What has come before it was given up, pinned.
-    Broken,
+struct Near {
+    rank: Rank,
+    has: ChunkSet,
+    offset: u64,
 }
 
 #[derive(Debug)]
@@ -199,6 +96,8 @@ struct ReadUnderWay {
     rank: Rank,
     chunk: u32,
     len: u64,
+    /// The chunk was asked of another rank since.
+    reclaimed: bool,
 }
 
 impl Exchange {
@@ -206,6 +105,7 @@ impl Exchange {
     pub fn new(me: Rank) -> Exchange {
         Exchange {
             me,
+            mapped: BTreeSet::new(),
             arrivals: Slab::new(),
             by_copy: HashMap::new(),
             served: HashMap::new(),
@@ -241,7 +141,9 @@ impl Exchange {
         let chunking = Exchange::chunking(wanted.len);
         let arrival = self.arrivals.insert(Arrival {
             wanted,
+            to: None,
             fetch: Fetch::new(chunking),
+            near: None,
             subscribed: Vec::new(),
             reserves: Vec::new(),
             locating: false,
@@ -268,11 +170,38 @@ impl Exchange {
         arrival
     }
 
+    /// The memory of `rank` is read in place.
+    pub fn map(&mut self, rank: Rank) {
+        self.mapped.insert(rank);
+    }
+
+    /// An arrival goes to `offset` of this rank's arena.
+    pub fn placed(&mut self, arrival: usize, offset: u64) {
+        let entry = &mut self.arrivals[arrival];
+        if entry.to.replace(offset).is_some() {
+            // It was moved: all that is here is news.
+            entry.changed = Some((0, entry.fetch.here().words().len() as u32 - 1));
+            self.news.push(arrival);
+        }
+        self.proceed(arrival);
+    }
+
+    /// There is no memory for an arrival: it fails.
+    pub fn cannot_place(&mut self, arrival: usize) {
+        self.arrivals[arrival].failed = true;
+        self.proceed(arrival);
+    }
+
+    /// A copy is not read in place any more.
+    pub fn left(&mut self, place: NearCopy) {
+        self.send(place.holder, place.copy, BulkBody::Unsubscribe { number: place.number });
+    }
+
     /// A peer's message. An error means that the peer is broken.
     pub fn receive(&mut self, from: Rank, message: Bulk, memory: &mut dyn Memory) -> Result<(), Violation> {
         let copy = message.copy;
         match message.what {
-            BulkBody::Locate { gone } => self.on_locate(from, copy, gone, memory),
+            BulkBody::Locate { gone, group } => self.on_locate(copy, Asker { rank: from, group, gone }, memory),
             BulkBody::Arrived { complete } => {
                 if copy.lender != self.me {
                     return Err("a report about an object that this rank has not lent");
@@ -287,10 +216,12 @@ impl Exchange {
                 self.on_sources(copy, primaries as usize, &ranks);
                 Ok(())
             }
-            BulkBody::Subscribe { number } => self.on_subscribe(from, copy, number, memory),
+            BulkBody::Subscribe { number, in_place } => {
+                self.on_subscribe(copy, ReaderHere { rank: from, number, in_place }, memory)
+            }
             BulkBody::Unsubscribe { number } => {
                 // If it was refused, there is none.
-                self.unsubscribe(copy, memory, |reader| *reader == (from, number));
+                self.unsubscribe(copy, memory, |reader| (reader.rank, reader.number) == (from, number));
                 Ok(())
             }
             BulkBody::Holding { number, offset, first, words } => {
@@ -305,9 +236,17 @@ impl Exchange {
 
     /// A read ended, well or not. What it brought.
     pub fn read_ended(&mut self, token: usize, result: Result<(), String>, now_ns: u64) -> Option<Landed> {
-        let ReadUnderWay { arrival, rank, chunk, len } = self.reads.try_remove(token)?;
-        self.flow.ended(rank, len);
+        let ReadUnderWay { arrival, rank, chunk, len, reclaimed } = self.reads.try_remove(token)?;
+        match reclaimed {
+            true => self.flow.ended_late(rank, len),
+            false => self.flow.ended(rank, len),
+        }
         let entry = self.arrivals.get_mut(arrival)?;
+        if reclaimed {
+            entry.fetch.revive(rank);
+            self.proceed(arrival);
+            return None;
+        }
         let landed = result.is_ok().then_some(Landed { bytes: len, from_owner: rank == entry.wanted.owner });
         match result {
             Ok(()) => {
@@ -331,13 +270,52 @@ impl Exchange {
         self.lost.insert(rank, cause.to_string());
         self.directory.lost(rank);
         for copy in self.served.keys().copied().collect::<Vec<_>>() {
-            self.unsubscribe(copy, memory, |(reader, _)| *reader == rank);
+            // Who read in place may have lent it on: that memory stays as it is
+            // for good, as what was lent to a rank that died does.
+            let told = self.served.get(&copy).is_some_and(|served| !matches!(served.state, Serving::Partly(_)));
+            self.unsubscribe(copy, memory, |reader| reader.rank == rank && !(reader.in_place && told));
         }
         let affected = self.arrivals.iter().filter(|(_, a)| a.concerns(rank)).map(|(n, _)| n);
         for arrival in affected.collect::<Vec<_>>() {
-            self.arrivals[arrival].subscribed.retain(|s| s.rank != rank);
             self.drop_source(arrival, rank, cause.to_string());
+            self.arrivals[arrival].subscribed.retain(|s| s.rank != rank);
             self.proceed(arrival);
+        }
+    }
+
+    /// Looks for ranks that send nothing of what was asked of them, and asks
+    /// others. To be called now and then.
+    pub fn check_stalls(&mut self, now_ns: u64) {
+        let all: Vec<usize> = self.arrivals.iter().filter(|(_, entry)| !entry.ended).map(|(n, _)| n).collect();
+        for arrival in all {
+            let most_ns = SOURCE_STALL_MAX.as_nanos() as u64;
+            for rank in self.arrivals[arrival].fetch.newly_stalled(now_ns, most_ns) {
+                self.find_help(arrival, rank);
+            }
+            let reclaimed = self.arrivals[arrival].fetch.reclaim();
+            if !reclaimed.is_empty() {
+                for read in self.reads.iter_mut().map(|(_, read)| read).filter(|read| read.arrival == arrival) {
+                    if !read.reclaimed && reclaimed.contains(&(read.rank, read.chunk)) {
+                        read.reclaimed = true;
+                        self.flow.given_up(read.len);
+                    }
+                }
+                self.actions.push_back(Action::Move { arrival });
+            }
+        }
+    }
+
+    /// Finds another source beside `rank`, which may come back.
+    fn find_help(&mut self, arrival: usize, rank: Rank) {
+        let entry = &mut self.arrivals[arrival];
+        let copy = entry.wanted.copy;
+        if entry.failed || entry.fetch.chunking().count() == 1 {
+            return;
+        }
+        if rank != copy.lender && !self.lost.contains_key(&copy.lender) && entry.locates < BULK_LOCATES_MAX {
+            self.locate(arrival, Some(rank));
+        } else if let Some(reserve) = entry.reserves.pop() {
+            self.use_source(arrival, reserve);
         }
     }
 
@@ -356,8 +334,10 @@ impl Exchange {
             self.tell_news();
         }
         let mut action = self.actions.pop_front()?;
-        if let Action::Done { arrival, kept, .. } | Action::Failed { arrival, kept, .. } = &mut action {
-            *kept = self.settle(*arrival);
+        match &mut action {
+            Action::Done { arrival, kept, .. } | Action::Failed { arrival, kept, .. } => *kept = self.settle(*arrival),
+            Action::Near { arrival, .. } => _ = self.settle(*arrival),
+            Action::Send(..) | Action::Read { .. } | Action::Move { .. } => (),
         }
         Some(action)
     }
@@ -372,11 +352,6 @@ impl Exchange {
         self.flow.in_flight()
     }
 
-    /// Whether readers were told from whom to read an object of this rank.
-    pub fn directs(&self) -> bool {
-        !self.directory.is_empty()
-    }
-
     /// Copies that others read from here, and objects in the directory.
     pub fn serving(&self) -> (usize, usize) {
         (self.served.len(), self.directory.len())
@@ -388,18 +363,13 @@ impl Exchange {
         }
     }
 
-    fn on_locate(
-        &mut self,
-        from: Rank,
-        copy: CopyId,
-        gone: Option<Rank>,
-        memory: &mut dyn Memory,
-    ) -> Result<(), Violation> {
+    fn on_locate(&mut self, copy: CopyId, asker: Asker, memory: &mut dyn Memory) -> Result<(), Violation> {
+        let from = asker.rank;
         let lent = memory.lent(copy.object, from).filter(|_| copy.lender == self.me);
         let (owner, len) = lent.ok_or("a question for an object that it was not lent")?;
         let chunks = Exchange::chunking(len).count();
         let lost = &self.lost;
-        let plan = self.directory.locate(copy.object, from, owner, chunks, gone, |rank| !lost.contains_key(&rank));
+        let plan = self.directory.locate(copy.object, asker, owner, chunks, |rank| !lost.contains_key(&rank));
         let Plan { primaries, ranks } = plan;
         self.send(from, copy, BulkBody::Sources { primaries, ranks });
         Ok(())
@@ -438,57 +408,13 @@ impl Exchange {
             let number = self.subscriptions;
             self.subscriptions = self.subscriptions.wrapping_add(1);
             entry.subscribed.push(Subscription { rank, number, leaving: false });
-            self.send(rank, copy, BulkBody::Subscribe { number });
-        }
-    }
-
-    fn on_subscribe(
-        &mut self,
-        from: Rank,
-        copy: CopyId,
-        number: u32,
-        memory: &mut dyn Memory,
-    ) -> Result<(), Violation> {
-        let arriving = self.by_copy.get(&copy).copied().filter(|arrival| !self.arrivals[*arrival].failed);
-        let state = match (self.served.get(&copy), arriving) {
-            (Some(served), _) if served.readers.iter().any(|(reader, _)| *reader == from) => {
-                return Err("a second subscription to one copy");
+            // Once something was read it is as well to read the rest.
+            let in_place = self.mapped.contains(&rank) && entry.to.is_none() && entry.near.is_none();
+            if in_place {
+                let has = ChunkSet::none(entry.fetch.chunking().count());
+                entry.near = Some(Near { rank, has, offset: 0 });
             }
-            (None, Some(arrival)) => Some(Serving::Partly(arrival)),
-            (None, None) => memory.pin(copy).map(|(offset, len)| {
-                Serving::Whole { offset, chunks: Exchange::chunking(len).count() }
-            }),
-            (Some(Served { state: Serving::Broken, .. }), _) => None,
-            (Some(served), _) => Some(served.state),
-        };
-        let (offset, words) = match state {
-            Some(Serving::Partly(arrival)) => {
-                let entry = &self.arrivals[arrival];
-                (entry.wanted.to, entry.fetch.here().words().to_vec())
-            }
-            Some(Serving::Whole { offset, chunks }) => (offset, ChunkSet::all(chunks).words().to_vec()),
-            Some(Serving::Broken) | None => {
-                self.send(from, copy, BulkBody::Gone { number });
-                return Ok(());
-            }
-        };
-        let state = state.unwrap_or(Serving::Broken);
-        let served = self.served.entry(copy).or_insert_with(|| Served { readers: Vec::new(), state });
-        served.readers.push((from, number));
-        self.send(from, copy, BulkBody::Holding { number, offset, first: 0, words });
-        Ok(())
-    }
-
-    /// Ends the subscriptions of those readers for whom `leaves` holds.
-    fn unsubscribe(&mut self, copy: CopyId, memory: &mut dyn Memory, leaves: impl Fn(&(Rank, u32)) -> bool) {
-        let Some(served) = self.served.get_mut(&copy) else { return };
-        served.readers.retain(|reader| !leaves(reader));
-        if served.readers.is_empty() {
-            let state = served.state;
-            self.served.remove(&copy);
-            if !matches!(state, Serving::Partly(_)) {
-                memory.unpin(copy);
-            }
+            self.send(rank, copy, BulkBody::Subscribe { number, in_place });
         }
     }
 
@@ -509,9 +435,18 @@ impl Exchange {
         if self.arrivals[arrival].subscribed[subscription].leaving {
             return Ok(());
         }
-        let added = self.arrivals[arrival].fetch.add_chunks(from, offset, first, words);
-        added.map_err(|_| "chunks that the object does not have")?;
-        self.flow.want(from, arrival);
+        let entry = &mut self.arrivals[arrival];
+        match entry.near.as_mut().filter(|near| near.rank == from) {
+            Some(near) => {
+                near.offset = offset;
+                near.has.merge(first, words).map_err(|_| NO_SUCH_CHUNK)?;
+                self.proceed(arrival);
+            }
+            None => {
+                entry.fetch.add_chunks(from, offset, first, words).map_err(|_| NO_SUCH_CHUNK)?;
+                self.flow.want(from, arrival);
+            }
+        }
         Ok(())
     }
 
@@ -535,6 +470,7 @@ impl Exchange {
         let awaited = entry.locating && rank == entry.wanted.copy.lender;
         let used = entry.fetch.has_source(rank) || entry.subscribed.iter().any(|s| s.rank == rank && !s.leaving);
         entry.fetch.drop_source(rank);
+        entry.near.take_if(|near| near.rank == rank);
         entry.reserves.retain(|reserve| *reserve != rank);
         entry.subscribed.iter_mut().filter(|s| s.rank == rank).for_each(|s| s.leaving = true);
         if awaited {
@@ -566,7 +502,8 @@ impl Exchange {
         {
             entry.locates += 1;
             entry.locating = true;
-            return self.send(copy.lender, copy, BulkBody::Locate { gone });
+            let group = self.mapped.first().map_or(self.me, |first| self.me.min(*first));
+            return self.send(copy.lender, copy, BulkBody::Locate { gone, group });
         }
         if entry.fetch.sources().next().is_some() || entry.subscribed.iter().any(|s| !s.leaving) {
             return;
@@ -603,7 +540,17 @@ impl Exchange {
     /// Goes on with an arrival after something has changed: reads more, or ends
     /// it.
     fn proceed(&mut self, arrival: usize) {
-        let Some(entry) = self.arrivals.get_mut(arrival) else { return };
+        let Some(entry) = self.arrivals.get_mut(arrival).filter(|entry| !entry.ended) else { return };
+        if let Some(near) = entry.near.take_if(|near| near.has.is_full())
+            && let Some(at) = entry.subscribed.iter().position(|s| s.rank == near.rank)
+        {
+            if entry.to.is_none() {
+                let Subscription { rank: holder, number, .. } = entry.subscribed.swap_remove(at);
+                return self.end_near(arrival, holder, number, near.offset);
+            }
+            entry.fetch.add_whole(near.rank, near.offset);
+        }
+        // A source that has left is told so once nothing is read from it.
         let over = entry.failed || entry.is_whole();
         let (copy, fetch) = (entry.wanted.copy, &entry.fetch);
         let left = entry.subscribed.extract_if(.., |s| (s.leaving || over) && fetch.in_flight_from(s.rank) == 0);
@@ -644,27 +591,18 @@ impl Exchange {
         });
     }
 
-    /// Forgets an arrival whose end is being told; whether others read from it.
-    fn settle(&mut self, arrival: usize) -> bool {
-        let Arrival { wanted, fetch, .. } = self.arrivals.remove(arrival);
-        let served = self.served.get_mut(&wanted.copy).filter(|served| served.state == Serving::Partly(arrival));
-        let Some(served) = served else { return false };
-        let complete = fetch.is_complete();
-        served.state = match complete {
-            true => Serving::Whole { offset: wanted.to, chunks: fetch.chunking().count() },
-            false => Serving::Broken,
-        };
-        for (reader, number) in served.readers.clone() {
-            let what = match complete {
-                true => {
-                    let words = fetch.here().words().to_vec();
-                    BulkBody::Holding { number, offset: wanted.to, first: 0, words }
-                }
-                false => BulkBody::Gone { number },
-            };
-            self.send(reader, wanted.copy, what);
+    /// Ends an arrival by a copy that is read where it is.
+    fn end_near(&mut self, arrival: usize, holder: Rank, number: u32, offset: u64) {
+        let entry = &mut self.arrivals[arrival];
+        entry.ended = true;
+        let Wanted { copy, len, .. } = entry.wanted;
+        for Subscription { rank, number, .. } in std::mem::take(&mut entry.subscribed) {
+            self.send(rank, copy, BulkBody::Unsubscribe { number });
         }
-        true
+        self.by_copy.remove(&copy);
+        self.send(copy.lender, copy, BulkBody::Arrived { complete: false });
+        let place = NearCopy { copy, holder, number, offset, len };
+        self.actions.push_back(Action::Near { arrival, place });
     }
 
     fn read_more(&mut self, now_ns: u64) {
@@ -672,28 +610,10 @@ impl Exchange {
         let next = self.flow.next(|rank, arrival| {
             let entry = arrivals.get_mut(arrival).filter(|entry| !entry.failed);
             let Some(read) = entry.and_then(|entry| entry.fetch.next(rank, now_ns)) else { return Turn::Passes };
-            let token = reads.insert(ReadUnderWay { arrival, rank, chunk: read.chunk, len: read.len });
+            let token = reads.insert(ReadUnderWay { arrival, rank, chunk: read.chunk, len: read.len, reclaimed: false });
             Turn::Reads(read.len, Action::Read { token, arrival, rank, read })
         });
         self.actions.extend(next);
-    }
-
-    /// Tells those that read from here what has come since.
-    fn tell_news(&mut self) {
-        for arrival in std::mem::take(&mut self.news) {
-            let Some(entry) = self.arrivals.get_mut(arrival) else { continue };
-            let Some((first, last)) = entry.changed.take() else { continue };
-            let copy = entry.wanted.copy;
-            let Some(served) = self.served.get(&copy) else { continue };
-            if served.state != Serving::Partly(arrival) {
-                continue;
-            }
-            let words = &entry.fetch.here().words()[first as usize..=last as usize];
-            let (offset, words) = (entry.wanted.to, words.to_vec());
-            for (reader, number) in served.readers.clone() {
-                self.send(reader, copy, BulkBody::Holding { number, offset, first, words: words.clone() });
-            }
-        }
     }
 }
 
@@ -710,3 +630,6 @@ impl Arrival {
             || self.locating && self.wanted.copy.lender == rank
     }
 }
+
+#[cfg(test)]
+mod tests;
