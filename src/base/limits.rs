@@ -73,6 +73,50 @@ pub const STREAM_QUEUES_BYTES: usize = 64 << 20;
 /// One-sided reads under way from one peer over one connection.
 pub const STREAM_READS_MAX: usize = 256;
 
+/// Messages that a peer may send over RDMA before it is given room again: each
+/// has a buffer of the receiver waiting for it.
+pub const RDMA_CREDITS: u32 = 64;
+
+/// Buffers of a peer beyond its credits, for what needs none: room given back
+/// (no more than two at a time for messages, two for slots) and a goodbye.
+pub const RDMA_SPARE_BUFFERS: u32 = 6;
+
+/// A receive buffer: arguments or results that travel inside a message, with
+/// the headers of the message and of the fabric.
+pub const RDMA_BUFFER_BYTES: usize = INLINE_BYTES_MAX + 512;
+
+/// Messages too long for a buffer that a peer may have written before it is
+/// given room again.
+pub const RDMA_SLOTS: u32 = 4;
+
+/// Where such a message is written: the longest one, and the fabric's header.
+pub const RDMA_SLOT_BYTES: usize = MESSAGE_BYTES_MAX + LINE_BYTES;
+
+/// Work requests that are not known to be done, to one peer: all messages, all
+/// reads, those whose completion nobody asked for, and the fabric's own.
+pub const RDMA_WORK_REQUESTS: u32 = 128;
+
+/// Work requests kept for what the fabric itself has to say.
+pub const RDMA_WORK_REQUESTS_OWN: u32 = 8;
+
+/// Reads under way from one peer over RDMA; a device may take fewer.
+pub const RDMA_READS_MAX: u8 = 16;
+
+/// Chunk of a read over RDMA: with [`RDMA_READS_MAX`] it bounds what is under
+/// way from one peer, and what another read waits for.
+pub const RDMA_READ_BYTES: usize = 1 << 20;
+
+/// Regions of one rank that RDMA peers can read.
+pub const RDMA_REGIONS_MAX: usize = 64;
+
+/// How often an idle RDMA connection is tried: with the half second that the
+/// card takes to give up, a dead host is noticed in about one.
+pub const RDMA_HEARTBEAT: Duration = Duration::from_millis(500);
+
+/// How long the end of an RDMA connection may take: what was sent is
+/// acknowledged, or the card has given up by then.
+pub const RDMA_END_DEADLINE: Duration = Duration::from_secs(1);
+
 /// Buffers that wait for messages at an endpoint of libfabric: what may arrive
 /// between two polls without being sent again.
 pub const OFI_RECEIVES: usize = 64;
@@ -252,6 +296,10 @@ const _: () = assert!(LANES_MAX < 64 && LANES_DEFAULT <= LANES_MAX && RANKS_MAX 
 const _: () = assert!(RING_LINES * LINE_BYTES >= 4 * MESSAGE_BYTES_MAX);
 const _: () = assert!(INLINE_BYTES_MAX * 2 <= MESSAGE_BYTES_MAX);
 const _: () = assert!(DEQUE_SLOTS.is_power_of_two());
+const _: () = assert!(
+    RDMA_CREDITS + RDMA_READS_MAX as u32 + RDMA_WORK_REQUESTS_OWN + 32 <= RDMA_WORK_REQUESTS,
+    "the last is what may be done and not known to be"
+);
 const _: () = assert!(PMI_VALUE_BYTES_MIN <= 1024);
 const _: () = assert!(OBJECT_ALIGN.is_power_of_two());
 const _: () = assert!(INLINE_BYTES_MAX <= u16::MAX as usize);

@@ -18,6 +18,7 @@ mod lanes;
 mod ofi;
 mod outbox;
 mod peers;
+mod rdma;
 mod shm;
 mod stream;
 mod streams;
@@ -26,10 +27,14 @@ mod zerocopy;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use choice::{Choice, Grade, Offer, choose};
 pub use epoll::EpollFabric;
 pub use ofi::{OfiFabric, parse_ofi_frame};
+pub use rdma::{RdmaCounts, RdmaDevice, RdmaFabric, RdmaFrame, RdmaFrameKind, parse_rdma_frame, rdma_available};
 pub use shm::ShmFabric;
 pub use uring::UringFabric;
 

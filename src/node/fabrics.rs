@@ -14,7 +14,8 @@ use crate::base::event::Counters;
 use crate::base::{Config, Rank, limits};
 use crate::boot::Stream;
 use crate::fabric::{
-    Choice, EpollFabric, Fabric, FabricError, Grade, Kind, Link, OfiFabric, Offer, ShmFabric, UringFabric, choose,
+    Choice, EpollFabric, Fabric, FabricError, Grade, Kind, Link, OfiFabric, Offer, RdmaFabric, ShmFabric, UringFabric,
+    choose, rdma_available,
 };
 use crate::mem::{Arena, Region};
 use crate::sys;
@@ -118,7 +119,7 @@ impl Means {
                     continue;
                 }
                 Ok(found) => found,
-                Err(why) if asked_for => return Err(failed(os(rank, kind.name(), std::io::Error::other(why)))),
+                Err(why) if asked_for => return Err(StartError::NotHere { rank, kind, why }),
                 Err(why) => {
                     means.missing.push(why);
                     continue;
@@ -180,7 +181,11 @@ impl Found {
 /// Whether this machine has what a kind needs, without registering anything.
 fn probe(kind: Kind, config: &Config) -> Result<Found, String> {
     match kind {
-        Kind::Rdma => Err("no RDMA here".into()),
+        Kind::Rdma => {
+            let device = rdma_available(config.rdma_device.as_deref(), config.rdma_gid_index)?;
+            let grade = if device.is_emulated { Grade::Emulated } else { Grade::Native };
+            Ok(Found::plain(grade, device.to_string()))
+        }
         Kind::Ofi => {
             let provider = ofi_provider(config);
             if provider.is_none() && !sys::has_fabric_adapter() {
@@ -219,7 +224,10 @@ fn make(
     Ok(match kind {
         Kind::Ofi => Box::new(OfiFabric::new(rank, ofi_provider(config), counters)?),
         Kind::Uring => Box::new(UringFabric::new(rank, counters)?),
-        Kind::Shm | Kind::Rdma | Kind::Epoll => Box::new(EpollFabric::new(rank, counters)?),
+        Kind::Rdma => {
+            Box::new(RdmaFabric::new(rank, config.rdma_device.as_deref(), config.rdma_gid_index, counters)?)
+        }
+        Kind::Shm | Kind::Epoll => Box::new(EpollFabric::new(rank, counters)?),
     })
 }
 

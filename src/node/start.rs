@@ -16,7 +16,7 @@ use super::{Resolved, Target};
 use crate::base::config::FabricChoice;
 use crate::base::{Config, ErrorKind, Rank, Tag, TaskError, limits};
 use crate::boot::{self, Acceptor, BootError, Card, Launcher, Mesh, Via};
-use crate::fabric::FabricError;
+use crate::fabric::{FabricError, Kind};
 use crate::mem::{Arena, Region};
 use crate::sched::{Choice, Demand, Place, choose};
 use crate::sync::{Call, Fences, Handle, Idle, Lineage, Owner, Wake, frame};
@@ -38,6 +38,16 @@ pub enum StartError {
         rank: Rank,
         /// What went wrong.
         cause: FabricError,
+    },
+    /// The fabric that was asked for cannot be used here.
+    #[error("{rank}: COLLIMATE_FABRIC asks for {kind}: {why}")]
+    NotHere {
+        /// Which rank.
+        rank: Rank,
+        /// What was asked for.
+        kind: Kind,
+        /// Why it cannot be had.
+        why: String,
     },
     /// Two ranks have no fabric in common.
     #[error("{rank} and {peer} have no fabric in common: {why}")]

@@ -14,6 +14,20 @@ mod process;
 mod say;
 mod socket;
 mod uring;
+mod verbs;
+#[allow(
+    missing_docs,
+    unsafe_op_in_unsafe_fn,
+    dead_code,
+    non_camel_case_types,
+    non_upper_case_globals,
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    reason = "generated"
+)]
+#[rustfmt::skip]
+#[path = "generated/verbs.rs"]
+mod verbs_bindings;
 mod wait;
 
 pub use adapters::has_fabric_adapter;
@@ -34,4 +48,9 @@ pub use say::say_line;
 pub(crate) use socket::deafen;
 pub use socket::{SendNotices, allow_uncopied, send_from_region, send_uncopied, take_send_notices};
 pub use uring::{Features as UringFeatures, ReceiveRing, Received};
+pub use verbs::{
+    Adapter as RdmaAdapter, Address as RdmaAddress, AsyncEvent, Completion, CompletionQueue, Filled, Gid, GidKind,
+    Memory as RdmaMemory, PairCounts, Port as RdmaPort, QueuePair, ReadId, ReceiveQueue, Remote as RdmaRemote,
+    Window as RdmaWindow, adapter_names,
+};
 pub use wait::WaitSet;

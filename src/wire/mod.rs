@@ -10,6 +10,9 @@ mod bulk;
 mod control;
 mod error;
 mod frame;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[allow(
     missing_docs,
     unsafe_op_in_unsafe_fn,

@@ -379,7 +379,7 @@ fn a_thousand_connections(kind: Backend) {
                     Err(_) => break,
                 }
             }
-            if rest.len() % 1008 != 0 {
+            if !rest.len().is_multiple_of(1008) {
                 far.set_nonblocking(false).unwrap();
                 far.write_all(&rest[..rest.len() % 1008]).unwrap();
                 far.set_nonblocking(true).unwrap();

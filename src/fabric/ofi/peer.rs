@@ -4,15 +4,15 @@
 //! goodbye there, with the number of messages that it has sent; the end of the
 //! stream without one is the end of the peer's process.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
 use super::leftovers::Leftover;
+use super::order::{Incoming, Misplaced, Outgoing};
 use super::reads::Reads;
 use super::setup::{Hello, Readable};
 use crate::base::{Rank, limits};
@@ -40,26 +40,15 @@ pub(super) struct Peer {
     pub reads: Reads,
     pub ending: Option<Ending>,
     pub leftover: Option<Leftover>,
+    pub outgoing: Outgoing,
+    /// How long it may take nothing and be silent.
+    silence: Duration,
     readables: Vec<Readable>,
-    sent: u64,
-    sent_bytes: u64,
-    /// Messages that have not left, and those after the first of them.
-    leaving: VecDeque<Leaving>,
-    received: u64,
-    /// Messages that arrived before their turn.
-    early: BTreeMap<u64, Vec<u8>>,
-    early_bytes: u64,
-    early_since: Option<Instant>,
+    incoming: Incoming,
     goodbye: Vec<u8>,
     quiet_turns: u32,
     /// What was the oldest under way when last looked, and since when it is.
     oldest: Option<([u64; 2], Instant)>,
-}
-
-struct Leaving {
-    number: u64,
-    bytes_before: u64,
-    has_left: bool,
 }
 
 /// A connection that has ended, or seems to.
@@ -72,17 +61,15 @@ pub(super) struct Ending {
     deadline: Instant,
 }
 
-/// What is wrong with a message that cannot be taken.
-#[derive(PartialEq, Eq, Debug)]
-pub(super) enum Misplaced {
-    /// Its number was there before.
-    Again(u64),
-    /// More are early than a sender may have under way.
-    TooEarly(u64),
-}
-
 impl Peer {
-    pub fn new(connection: u32, stream: TcpStream, address: OfiAddress, cookie_in: u64, hello: Hello) -> Peer {
+    pub fn new(
+        connection: u32,
+        stream: TcpStream,
+        address: OfiAddress,
+        cookie_in: u64,
+        silence: Duration,
+        hello: Hello,
+    ) -> Peer {
         Peer {
             rank: hello.rank,
             connection,
@@ -94,14 +81,10 @@ impl Peer {
             reads: Reads::default(),
             ending: None,
             leftover: Leftover::of(&hello.provider, &hello.address, hello.process),
+            outgoing: Outgoing::default(),
+            silence,
             readables: hello.regions,
-            sent: 0,
-            sent_bytes: 0,
-            leaving: VecDeque::new(),
-            received: 0,
-            early: BTreeMap::new(),
-            early_bytes: 0,
-            early_since: None,
+            incoming: Incoming::default(),
             goodbye: Vec::new(),
             quiet_turns: 0,
             oldest: None,
@@ -120,88 +103,28 @@ impl Peer {
         fits.then_some(region.key)
     }
 
-    /// The number of the next message, of `bytes` bytes, if it may be sent now.
-    pub fn next_number(&self, bytes: usize) -> Option<u64> {
-        let is_free = self.leaving.front().is_none_or(|first| {
-            self.leaving.len() < limits::OFI_SENDS_PEER_MAX
-                && self.sent - first.number < limits::OFI_WINDOW_MESSAGES
-                && self.sent_bytes - first.bytes_before + bytes as u64 <= limits::OFI_WINDOW_BYTES
-        });
-        is_free.then_some(self.sent)
-    }
-
-    /// Notes that the message was sent, or is on its way.
-    pub fn note_sent(&mut self, bytes: usize, is_under_way: bool) {
-        if is_under_way {
-            self.leaving.push_back(Leaving { number: self.sent, bytes_before: self.sent_bytes, has_left: false });
-        }
-        self.sent += 1;
-        self.sent_bytes += bytes as u64;
-    }
-
-    /// Notes that message `number` has left.
-    pub fn note_left(&mut self, number: u64) {
-        if let Ok(place) = self.leaving.binary_search_by_key(&number, |message| message.number) {
-            self.leaving[place].has_left = true;
-        }
-        while self.leaving.pop_front_if(|message| message.has_left).is_some() {}
-    }
-
-    /// Whether all messages have left this side.
-    pub fn has_left(&self) -> bool {
-        self.leaving.is_empty()
-    }
-
     /// Takes message `number`; hands over what is in order by now.
     pub fn accept(&mut self, number: u64, body: &[u8], deliver: &mut dyn FnMut(&[u8])) -> Result<(), Misplaced> {
         self.quiet_turns = 0;
-        if number != self.received {
-            return self.keep(number, body);
-        }
-        deliver(body);
-        self.received += 1;
-        if self.early_since.is_none() {
-            return Ok(());
-        }
-        while let Some(body) = self.early.remove(&self.received) {
-            deliver(&body);
-            self.early_bytes -= body.len() as u64;
-            self.received += 1;
-        }
-        self.early_since = (!self.early.is_empty()).then(Instant::now);
-        Ok(())
-    }
-
-    fn keep(&mut self, number: u64, body: &[u8]) -> Result<(), Misplaced> {
-        if number < self.received || self.early.contains_key(&number) {
-            return Err(Misplaced::Again(number));
-        }
-        let bytes = self.early_bytes + body.len() as u64;
-        if number - self.received > limits::OFI_WINDOW_MESSAGES || bytes > limits::OFI_WINDOW_BYTES {
-            return Err(Misplaced::TooEarly(number));
-        }
-        self.early_since.get_or_insert_with(Instant::now);
-        self.early_bytes = bytes;
-        self.early.insert(number, body.to_vec());
-        Ok(())
+        self.incoming.take(number, body, deliver)
     }
 
     /// Whether a message is missing for so long that it will not come.
     pub fn misses_one(&self) -> bool {
-        self.early_since.is_some_and(|since| since.elapsed() > limits::PEER_SILENCE_MAX)
+        self.incoming.misses_one(self.silence)
     }
 
     /// Whether messages or parts of reads are under way.
     pub fn owes(&self) -> bool {
-        !self.leaving.is_empty() || self.reads.are_under_way()
+        self.outgoing.oldest().is_some() || self.reads.are_under_way()
     }
 
     /// Whether the peer takes no message and lets no read go on, for so long
     /// that its process must have stopped. To be asked from time to time.
     pub fn is_stuck(&mut self) -> bool {
-        let oldest = self.owes().then(|| [self.leaving.front().map_or(0, |first| first.number), self.reads.ended()]);
+        let oldest = self.owes().then(|| [self.outgoing.oldest().unwrap_or(0), self.reads.ended()]);
         match (oldest, self.oldest) {
-            (Some(now), Some((before, since))) if now == before => since.elapsed() > limits::PEER_SILENCE_MAX,
+            (Some(now), Some((before, since))) if now == before => since.elapsed() > self.silence,
             (oldest, _) => {
                 self.oldest = oldest.map(|oldest| (oldest, Instant::now()));
                 false
@@ -211,7 +134,7 @@ impl Peer {
 
     /// Whether messages wait for one that is missing.
     pub fn has_gap(&self) -> bool {
-        self.early_since.is_some()
+        self.incoming.has_gap()
     }
 
     /// Reads the stream, on which only an end can come.
@@ -246,7 +169,7 @@ impl Peer {
 
     /// That nothing is heard of the peer.
     pub fn silent(&self) -> FabricError {
-        FabricError::Silent { peer: self.rank, seconds: limits::PEER_SILENCE_MAX.as_secs() }
+        FabricError::Silent { peer: self.rank, seconds: self.silence.as_secs() }
     }
 
     /// Ends the connection for a reason of our own; no message is waited for.
@@ -265,16 +188,17 @@ impl Peer {
 
     fn end_with(&mut self, cause: FabricError, promised: Option<u64>, is_certain: bool) {
         let deadline = Instant::now() + limits::OFI_DRAIN_DEADLINE;
+        self.quiet_turns = 0;
         self.ending = Some(Ending { cause, promised, is_certain, deadline });
     }
 
     /// Whether the end may be reported: all that the peer had sent has come,
     /// or it was waited for long enough. Counts a turn.
     pub fn is_over(&mut self) -> bool {
-        self.quiet_turns += 1;
         let Some(ending) = &self.ending else { return false };
+        self.quiet_turns += 1;
         let has_all = match ending.promised {
-            Some(number) => self.received >= number,
+            Some(number) => self.incoming.count() >= number,
             None => self.quiet_turns > QUIET_TURNS,
         };
         ending.is_certain && has_all && self.reads.is_empty() || Instant::now() > ending.deadline
@@ -283,13 +207,20 @@ impl Peer {
     /// Whether a peer that was closed here can be forgotten.
     pub fn is_gone(&self) -> bool {
         let has_ended = self.ending.as_ref().is_none_or(|ending| Instant::now() > ending.deadline);
-        self.reads.is_empty() && self.has_left() || has_ended
+        self.reads.is_empty() && self.outgoing.oldest().is_none() || has_ended
+    }
+
+    /// After a goodbye: whether the peer has had all that was sent, or wants no
+    /// more of it. It ends the stream then.
+    pub fn has_heard(&self) -> bool {
+        let mut bytes = [0; GOODBYE_BYTES];
+        !matches!(recv(&self.stream, &mut bytes, RecvFlags::DONTWAIT), Err(Errno::AGAIN | Errno::INTR))
     }
 
     /// Says goodbye on the stream and ends it.
     pub fn say_goodbye(&mut self) {
         let mut goodbye = [GOODBYE; GOODBYE_BYTES];
-        goodbye[1..].copy_from_slice(&self.sent.to_le_bytes());
+        goodbye[1..].copy_from_slice(&self.outgoing.count().to_le_bytes());
         // The stream is empty and takes nine bytes, or it is broken; then the
         // peer learns of the end alone.
         let _ = self.stream.write(&goodbye);

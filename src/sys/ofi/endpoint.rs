@@ -113,6 +113,16 @@ impl OfiEndpoint {
     /// Opens an endpoint of the provider that [`super::ofi_available`] names,
     /// at the address `source` where it is given.
     pub fn open(provider: Option<&str>, source: Option<&str>, capacity: Capacity) -> Result<OfiEndpoint, String> {
+        OfiEndpoint::demanding(provider, source, capacity, 0)
+    }
+
+    /// The same, as if the provider demanded more of memory than it does.
+    fn demanding(
+        provider: Option<&str>,
+        source: Option<&str>,
+        capacity: Capacity,
+        more: u32,
+    ) -> Result<OfiEndpoint, String> {
         let library = Library::get()?;
         let (info, summary) = choose(library, provider, source)?;
         let named = |error: OfiError| format!("provider {} on {}: {error}", summary.full_name, summary.domain);
@@ -124,7 +134,7 @@ impl OfiEndpoint {
         // SAFETY: both are open until `drop` closes them, which is after the
         // last use of the registrar; the attributes are the domain's.
         let registrar =
-            unsafe { Registrar::new(library, handles.domain, handles.endpoint, &*info.get().domain_attr) };
+            unsafe { Registrar::new(library, handles.domain, handles.endpoint, &*info.get().domain_attr, more) };
         // SAFETY: an offer's attributes live as long as the offer.
         let inject_max = unsafe { (*info.get().tx_attr).inject_size }.min(4096);
         let size = capacity.message_bytes_max;
@@ -725,3 +735,6 @@ unsafe fn open_completions(
     }
     Err(status)
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 
 use super::OfiError;
 use super::generated::*;
+use super::super::adapters::has_fabric_adapter;
 use super::library::Library;
 
 /// Asks for any provider: hardware first, else one over sockets.
@@ -31,11 +32,19 @@ pub struct OfiSummary {
     pub is_hardware: bool,
     /// libfabric's version.
     pub version: (u32, u32),
+    /// What is known to be wrong with it.
+    pub caveat: Option<&'static str>,
 }
 
 /// The provider that would be taken: the one named, any one for [`ANY`], or the
 /// best one with hardware. An error says why there is none.
+///
+/// Loading libfabric and asking takes a third of a second, so that it is not
+/// asked for hardware where the system shows none.
 pub fn available(provider: Option<&str>) -> Result<OfiSummary, String> {
+    if provider.is_none() && !has_fabric_adapter() {
+        return Err("there is no network adapter that libfabric has a provider for".into());
+    }
     let library = Library::get()?;
     choose(library, provider, None).map(|(_, summary)| summary)
 }
@@ -115,7 +124,10 @@ fn summary(library: &Library, offer: &fi_info) -> OfiSummary {
     // The layers above a provider begin with `ofi_`.
     let provider = full_name.split(';').find(|part| !part.starts_with("ofi_")).unwrap_or(&full_name).to_string();
     let is_hardware = HARDWARE.contains(&provider.as_str());
-    OfiSummary { provider, full_name, domain, is_hardware, version: library.version }
+    let caveat = (provider == "shm").then_some(
+        "a process that is killed within this provider may leave its partners waiting there for ever: use it for tests",
+    );
+    OfiSummary { provider, full_name, domain, is_hardware, version: library.version, caveat }
 }
 
 /// # Safety

@@ -30,6 +30,8 @@ pub(super) struct Registrar {
 pub(super) struct Mr(NonNull<fid_mr>);
 
 impl Registrar {
+    /// Asks what the domain's attributes say, and `more`.
+    ///
     /// # Safety
     /// The domain and the endpoint, which is enabled, are open while the
     /// registrar and its registrations are used; `domain` is what the endpoint
@@ -39,9 +41,13 @@ impl Registrar {
         domain: NonNull<fid_domain>,
         endpoint: NonNull<fid_ep>,
         attr: &fi_domain_attr,
+        more: u32,
     ) -> Registrar {
-        let key_mask = if attr.mr_key_size >= 8 { u64::MAX } else { (1 << (8 * attr.mr_key_size)) - 1 };
-        Registrar { library, domain, endpoint, mode: attr.mr_mode as u32, key_mask }
+        let key_mask = match attr.mr_key_size {
+            bytes @ 1..8 => (1 << (8 * bytes)) - 1,
+            _ => u64::MAX,
+        };
+        Registrar { library, domain, endpoint, mode: attr.mr_mode as u32 | more, key_mask }
     }
 
     /// Whether local buffers must be registered too.
