@@ -708,6 +708,11 @@ fn a_killed_process(kind: Backend) {
         near => near,
     };
     let mut a = Node::new(kind, 0);
+    // A fabric waits for a peer that is there, not for one that is starting.
+    if let (Kind::Ofi, Link::Tcp(stream)) = (kind.kind(), &near) {
+        let timeout = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        assert_eq!(rustix::event::poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&timeout)), Ok(1));
+    }
     a.fabric.connect(Rank(1), near).unwrap();
     run(&mut [&mut a], "messages of the child", |nodes| nodes[0].messages.len() > 2_000);
     if kind == Backend::OfiShm {

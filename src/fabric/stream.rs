@@ -31,6 +31,9 @@ const BULK_TURN: usize = 2;
 /// Polls for which a socket that had bytes is tried without being told to.
 pub(super) const HEAT: u32 = 256;
 
+/// Direct receives in a row that make a peer one that talks all the time.
+const TALKATIVE: u32 = 64;
+
 /// Received at a time while bytes that have their own place are expected.
 const HEADERS: usize = 4096;
 
@@ -63,6 +66,8 @@ pub(super) struct Stream {
     pub(super) ending: bool,
     /// Polls for which the socket is still tried without being told to.
     pub(super) heat: u32,
+    /// Receives in a row that were direct.
+    direct: u32,
     /// Set once the connection has ended.
     pub(super) ended: Option<FabricError>,
 }
@@ -88,6 +93,7 @@ impl Stream {
             readable: true,
             ending: false,
             heat: 0,
+            direct: 0,
             ended: None,
         })
     }
@@ -180,6 +186,7 @@ impl Stream {
                 }
             };
             self.heat = HEAT;
+            self.direct = self.direct.saturating_add(1);
             if got == 0 {
                 self.end(FabricError::Closed(self.peer));
             } else if is_direct {
@@ -207,6 +214,17 @@ impl Stream {
             self.end(FabricError::BadFrame(self.peer, what));
         }
         events
+    }
+
+    /// Takes note that a ring has received, not this side.
+    pub(super) fn was_fed(&mut self) {
+        self.heat = HEAT;
+        self.direct = 0;
+    }
+
+    /// Whether bytes have come without a pause, by direct receives.
+    pub(super) fn is_talkative(&self) -> bool {
+        self.heat > 0 && self.direct >= TALKATIVE
     }
 
     /// Notes how the connection ended; the first cause stands.

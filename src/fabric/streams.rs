@@ -219,6 +219,13 @@ impl Streams {
         self.active.is_empty() || self.turn.is_multiple_of(ASK_EVERY)
     }
 
+    /// Those whose messages are received directly all the time.
+    pub(super) fn talkative(&self) -> impl Iterator<Item = Line> {
+        let is_talkative = |line: &Line| self.peers.get(line.peer).is_some_and(|lanes| lanes.get(0).is_some_and(Stream::is_talkative));
+        let few = if self.active.len() > self.tuning.active_max { &[] } else { &self.active[..] };
+        few.iter().copied().filter(|line| line.lane == 0).filter(is_talkative)
+    }
+
     /// Whether bytes may come on a connection that only the poller watches.
     pub(super) fn expects_chunks(&self) -> bool {
         self.lanes_reading > 0
@@ -228,7 +235,7 @@ impl Streams {
     pub(super) fn accept(&mut self, peer: Rank, bytes: &[u8], sink: &mut dyn FnMut(Event<'_>)) -> usize {
         let Some(lanes) = self.peers.get_mut(peer) else { return 0 };
         let events = lanes.first().accept(bytes, sink);
-        lanes.first().heat = HEAT;
+        lanes.first().was_fed();
         let line = Line { peer, lane: 0 };
         self.follow_up(line);
         self.note(line);

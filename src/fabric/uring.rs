@@ -26,7 +26,8 @@
 //! all. Point 2 serves the owner too: one or two peers that talk all the time
 //! are received from by `recv`, which is quicker than an enter and a completion,
 //! and so is the bulk of a read, straight into its place; the ring is then
-//! looked at every few polls, for the others.
+//! looked at every few polls, for the others. A receive of such a peer is taken
+//! out of the ring until it falls silent.
 //!
 //! Only lane 0 of a peer is in the ring. On the others chunks of reads come, and
 //! those want to be received straight into their place: by `recv`, on a socket
@@ -72,6 +73,8 @@ pub struct UringFabric {
     unarmed: Vec<(Rank, u32)>,
     /// The number of each peer's present connection.
     current: Vec<u32>,
+    /// By peer, whether that one has a receive in the ring that is to go on.
+    in_ring: Vec<bool>,
 }
 
 enum Ring {
@@ -133,6 +136,7 @@ impl UringFabric {
             connections: 0,
             unarmed: Vec::new(),
             current: Vec::new(),
+            in_ring: Vec::new(),
         })
     }
 
@@ -147,6 +151,7 @@ impl UringFabric {
     fn take_completions(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
         let Ring::Made(ring) = &mut self.ring else { return 0 };
         let (streams, current, unarmed) = (&mut self.streams, &self.current, &mut self.unarmed);
+        let in_ring = &mut self.in_ring;
         let mut events = 0;
         ring.drain(|token, received, more| {
             let (peer, number) = (Rank(token as u32), (token >> 32) as u32);
@@ -158,13 +163,14 @@ impl UringFabric {
                 Received::Bytes(bytes) => events += streams.accept(peer, bytes, sink),
                 Received::End => streams.end(peer, |stream| stream.end(FabricError::Closed(peer))),
                 Received::NoBuffers => {}
-                // The thread that started it has ended.
+                // Cancelled, or the thread that started it has ended.
                 Received::Failed(error) if error == Errno::CANCELED.raw_os_error() => {}
                 Received::Failed(error) => {
                     streams.end(peer, |stream| stream.end_with(Errno::from_raw_os_error(error)));
                 }
             }
             if !more {
+                in_ring[peer.index()] = false;
                 unarmed.push((peer, number));
             }
         });
@@ -174,17 +180,32 @@ impl UringFabric {
     /// The owner's part of a poll before the completions.
     fn progress(&mut self) {
         let Ring::Made(ring) = &mut self.ring else { return };
-        while let Some((peer, number)) = self.unarmed.pop() {
-            if self.current.get(peer.index()) != Some(&number) {
+        // Whoever talks without pause is received from directly; a request in
+        // the ring would only be woken for each of its messages, too.
+        for line in self.streams.talkative() {
+            let Some(number) = self.current.get(line.peer.index()) else { continue };
+            if self.in_ring[line.peer.index()] && ring.cancel(token(line.peer, *number)).is_ok() {
+                self.in_ring[line.peer.index()] = false;
+            }
+        }
+        let mut i = 0;
+        while let Some(&(peer, number)) = self.unarmed.get(i) {
+            let lanes = self.streams.peers.get_mut(peer);
+            let Some(lanes) = lanes.filter(|_| self.current.get(peer.index()) == Some(&number)) else {
+                self.unarmed.swap_remove(i);
+                continue;
+            };
+            if lanes.first().is_talkative() {
+                i += 1;
                 continue;
             }
-            let Some(lanes) = self.streams.peers.get_mut(peer) else { continue };
             if ring.receive(&lanes.first().socket, token(peer, number)).is_err() {
                 // No room in the kernel now. Until there is, the poller tells.
-                self.unarmed.push((peer, number));
                 self.streams.ask();
                 break;
             }
+            self.in_ring[peer.index()] = true;
+            self.unarmed.swap_remove(i);
         }
         // A ring that cannot be entered leaves the bytes in the sockets.
         if ring.progress().is_err() {
@@ -208,7 +229,9 @@ impl Fabric for UringFabric {
         self.connections += 1;
         if self.current.len() <= peer.index() {
             self.current.resize(peer.index() + 1, 0);
+            self.in_ring.resize(peer.index() + 1, false);
         }
+        self.in_ring[peer.index()] = false;
         self.current[peer.index()] = self.connections;
         self.unarmed.push((peer, self.connections));
         Ok(())

@@ -439,6 +439,7 @@ impl<'s> Cluster<'s> {
         assert!(error.is_some() || at.is_some(), "an object without a place");
         if let Some(at) = at {
             if error.is_none() {
+                assert!(member.store.places[&at].chunks.is_full(), "rank {host} has an object with holes");
                 member.store.complete.insert(copy, at);
             }
             if error.is_some() || self.scenario.drop_when_read {

@@ -20,9 +20,11 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::ThreadId;
 
 use io_uring::types::{BufRingEntry, Fd};
-use io_uring::{IoUring, cqueue, opcode};
+use io_uring::{IoUring, cqueue, opcode, squeue};
 
 const GROUP: u16 = 0;
+/// The token of requests whose completion nobody waits for.
+const NOBODY: u64 = u64::MAX;
 const SUBMISSIONS: u32 = 64;
 /// Completions that fit; the kernel keeps more aside until there is room.
 const COMPLETIONS: u32 = 1024;
@@ -89,9 +91,22 @@ impl ReceiveRing {
     /// request keeps the socket open: it is ended by shutting the socket down.
     pub fn receive(&mut self, socket: impl AsFd, token: u64) -> io::Result<()> {
         let entry = opcode::RecvMulti::new(Fd(socket.as_fd().as_raw_fd()), GROUP).build().user_data(token);
-        // SAFETY: the request has no memory but the provided buffers, and the
-        // descriptor is open until the submission below has looked it up.
-        unsafe { self.ring.submission().push(&entry).map_err(io::Error::other)? };
+        self.submit(&entry)
+    }
+
+    /// Ends what [`ReceiveRing::receive`] started: it reports what it has, and
+    /// then [`Received::Failed`] with `ECANCELED`, unless it has ended already.
+    /// The owner's only.
+    pub fn cancel(&mut self, token: u64) -> io::Result<()> {
+        let entry = opcode::AsyncCancel::new(token).build().user_data(NOBODY).flags(squeue::Flags::SKIP_SUCCESS);
+        self.submit(&entry)
+    }
+
+    fn submit(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        // SAFETY: both requests of this module have no memory but the provided
+        // buffers; a descriptor in them is open until the submission below has
+        // looked it up.
+        unsafe { self.ring.submission().push(entry).map_err(io::Error::other)? };
         loop {
             match self.ring.submit() {
                 Ok(_) => return Ok(()),
@@ -125,6 +140,9 @@ impl ReceiveRing {
     pub fn drain(&mut self, mut take: impl FnMut(u64, Received<'_>, bool)) -> usize {
         let mut count = 0;
         for entry in self.ring.completion() {
+            if entry.user_data() == NOBODY {
+                continue;
+            }
             count += 1;
             let buffer = cqueue::buffer_select(entry.flags());
             let received = match (entry.result(), buffer) {
@@ -354,6 +372,42 @@ mod tests {
         }
         ring.drain(|_, what, _| if let Received::Bytes(bytes) = what { all.extend_from_slice(bytes) });
         assert!(all == sent);
+    }
+
+    #[test]
+    fn a_cancelled_receive_says_so_after_its_bytes() {
+        if Features::here().suffice().is_err() {
+            return;
+        }
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let mut ring = ReceiveRing::new(2, 64, false).unwrap();
+        ring.receive(&near, 3).unwrap();
+        far.write_all(b"before").unwrap();
+        ring.progress().unwrap();
+        far.write_all(b", left").unwrap();
+        ring.cancel(3).unwrap();
+        let (mut bytes, mut ended) = (Vec::new(), false);
+        while !ended {
+            ring.progress().unwrap();
+            ring.drain(|token, what, more| {
+                assert!(token == 3 && !ended);
+                match what {
+                    Received::Bytes(more) => bytes.extend_from_slice(more),
+                    what => assert_eq!(what, Received::Failed(libc::ECANCELED)),
+                }
+                ended = !more;
+            });
+        }
+        // What it has not taken is still in the socket, for anybody.
+        near.set_nonblocking(true).unwrap();
+        let mut rest = [0; 64];
+        let left = std::io::Read::read(&mut &near, &mut rest).unwrap_or(0);
+        bytes.extend_from_slice(&rest[..left]);
+        assert_eq!(bytes, b"before, left");
+        // Nothing to cancel is no error.
+        ring.cancel(3).unwrap();
+        ring.progress().unwrap();
+        assert_eq!(ring.drain(|token, _, _| panic!("{token}")), 0);
     }
 
     #[test]

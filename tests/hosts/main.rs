@@ -2,6 +2,7 @@
 //! with links that are cut while the job runs. Like `tests/jobs`, this program
 //! is both the tests and the ranks of the jobs that they start.
 
+mod bulk;
 #[path = "../jobs/harness.rs"]
 #[allow(dead_code, reason = "`tests/jobs` uses the rest of it")]
 mod harness;
@@ -18,14 +19,14 @@ type Scenario = (&'static str, fn() -> ExitCode);
 
 fn main() -> ExitCode {
     if let Some(name) = std::env::var_os(harness::SCENARIO) {
-        let known = partition::SCENARIOS.iter().find(|(n, _)| name == *n);
+        let known = bulk::SCENARIOS.iter().chain(partition::SCENARIOS).find(|(n, _)| name == *n);
         return known.expect("the tests name scenarios that exist").1();
     }
     let missing = net::why_not();
     if let Some(reason) = &missing {
         eprintln!("the tests of several hosts are skipped: {reason}");
     }
-    let tests = links::tests().into_iter().chain(partition::tests());
+    let tests = links::tests().into_iter().chain(bulk::tests()).chain(partition::tests());
     let trials = tests.map(|(name, test)| {
         let trial = Trial::test(name, move || {
             test();

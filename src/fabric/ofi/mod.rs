@@ -58,10 +58,6 @@ const WATCH: Duration = Duration::from_secs(1);
 /// The number of a greeting, which is no message.
 const GREETING: u64 = u64::MAX;
 
-/// Turns without any event after which an endpoint that is closed has sent
-/// what the provider had taken.
-const QUIET_TURNS: u32 = 16;
-
 /// See the module.
 pub struct OfiFabric {
     rank: Rank,
@@ -78,8 +74,10 @@ pub struct OfiFabric {
     inbox: VecDeque<Kept>,
     /// Reads that have ended, while they are collected.
     done: Vec<Done>,
-    /// Reads that have not ended.
-    reads_open: usize,
+    /// Peers from which something is read.
+    reading: Vec<Rank>,
+    /// Some peer has ended, or was closed here, and is not forgotten yet.
+    some_end: bool,
     leftovers: Vec<Leftover>,
     sleeper: Sleeper,
     silence: Duration,
@@ -128,7 +126,8 @@ impl OfiFabric {
             regions: Vec::new(),
             inbox: VecDeque::new(),
             done: Vec::new(),
-            reads_open: 0,
+            reading: Vec::new(),
+            some_end: false,
             leftovers: Vec::new(),
             sleeper,
             silence: limits::PEER_SILENCE_MAX,
@@ -196,16 +195,17 @@ impl OfiFabric {
 
     /// Lets the provider work and reports messages.
     fn progress(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
-        let OfiFabric { peers, leaving, former, counters, endpoint, .. } = self;
+        let OfiFabric { peers, leaving, former, counters, endpoint, some_end, .. } = self;
         let mut events = 0;
         let result = endpoint.progress(&mut |event| match event {
-            OfiEvent::Message(bytes) => events += receive(peers, former, counters, bytes, sink),
+            OfiEvent::Message(bytes) => events += receive(peers, former, counters, bytes, some_end, sink),
             OfiEvent::Unreceived(_) => counters.count(Counted::BadFrame),
             OfiEvent::Sent((tag, number), result) => {
                 let Some(peer) = find(peers, leaving, tag) else { return };
                 peer.outgoing.has_left(number);
                 if let Err(error) = result {
                     peer.suspect(FabricError::os(peer.rank, "fi_send", error));
+                    *some_end = true;
                 }
             }
             OfiEvent::Read(tag, transfer, result) => {
@@ -214,6 +214,7 @@ impl OfiFabric {
             }
         });
         if let Err(error) = result {
+            *some_end = true;
             for (rank, peer) in peers.iter_mut() {
                 peer.end(FabricError::os(rank, "libfabric", &error));
             }
@@ -223,26 +224,30 @@ impl OfiFabric {
 
     /// Asks for parts of reads and reports the reads that have ended.
     fn advance_reads(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
-        let OfiFabric { peers, leaving, endpoint, done, was_full, .. } = self;
+        let OfiFabric { peers, leaving, reading, endpoint, done, was_full, some_end, .. } = self;
         let mut events = 0;
-        for peer in peers.iter_mut().map(|(_, peer)| peer).chain(leaving) {
-            if peer.reads.is_empty() {
-                continue;
-            }
+        let mut advance = |peer: &mut Peer| {
             // No provider likes to be asked for the memory of a process that
             // has ended.
             if peer.reads.can_post() || peer.reads.some_failed() {
                 peer.look();
             }
             match &peer.ending {
-                Some(ending) => peer.reads.fail(&ending.cause, done),
+                Some(ending) => {
+                    *some_end = true;
+                    peer.reads.fail(&ending.cause, done);
+                }
                 None => *was_full |= !peer.reads.post(endpoint, peer.rank, peer.address, peer.tag(), done),
             }
             peer.reads.take_done(endpoint, done);
             events += done.len();
             report(peer.rank, done, sink);
+            !peer.reads.is_empty()
+        };
+        reading.retain(|rank| peers.get_mut(*rank).is_some_and(&mut advance));
+        for peer in leaving {
+            advance(peer);
         }
-        self.reads_open -= events;
         events
     }
 
@@ -258,7 +263,6 @@ impl OfiFabric {
                 self.counters.count(Counted::StuckPeer);
             }
             peer.reads.abandon(&mut self.endpoint, &cause, &mut self.done);
-            self.reads_open -= self.done.len();
             events += self.done.len() + 1;
             report(rank, &mut self.done, sink);
             self.forget(&mut peer);
@@ -273,10 +277,10 @@ impl OfiFabric {
             let mut peer = self.leaving.swap_remove(i);
             let cause = FabricError::NotConnected(peer.rank);
             peer.reads.abandon(&mut self.endpoint, &cause, &mut self.done);
-            self.reads_open -= self.done.len();
             events += self.done.len();
             report(peer.rank, &mut self.done, sink);
         }
+        self.some_end = !self.leaving.is_empty() || self.peers.iter().any(|(_, peer)| peer.ending.is_some());
         events
     }
 
@@ -289,15 +293,17 @@ impl OfiFabric {
             }
         });
         for (rank, peer) in self.peers.iter_mut() {
+            if peer.ending.is_none() && peer.is_stuck() {
+                peer.end(peer.silent());
+            } else if peer.ending.is_none() && peer.misses_one() {
+                self.counters.count(Counted::BadFrame);
+                peer.end(FabricError::BadFrame(rank, "a message is missing between others".into()));
+            }
             if peer.ending.is_some() {
+                self.some_end = true;
                 // Its stream would wake every sleeper until it is closed.
                 self.sleeper.forget(&peer.stream);
                 peer.look();
-            } else if peer.is_stuck() {
-                peer.end(peer.silent());
-            } else if peer.misses_one() {
-                self.counters.count(Counted::BadFrame);
-                peer.end(FabricError::BadFrame(rank, "a message is missing between others".into()));
             }
         }
         self.leftovers.retain(|leftover| !leftover.remove());
@@ -307,10 +313,6 @@ impl OfiFabric {
         self.sleeper.forget(&peer.stream);
         self.former.insert(peer.rank, peer.cookie_in);
         self.leftovers.extend(peer.leftover.take().filter(|leftover| !leftover.remove()));
-    }
-
-    fn some_end(&self) -> bool {
-        !self.leaving.is_empty() || self.peers.iter().any(|(_, peer)| peer.ending.is_some())
     }
 }
 
@@ -326,6 +328,7 @@ fn receive(
     former: &HashMap<Rank, u64>,
     counters: &Counters,
     bytes: &[u8],
+    some_end: &mut bool,
     sink: &mut dyn FnMut(Event<'_>),
 ) -> usize {
     let Ok(frame) = frame::parse(bytes) else {
@@ -360,6 +363,7 @@ fn receive(
             }
         };
         peer.end(FabricError::BadFrame(rank, what));
+        *some_end = true;
     }
     events
 }
@@ -458,6 +462,7 @@ impl Fabric for OfiFabric {
             }
             Err(error) => {
                 to.suspect(FabricError::os(peer, "fi_send", error));
+                self.some_end = true;
                 Err(FabricError::NotConnected(peer))
             }
         }
@@ -468,7 +473,6 @@ impl Fabric for OfiFabric {
     }
 
     fn read(&mut self, peer: Rank, from: RemoteSpan, into: Lease, token: u64) -> Result<(), FabricError> {
-        self.reads_open += 1;
         let result = match self.peers.get_mut(peer).filter(|of| of.ending.is_none()) {
             None => Err(FabricError::NotConnected(peer)),
             Some(of) => match of.key_of(from).filter(|_| from.len == into.range().len() as u64) {
@@ -476,6 +480,9 @@ impl Fabric for OfiFabric {
                 Some(_) if from.len == 0 => Ok(()),
                 Some(key) => {
                     of.reads.push(into, from, key, token);
+                    if !self.reading.contains(&peer) {
+                        self.reading.push(peer);
+                    }
                     return Ok(());
                 }
             },
@@ -496,16 +503,15 @@ impl Fabric for OfiFabric {
             match kept {
                 Kept::Message(peer, bytes) => sink(Event::Message { peer, bytes: &bytes }),
                 Kept::Read(peer, Done { token, lease, result }) => {
-                    self.reads_open -= 1;
                     sink(Event::ReadDone { peer, token, lease, result });
                 }
             }
         }
         events += self.progress(sink);
-        if self.reads_open > 0 {
+        if !self.reading.is_empty() || !self.leaving.is_empty() {
             events += self.advance_reads(sink);
         }
-        if self.some_end() {
+        if self.some_end {
             events += self.finish_ended(sink);
         }
         events
@@ -548,12 +554,13 @@ impl Fabric for OfiFabric {
         state.reads.fail(&cause, &mut self.done);
         self.inbox.extend(self.done.drain(..).map(|done| Kept::Read(peer, done)));
         self.leaving.push(state);
+        self.some_end = true;
     }
 }
 
 impl Drop for OfiFabric {
-    /// Peers learn of the end from their streams, and wait for what was sent
-    /// before: it may still need this side to leave.
+    /// Peers learn of the end from their streams, and end them when they have
+    /// what was sent before: that may still need this side to leave.
     fn drop(&mut self) {
         let is_there = |(rank, peer): (Rank, &mut Peer)| {
             peer.look();
@@ -561,11 +568,11 @@ impl Drop for OfiFabric {
         };
         let ranks: Vec<Rank> = self.peers.iter_mut().filter_map(is_there).collect();
         ranks.into_iter().for_each(|rank| self.close(rank));
+        self.leaving.retain(|peer| peer.outgoing.count() > 0);
         let deadline = Instant::now() + limits::OFI_DRAIN_DEADLINE;
-        let mut quiet = 0;
-        while !self.leaving.is_empty() && quiet < QUIET_TURNS && Instant::now() < deadline {
+        while !self.leaving.is_empty() && Instant::now() < deadline {
             self.progress(&mut |_| ());
-            quiet = if self.leaving.iter().all(|peer| peer.outgoing.oldest().is_none()) { quiet + 1 } else { 0 };
+            self.leaving.retain(|peer| !peer.has_heard());
             std::thread::yield_now();
         }
         self.leftovers.iter().for_each(|leftover| _ = leftover.remove());

@@ -188,14 +188,15 @@ impl Peer {
 
     fn end_with(&mut self, cause: FabricError, promised: Option<u64>, is_certain: bool) {
         let deadline = Instant::now() + limits::OFI_DRAIN_DEADLINE;
+        self.quiet_turns = 0;
         self.ending = Some(Ending { cause, promised, is_certain, deadline });
     }
 
     /// Whether the end may be reported: all that the peer had sent has come,
     /// or it was waited for long enough. Counts a turn.
     pub fn is_over(&mut self) -> bool {
-        self.quiet_turns += 1;
         let Some(ending) = &self.ending else { return false };
+        self.quiet_turns += 1;
         let has_all = match ending.promised {
             Some(number) => self.incoming.count() >= number,
             None => self.quiet_turns > QUIET_TURNS,
@@ -207,6 +208,13 @@ impl Peer {
     pub fn is_gone(&self) -> bool {
         let has_ended = self.ending.as_ref().is_none_or(|ending| Instant::now() > ending.deadline);
         self.reads.is_empty() && self.outgoing.oldest().is_none() || has_ended
+    }
+
+    /// After a goodbye: whether the peer has had all that was sent, or wants no
+    /// more of it. It ends the stream then.
+    pub fn has_heard(&self) -> bool {
+        let mut bytes = [0; GOODBYE_BYTES];
+        !matches!(recv(&self.stream, &mut bytes, RecvFlags::DONTWAIT), Err(Errno::AGAIN | Errno::INTR))
     }
 
     /// Says goodbye on the stream and ends it.

@@ -95,7 +95,7 @@ fn what_strangers_send_is_counted_and_harms_nobody() {
         let (mut a, mut b) = pair(provider);
         let (mut endpoint, to) = stranger(provider, &a);
         let cookie = a.fabric.peers.get_mut(Rank(1)).unwrap().cookie_in;
-        let wrong = [
+        let mut wrong = vec![
             b"x".to_vec(),
             b"GET / HTTP/1.1\r\nHost: collimate.invalid\r\n\r\n".to_vec(),
             vec![0xff; 60_000],
@@ -105,6 +105,10 @@ fn what_strangers_send_is_counted_and_harms_nobody() {
             frame::header(frame::Kind::Message, Rank(u32::MAX), cookie, 0).to_vec(),
             frame::header(frame::Kind::Message, Rank(1), cookie, 0)[..HEADER - 1].to_vec(),
         ];
+        // More than a buffer holds; `shm` of 1.17 would try to for ever.
+        if provider == "tcp" {
+            wrong.push(vec![0; 69_000]);
+        }
         for bytes in &wrong {
             send(&mut endpoint, to, bytes, &mut a);
         }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::limits::BULK_SOURCES_MAX;
+use crate::base::rng::Rng;
 use crate::store::ChunkRead;
 
 const ME: Rank = Rank(0);
@@ -181,4 +182,83 @@ fn a_slow_source_gets_little_and_nothing_at_the_end() {
     }
     assert!((2..=20).contains(&from_b), "{from_b} chunks of 256");
     assert!(now_ns < 300_000, "{now_ns} ns, of which B's last chunk {last_of_b}");
+}
+
+/// Messages that pass the wire's checks, from peers that mean harm or are
+/// confused, between reads that end in any order: nothing panics, no limit is
+/// exceeded, and every arrival ends when all peers are gone.
+#[test]
+fn no_order_of_messages_does_harm() {
+    for seed in 0..300 {
+        let mut rng = Rng::new(seed);
+        let mut exchange = Exchange::new(ME);
+        let mut memory = Plain::default();
+        exchange.map(Rank(3));
+        let (mut under_way, mut in_flight, mut started, mut ended) = (Vec::new(), 0, 0, 0);
+        for step in 0..600u64 {
+            let some_rank = |rng: &mut Rng| Rank(rng.below(5) as u32);
+            let now_ns = step * 20_000_000;
+            match rng.below(8) {
+                0 if exchange.under_way() < 6 => {
+                    let (lender, owner) = (Rank(1 + rng.below(4) as u32), Rank(1 + rng.below(4) as u32));
+                    let len = [1000, LEN, 40 << 20][rng.below(3)];
+                    let copy = copy(lender, 5 + rng.below(4) as u64);
+                    if exchange.arriving(copy).is_none() {
+                        exchange.start(Wanted { copy, owner, from: 0, len });
+                        started += 1;
+                    }
+                }
+                1..3 if !under_way.is_empty() => {
+                    let (token, len) = under_way.swap_remove(rng.below(under_way.len()));
+                    in_flight -= len;
+                    let result = if rng.below(4) > 0 { Ok(()) } else { Err("it failed".to_string()) };
+                    exchange.read_ended(token, result, now_ns);
+                }
+                3 => exchange.check_stalls(now_ns),
+                _ => {
+                    let copy = copy(some_rank(&mut rng), 5 + rng.below(4) as u64);
+                    let number = rng.below(4) as u32;
+                    let words = (0..1 + rng.below(3)).map(|_| rng.next_u64() >> rng.below(64)).collect();
+                    let ranks: Vec<Rank> = (0..rng.below(4)).map(|_| some_rank(&mut rng)).collect();
+                    let what = match rng.below(8) {
+                        0 => BulkBody::Locate { gone: Some(some_rank(&mut rng)), group: some_rank(&mut rng) },
+                        1 | 2 => BulkBody::Sources { primaries: ranks.len().min(1) as u32, ranks },
+                        3 => BulkBody::Arrived { complete: rng.below(2) == 0 },
+                        4 => BulkBody::Subscribe { number, in_place: rng.below(3) == 0 },
+                        5 => BulkBody::Unsubscribe { number },
+                        6 => BulkBody::Holding { number, offset: 64, first: rng.below(3) as u32, words },
+                        _ => BulkBody::Gone { number },
+                    };
+                    let _refused = exchange.receive(Rank(1 + rng.below(4) as u32), Bulk { copy, what }, &mut memory);
+                }
+            }
+            while let Some(action) = exchange.next(now_ns) {
+                match action {
+                    Action::Read { token, arrival, read, .. } => {
+                        exchange.placed(arrival, 1 << 30);
+                        under_way.push((token, read.len));
+                        in_flight += read.len;
+                    }
+                    Action::Move { arrival } if rng.below(3) == 0 => exchange.cannot_place(arrival),
+                    Action::Move { arrival } => exchange.placed(arrival, 2 << 30),
+                    Action::Near { place, .. } => {
+                        exchange.left(place);
+                        ended += 1;
+                    }
+                    Action::Done { .. } | Action::Failed { .. } => ended += 1,
+                    Action::Send(to, _) => assert_ne!(to, ME),
+                }
+            }
+            assert!(exchange.bytes_in_flight() <= in_flight, "seed {seed}");
+        }
+        for (token, _) in under_way {
+            exchange.read_ended(token, Err("it is gone".into()), u64::MAX);
+        }
+        for rank in 1..5 {
+            exchange.peer_lost(Rank(rank), "it is gone", &mut memory);
+        }
+        let ends = |action: &Action| !matches!(action, Action::Send(..) | Action::Read { .. } | Action::Move { .. });
+        ended += actions(&mut exchange, u64::MAX).iter().filter(|action| ends(action)).count();
+        assert_eq!((started, exchange.under_way(), exchange.bytes_in_flight()), (ended, 0, 0), "seed {seed}");
+    }
 }

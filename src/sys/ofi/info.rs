@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 
 use super::OfiError;
 use super::generated::*;
+use super::super::adapters::has_fabric_adapter;
 use super::library::Library;
 
 /// Asks for any provider: hardware first, else one over sockets.
@@ -17,9 +18,6 @@ const HARDWARE: [&str; 6] = ["cxi", "opx", "psm3", "psm2", "efa", "verbs"];
 /// Providers over what every machine has: for tests and where they are asked
 /// for by name.
 const SOFTWARE: [&str; 2] = ["tcp", "sockets"];
-
-/// Where the system shows devices of that hardware.
-const DEVICES: [&str; 5] = ["/sys/class/cxi", "/sys/class/cxi_user", "/sys/class/infiniband", "/dev/hfi1_0", "/dev/hfi1"];
 
 /// What a program may see of the provider that would be taken.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,9 +42,8 @@ pub struct OfiSummary {
 /// Loading libfabric and asking takes a third of a second, so that it is not
 /// asked for hardware where the system shows none.
 pub fn available(provider: Option<&str>) -> Result<OfiSummary, String> {
-    if provider.is_none() && !DEVICES.iter().any(|path| has_entries(path)) {
-        let places = DEVICES.join(", ");
-        return Err(format!("there is no device that libfabric has a provider for (looked at {places})"));
+    if provider.is_none() && !has_fabric_adapter() {
+        return Err("there is no network adapter that libfabric has a provider for".into());
     }
     let library = Library::get()?;
     choose(library, provider, None).map(|(_, summary)| summary)
@@ -86,14 +83,6 @@ fn wanted(provider: Option<&str>) -> Vec<&str> {
         None => HARDWARE.to_vec(),
         Some(ANY) => HARDWARE.into_iter().chain(SOFTWARE).collect(),
         Some(name) => vec![name],
-    }
-}
-
-/// Whether there is such a file, or such a folder with something in it.
-fn has_entries(path: &str) -> bool {
-    match std::fs::read_dir(path) {
-        Ok(mut folder) => folder.next().is_some(),
-        Err(_) => std::fs::exists(path).unwrap_or(false),
     }
 }
 
@@ -249,17 +238,6 @@ mod tests {
         assert_eq!(wanted(None)[0], "cxi");
         assert_eq!(wanted(Some(ANY)).last(), Some(&"sockets"));
         assert_eq!(wanted(Some("shm")), ["shm"]);
-    }
-
-    #[test]
-    fn devices_are_files_or_folders_with_something_in_them() {
-        let folder = std::env::temp_dir().join(format!("collimate-ofi-{}", std::process::id()));
-        std::fs::create_dir(&folder).unwrap();
-        let has_entries = |path: &std::path::Path| has_entries(path.to_str().unwrap());
-        assert!(!has_entries(&folder) && !has_entries(&folder.join("hfi1")));
-        std::fs::write(folder.join("hfi1"), b"").unwrap();
-        assert!(has_entries(&folder) && has_entries(&folder.join("hfi1")));
-        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

@@ -43,7 +43,10 @@ impl Registrar {
         attr: &fi_domain_attr,
         more: u32,
     ) -> Registrar {
-        let key_mask = if attr.mr_key_size >= 8 { u64::MAX } else { (1 << (8 * attr.mr_key_size)) - 1 };
+        let key_mask = match attr.mr_key_size {
+            bytes @ 1..8 => (1 << (8 * bytes)) - 1,
+            _ => u64::MAX,
+        };
         Registrar { library, domain, endpoint, mode: attr.mr_mode as u32 | more, key_mask }
     }
 

@@ -51,7 +51,8 @@ impl Shape {
 /// An object of 64 MiB.
 pub fn bulk(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Failed> {
     let object = if effort.quick { OBJECT / 16 } else { OBJECT };
-    let count = effort.count(9);
+    // Few at a time, and often: what else the machine does then meets all alike.
+    let (count, rounds) = (3, 3 * effort.rounds());
     let others = [0, 2, 4].map(|lanes| Shape { lanes, ..URING });
     let shapes: Vec<Shape> = [URING, EPOLL].into_iter().chain(others).collect();
     let mpi = OpenMpi::compile();
@@ -59,12 +60,15 @@ pub fn bulk(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Failed> 
         eprintln!("collimate: Open MPI left out: {why}");
     }
     let mut taken: Vec<Vec<Round>> = vec![Vec::new(); shapes.len()];
-    let (mut plain, mut with_mpi) = (Vec::new(), Vec::new());
-    for _ in 0..effort.rounds() {
-        for (shape, rounds) in shapes.iter().zip(&mut taken) {
+    let (mut plain, mut in_pieces, mut with_mpi) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..rounds {
+        // The other numbers of lanes need not be known as well.
+        let due = if round % 3 == 0 { shapes.len() } else { 2 };
+        for (shape, rounds) in shapes.iter().zip(&mut taken).take(due) {
             rounds.push(read_object(*shape, object, count)?);
         }
-        plain.push(plain_object(object, count)?);
+        plain.push(plain_object(object, object, count)?);
+        in_pieces.push(plain_object(object, PIECE, count)?);
         if let Ok(mpi) = &mpi {
             with_mpi.push(mpi.run(object, count)?);
         }
@@ -81,17 +85,19 @@ pub fn bulk(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Failed> 
         emit(record);
     };
     let target = Target { ratio: Some(1.0), ..Target::default() };
-    tell(&taken[0], shapes[0].name(), PLAIN, &plain, Some(target));
+    tell(&taken[0], shapes[0].name(), "plain send and recv, polling, all that is left a call", &plain, Some(target));
+    tell(&taken[0], shapes[0].name(), PIECES, &in_pieces, Some(target));
     if !with_mpi.is_empty() {
         tell(&taken[0], shapes[0].name(), "Open MPI over TCP", &with_mpi, Some(target));
     }
     for (shape, rounds) in shapes.iter().zip(&taken).skip(1) {
-        tell(rounds, shape.name(), PLAIN, &plain, None);
+        tell(rounds, shape.name(), PIECES, &in_pieces, None);
     }
     Ok(())
 }
 
-const PLAIN: &str = "plain send and recv loop, polling";
+const PIECES: &str = "plain send and recv, polling, 256 KiB a call";
+const PIECE: usize = 256 * 1024;
 
 /// Small messages in bursts, one way.
 pub fn messages(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Failed> {
@@ -355,18 +361,18 @@ fn accept(listener: &TcpListener, count: usize) -> Result<Vec<TcpStream>, Failed
     Ok(sockets)
 }
 
-/// An object by `send` there and `recv` here, as large as they take it; neither
-/// side ever sleeps.
-fn plain_object(object: usize, count: u64) -> Result<Round, Failed> {
+/// An object by `send` there and `recv` here, at most `piece` bytes a call;
+/// neither side ever sleeps.
+fn plain_object(object: usize, piece: usize, count: u64) -> Result<Round, Failed> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let port = listener.local_addr()?.port();
-    let task = send_plainly::spawn_with(on_rank_1(), port, object as u64);
+    let task = send_plainly::spawn_with(on_rank_1(), port, object as u64, piece as u64);
     let mut socket = accept(&listener, 1)?.remove(0);
     prepare(&socket)?;
     let mut buffer = vec![1; object];
     let round = sample(count, 1, || {
         socket.write_all(&[1])?;
-        patiently(object, |at| socket.read(&mut buffer[at..]))
+        patiently(object, |at| socket.read(&mut buffer[at..object.min(at + piece)]))
     });
     drop(socket);
     task.get()?;
@@ -374,7 +380,7 @@ fn plain_object(object: usize, count: u64) -> Result<Round, Failed> {
 }
 
 #[collimate::task]
-fn send_plainly(port: u16, object: u64) -> Result<u64, String> {
+fn send_plainly(port: u16, object: u64, piece: u64) -> Result<u64, String> {
     let send = || -> Result<(), Failed> {
         let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         prepare(&socket)?;
@@ -382,7 +388,9 @@ fn send_plainly(port: u16, object: u64) -> Result<u64, String> {
         loop {
             let mut request = [0];
             match patiently(1, |_| socket.read(&mut request)) {
-                Ok(()) => patiently(buffer.len(), |at| socket.write(&buffer[at..]))?,
+                Ok(()) => {
+                    patiently(buffer.len(), |at| socket.write(&buffer[at..buffer.len().min(at + piece as usize)]))?
+                }
                 Err(_) => return Ok(()),
             }
         }
