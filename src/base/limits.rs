@@ -153,6 +153,14 @@ pub const OFI_DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 /// bytes take.
 pub const BULK_BYTES_MIN: u64 = 2 << 20;
 
+/// Objects from this size on are read from whoever has them if enough ranks read
+/// them at the same time.
+pub const SHARED_BYTES_MIN: u64 = 64 << 10;
+
+/// Ranks that have such an object on loan, from which on a further one is told
+/// to ask: the first ones are served by the owner as soon.
+pub const SHARED_FROM: usize = 3;
+
 /// The smallest chunk: what comes in one is on its way for longer than a
 /// message about it.
 pub const CHUNK_BYTES_MIN: u64 = 256 << 10;
@@ -298,5 +306,6 @@ const _: () = assert!(INLINE_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(MESSAGE_BYTES_MAX <= 1 << 16);
 const _: () = assert!(TEXT_BYTES_MAX + TRAIL_HOPS_MAX * (NAME_BYTES_MAX + 64) <= MESSAGE_BYTES_MAX / 2);
 const _: () = assert!(CHUNKS_MAX.is_multiple_of(64) && CHUNKS_AIM <= CHUNKS_MAX as u64);
+const _: () = assert!(SHARED_BYTES_MIN < BULK_BYTES_MIN && SHARED_BYTES_MIN > INLINE_BYTES_MAX as u64);
 const _: () = assert!(CHUNK_BYTES_MIN < BULK_BYTES_MIN && CHUNK_BYTES_MIN <= CHUNK_BYTES_MAX);
 const _: () = assert!(FETCH_SOURCE_BYTES_MAX <= FETCH_PEER_BYTES_MAX && FETCH_PEER_BYTES_MAX <= FETCH_BYTES_MAX);
