@@ -751,7 +751,8 @@ fn child(kind: Backend) {
         _ => Link::Lanes(fd.into(), lanes),
     };
     let mut b = Node::new(kind, 1);
-    b.fabric.register(KEY, patterned(8 << 20)).unwrap();
+    // Not filled: on a slow machine the other side would not wait for it.
+    b.fabric.register(KEY, Arc::new(create_region(8 << 20).unwrap())).unwrap();
     b.fabric.connect(Rank(0), link).unwrap();
     let deadline = Instant::now() + PATIENCE;
     for i in 0.. {

@@ -154,7 +154,8 @@ impl RdmaFabric {
         let os = |what: &'static str| move |error: io::Error| FabricError::os(rank, what, explain(error, 0));
         let buffers = found.adapter.receives_max().min(RECEIVES_MAX);
         let receives = ReceiveQueue::new(&found.adapter, buffers, limits::RDMA_BUFFER_BYTES);
-        let completions = CompletionQueue::new(&found.adapter, COMPLETIONS).map_err(os("ibv_create_cq"))?;
+        let completions = CompletionQueue::new(&found.adapter, COMPLETIONS.min(found.adapter.completions_max()));
+        let completions = completions.map_err(os("ibv_create_cq"))?;
         let poller = Poller::new().map_err(os("epoll_create"))?;
         let timer = timer().map_err(os("timerfd_create"))?;
         poller.add(&completions, CHANNEL).map_err(os("epoll_ctl"))?;
@@ -290,17 +291,11 @@ impl RdmaFabric {
     #[inline]
     fn handle(&mut self, completion: Completion, sink: &mut dyn FnMut(Event<'_>)) -> usize {
         let place = self.place_of(completion.pair());
-        let Some(received) = self.receives.take(&completion) else {
-            let Some(place) = place else { return 0 };
-            self.counts.send_completions += 1;
-            let taken = self.peers[place].complete(&completion);
-            if taken.is_ours && !completion.is_ok() {
-                self.explain_failure(place, &completion);
-            } else if taken.reads > 0 {
-                return self.go_on_reading(place, sink);
-            }
-            return 0;
+        let received = match self.receives.take(completion) {
+            Ok(received) => received,
+            Err(completion) => return place.map_or(0, |place| self.handle_own(place, &completion, sink)),
         };
+        let completion = received.completion();
         let mut events = 0;
         if let Some(place) = place
             && self.peers[place].is_up()
@@ -340,6 +335,18 @@ impl RdmaFabric {
         }
         self.receives.give_back(received);
         events
+    }
+
+    /// Handles the completion of a work request of this side.
+    fn handle_own(&mut self, place: usize, completion: &Completion, sink: &mut dyn FnMut(Event<'_>)) -> usize {
+        self.counts.send_completions += 1;
+        let taken = self.peers[place].complete(completion);
+        if taken.is_ours && !completion.is_ok() {
+            self.explain_failure(place, completion);
+        } else if taken.reads > 0 {
+            return self.go_on_reading(place, sink);
+        }
+        0
     }
 
     #[cold]
@@ -554,8 +561,9 @@ const BUFFERS: u32 = limits::RDMA_CREDITS + limits::RDMA_SPARE_BUFFERS;
 /// nine hundred peers. The queue takes 64 bytes for each, used or not.
 const RECEIVES_MAX: u32 = 1 << 16;
 
-/// Completions that the queue has room for at first: those of a few peers.
-const COMPLETIONS: u32 = 4 * (BUFFERS + limits::RDMA_WORK_REQUESTS);
+/// Completions that the queue has room for at first: those of 64 peers, for not
+/// every device lets it grow.
+const COMPLETIONS: u32 = 64 * (BUFFERS + limits::RDMA_WORK_REQUESTS);
 
 impl Fabric for RdmaFabric {
     fn kind(&self) -> Kind {
@@ -579,10 +587,10 @@ impl Fabric for RdmaFabric {
         if peer == self.rank || self.places.contains(peer) {
             return Err(FabricError::os(peer, "connect", "connected already"));
         }
-        let deadline = Instant::now() + limits::ADMISSION_DEADLINE;
+        let deadline = Instant::now() + limits::SET_UP_DEADLINE;
         let os = |what: &'static str| move |error: io::Error| FabricError::os(peer, what, error);
         stream.set_nonblocking(false).map_err(os("connect"))?;
-        stream.set_write_timeout(Some(limits::ADMISSION_DEADLINE)).map_err(os("connect"))?;
+        stream.set_write_timeout(Some(limits::SET_UP_DEADLINE)).map_err(os("connect"))?;
 
         self.make_room().map_err(os("RDMA receive buffers"))?;
         let found = &self.found;

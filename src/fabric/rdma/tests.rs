@@ -314,9 +314,9 @@ fn a_peer_that_takes_nothing_is_given_up() {
     assert_unharmed(a, c);
 }
 
-/// The queues are made for a few peers and grow.
+/// The receive queue grows with each peer.
 #[test]
-fn more_peers_than_the_queues_were_made_for() {
+fn each_of_many_peers_has_its_room() {
     let Some(mut hub) = Node::new(0) else { return };
     let mut others: Vec<Node> = (1..8).map(|rank| Node::new(rank).unwrap()).collect();
     others.iter_mut().for_each(|other| connect(&mut hub, other));

@@ -40,12 +40,16 @@ unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
 
-/// A buffer that the card has given back.
+/// A buffer that the card has given back, with the completion that says so.
 #[derive(Debug)]
-pub struct Filled {
-    owner: u32,
-    buffer: u32,
-    bytes: u32,
+pub struct Filled(Completion);
+
+impl Filled {
+    /// What happened.
+    #[inline]
+    pub fn completion(&self) -> &Completion {
+        &self.0
+    }
 }
 
 impl ReceiveQueue {
@@ -71,35 +75,33 @@ impl ReceiveQueue {
         self.flush()
     }
 
-    /// The buffer that a completion is about, if it is about one of these.
+    /// The buffer that a completion is about, or the completion if it is about
+    /// something else.
     #[inline]
-    pub fn take(&self, completion: &Completion) -> Option<Filled> {
-        let is_ours = completion.owner == self.owner;
-        is_ours.then(|| Filled {
-            owner: self.owner,
-            buffer: completion.number,
-            bytes: if completion.is_ok() { completion.bytes() } else { 0 },
-        })
+    pub fn take(&self, completion: Completion) -> Result<Filled, Completion> {
+        if completion.owner == self.owner { Ok(Filled(completion)) } else { Err(completion) }
     }
 
-    /// What was received.
+    /// What was received; nothing, if it failed.
     #[inline]
-    pub fn bytes(&self, received: &Filled) -> &[u8] {
-        assert!(received.owner == self.owner && received.bytes as usize <= self.buffer_bytes);
-        let (chunk, offset) = self.place(received.buffer);
+    pub fn bytes(&self, Filled(completion): &Filled) -> &[u8] {
+        let len = if completion.is_ok() { completion.bytes() as usize } else { 0 };
+        assert!(completion.owner == self.owner && len <= self.buffer_bytes, "a buffer of another queue");
+        let (chunk, offset) = self.place(completion.number);
         // SAFETY: within the chunk's region: `place` says that the buffer lies
         // there, and the length was checked. The card wrote it and has given it
-        // back (that is what a `Filled` stands for, and there is one at most
-        // for each time), so nobody writes it before `give_back`, which takes
-        // the `Filled`; it is zeroed where the card wrote nothing.
-        unsafe { std::slice::from_raw_parts(chunk.region.base().as_ptr().add(offset), received.bytes as usize) }
+        // back: that is what a `Filled` stands for, and there is one at most for
+        // each time, since it is made of the one completion. So nobody writes
+        // it before `give_back`, which takes the `Filled`; and it is zeroed
+        // where the card wrote nothing.
+        unsafe { std::slice::from_raw_parts(chunk.region.base().as_ptr().add(offset), len) }
     }
 
     /// Lets the card have the buffer again at the next [`ReceiveQueue::flush`].
     #[inline]
-    pub fn give_back(&mut self, received: Filled) {
-        assert_eq!(received.owner, self.owner, "a buffer of another queue");
-        self.waiting.push(received.buffer);
+    pub fn give_back(&mut self, Filled(completion): Filled) {
+        assert_eq!(completion.owner, self.owner, "a buffer of another queue");
+        self.waiting.push(completion.number);
     }
 
     /// Offers what was given back, with one call.

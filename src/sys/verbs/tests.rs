@@ -20,7 +20,9 @@ fn adapter() -> Option<(Arc<Adapter>, Port, Gid)> {
 }
 
 fn end(adapter: &Arc<Adapter>, port: &Port) -> End {
-    let completions = CompletionQueue::new(adapter, 64).unwrap();
+    let mut completions = CompletionQueue::new(adapter, 64).unwrap();
+    completions.grow(200).unwrap();
+    assert!(completions.grow(u32::MAX).is_err());
     let mut receives = ReceiveQueue::new(adapter, 64, 256).unwrap();
     receives.grow(8).unwrap();
     let pair = QueuePair::new(&completions, &receives, port, 16, 4096).unwrap();
@@ -53,7 +55,7 @@ impl End {
     fn receive(&mut self) -> Vec<u8> {
         let completion = self.next();
         assert!(completion.is_ok());
-        let received = self.receives.take(&completion).unwrap();
+        let received = self.receives.take(completion).unwrap();
         let bytes = self.receives.bytes(&received).to_vec();
         self.receives.give_back(received);
         self.receives.flush().unwrap();
