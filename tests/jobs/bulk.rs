@@ -143,7 +143,11 @@ fn a_source_dies() -> Result<(), Error> {
     for other in others {
         assert_eq!(other.get()?, len);
     }
-    assert!(dies.get().unwrap_err().message.contains("rank 1"));
+    // It may have been done before it died.
+    if let Err(error) = dies.get() {
+        assert!(error.message.contains("rank 1"), "{error}");
+    }
+    while bytes_read::spawn_with(on(1)).get().is_ok() {}
     println!("went on");
     Ok(())
 }
