@@ -332,12 +332,7 @@ impl<'s> Cluster<'s> {
             let now_ns = self.network.now_ns();
             let member = &mut self.ranks[host];
             match happening {
-                Happening::Alarm { what: CHECK } => {
-                    member.exchange.check_stalls();
-                    if now_ns < CHECKS_END_NS && self.is_waited_for() {
-                        self.network.at(host, CHECK_NS, CHECK);
-                    }
-                }
+                Happening::Alarm { what: CHECK } => self.check(host),
                 Happening::Alarm { what } => self.start(host, what as usize),
                 Happening::Message { from, message: Parcel::Bulk(bytes) } => {
                     if member.known_dead.contains(&Rank(from as u32)) {
@@ -354,6 +349,16 @@ impl<'s> Cluster<'s> {
                     member.exchange.peer_lost(Rank(dead as u32), "its host died", &mut member.store);
                 }
             }
+        }
+    }
+
+    /// Has a rank look for stalled sources, when it has acted on all that came.
+    fn check(&mut self, host: usize) {
+        self.act(host);
+        self.ranks[host].exchange.check_stalls();
+        self.act(host);
+        if self.network.now_ns() < CHECKS_END_NS && self.is_waited_for() {
+            self.network.at(host, CHECK_NS, CHECK);
         }
     }
 

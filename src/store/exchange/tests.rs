@@ -392,7 +392,7 @@ fn an_object_waits_for_memory_that_others_will_give_back() {
     exchange.check_stalls();
     assert_eq!(places(&mut exchange), [arrivals[1]]);
     exchange.placed(arrivals[1], 0);
-    let (token, ..) = reads(&mut exchange, 0)[0];
+    let [Action::Place { .. }, Action::Read { token, .. }] = actions(&mut exchange, 0)[..] else { panic!() };
     exchange.no_room(arrivals[2]);
     exchange.read_ended(token, Ok(()), 0);
     // Nobody gives anything back.
