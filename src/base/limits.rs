@@ -153,6 +153,14 @@ pub const OFI_DRAIN_DEADLINE: Duration = Duration::from_secs(1);
 /// bytes take.
 pub const BULK_BYTES_MIN: u64 = 2 << 20;
 
+/// Objects from this size on are read from whoever has them if enough ranks read
+/// them at the same time.
+pub const SHARED_BYTES_MIN: u64 = 64 << 10;
+
+/// Ranks that have such an object on loan, from which on a further one is told
+/// to ask: the first ones are served by the owner as soon.
+pub const SHARED_FROM: usize = 3;
+
 /// The smallest chunk: what comes in one is on its way for longer than a
 /// message about it.
 pub const CHUNK_BYTES_MIN: u64 = 256 << 10;
@@ -207,6 +215,14 @@ pub const PENDING_MAX: usize = 256;
 /// Connections that the kernel holds for a rank that is not accepting yet: all
 /// its peers at once, as far as `net.core.somaxconn` lets them.
 pub const BACKLOG: i32 = RANKS_MAX as i32;
+
+/// How long the first connection of a peer is read for what it said before it
+/// closed another one.
+pub const LANE_GRACE: Duration = Duration::from_secs(1);
+
+/// How long a rank waits for what a peer's fabric says to set a connection up:
+/// that peer sets up those to lower ranks first, which takes milliseconds each.
+pub const SET_UP_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long ranks wait for each other at start.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
@@ -298,5 +314,6 @@ const _: () = assert!(INLINE_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(MESSAGE_BYTES_MAX <= 1 << 16);
 const _: () = assert!(TEXT_BYTES_MAX + TRAIL_HOPS_MAX * (NAME_BYTES_MAX + 64) <= MESSAGE_BYTES_MAX / 2);
 const _: () = assert!(CHUNKS_MAX.is_multiple_of(64) && CHUNKS_AIM <= CHUNKS_MAX as u64);
+const _: () = assert!(SHARED_BYTES_MIN < BULK_BYTES_MIN && SHARED_BYTES_MIN > INLINE_BYTES_MAX as u64);
 const _: () = assert!(CHUNK_BYTES_MIN < BULK_BYTES_MIN && CHUNK_BYTES_MIN <= CHUNK_BYTES_MAX);
 const _: () = assert!(FETCH_SOURCE_BYTES_MAX <= FETCH_PEER_BYTES_MAX && FETCH_PEER_BYTES_MAX <= FETCH_BYTES_MAX);

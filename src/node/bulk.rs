@@ -33,7 +33,7 @@ pub(super) struct Bulk {
 
 /// An object on its way, and the messages that wait for it.
 struct Arriving {
-    len: u64,
+    wanted: Wanted,
     /// Once the first chunk is asked for.
     assembly: Option<Assembly>,
     /// Memory that it was in before, and that others may be reading from.
@@ -167,7 +167,7 @@ impl Core {
     /// Starts to bring an object here, or joins those that wait for it.
     fn bring(&mut self, read: Read) -> Result<(), (ErrorKind, String)> {
         let Read { record, lender, .. } = read;
-        let ObjectRecord { owner, offset, len, object, .. } = record;
+        let ObjectRecord { owner, offset, len, object, shared, .. } = record;
         let copy = CopyId { lender, object };
         if let Some((arrival, wanted)) = self.bulk.exchange.arriving(copy)
             && let Some(arriving) = self.bulk.arriving.get_mut(&arrival)
@@ -178,9 +178,10 @@ impl Core {
             arriving.readers.push(read);
             return Ok(());
         }
-        let arrival = self.bulk.exchange.start(Wanted { copy, owner, from: offset, len });
+        let wanted = Wanted { copy, owner, from: offset, len, shared };
+        let arrival = self.bulk.exchange.start(wanted);
         self.bulk.pending = true;
-        let arriving = Arriving { len, assembly: None, former: Vec::new(), readers: vec![read], no_room: None };
+        let arriving = Arriving { wanted, assembly: None, former: Vec::new(), readers: vec![read], no_room: None };
         self.bulk.arriving.insert(arrival, arriving);
         Ok(())
     }
@@ -197,7 +198,7 @@ impl Core {
     fn place(&mut self, node: &Node, arrival: usize) {
         let Some(arriving) = self.bulk.arriving.get_mut(&arrival) else { return };
         let block = match &node.arena {
-            Some(arena) => arena.alloc(arriving.len as usize).map_err(|full| {
+            Some(arena) => arena.alloc(arriving.wanted.len as usize).map_err(|full| {
                 node.counters.count(Counted::StoreFull);
                 (ErrorKind::StoreFull, full.to_string())
             }),
@@ -210,7 +211,7 @@ impl Core {
                         arriving.former.push(before.pin());
                         before.move_to(block)
                     }
-                    None => Assembly::new(block, Exchange::chunking(arriving.len).chunk_bytes()),
+                    None => Assembly::new(block, arriving.wanted.chunking().chunk_bytes()),
                 };
                 let offset = assembly.offset();
                 arriving.assembly = Some(assembly);
@@ -235,7 +236,7 @@ impl Core {
     /// An object is here, or will never be.
     fn landed(&mut self, node: &'static Node, arrival: usize, copy: CopyId, kept: bool, error: Option<FetchError>) {
         let Some(arriving) = self.bulk.arriving.remove(&arrival) else { return };
-        let Arriving { assembly, mut former, readers, no_room, .. } = arriving;
+        let Arriving { wanted, assembly, mut former, readers, no_room } = arriving;
         if kept {
             former.extend(assembly.as_ref().map(Assembly::pin));
             self.bulk.kept.insert(copy, former);
@@ -247,7 +248,7 @@ impl Core {
             (Some(error), None, _) => Err((ErrorKind::RankLost, error.to_string())),
         };
         if let Ok(object) = &object
-            && Exchange::chunking(object.len() as u64).count() > 1
+            && wanted.is_exchanged()
         {
             self.bulk.remember(copy, object.downgrade());
         }

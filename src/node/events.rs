@@ -274,7 +274,7 @@ impl Core {
         } else {
             self.views.get(record.owner.index()).ok_or("an object of a rank that does not exist")?.clone()
         };
-        let Some(view) = view.filter(|_| record.region == ARENA.0) else {
+        let Some(view) = view.filter(|_| u32::from(record.region) == ARENA.0) else {
             if let Some(copy) = self.bulk.copy(lender, record) {
                 self.give_back(lender, record.object);
                 return Ok(Found::Here(copy));

@@ -13,7 +13,7 @@ use super::rank::{HUNGRY_BASE, Node, Target};
 use super::registry::TaskType;
 use super::transfer::{Pack, Piece, Received};
 use crate::base::event::Event as Counted;
-use crate::base::limits::PEER_SILENCE_MAX;
+use crate::base::limits::{PEER_SILENCE_MAX, SHARED_FROM};
 use crate::base::{ErrorKind, Rank, TaskError};
 use crate::fabric::{Fabric, FabricError, RegionKey};
 use crate::mem::{Bytes, Region};
@@ -565,13 +565,14 @@ impl Core {
     /// Names an object to a peer, which holds it until it says otherwise.
     fn lend(&mut self, object: &Bytes, borrower: Rank) -> ObjectRecord {
         let id = self.index.export(object);
-        self.index.lend(id, borrower).expect("it was exported just now");
+        let lent = self.index.lend(id, borrower).expect("it was exported just now");
         self.index.withdraw(id).expect("it was exported just now");
         let (owner, offset) = match object {
             Bytes::Sealed(sealed) => (self.me, sealed.offset()),
             Bytes::Foreign(foreign) => (foreign.owner(), foreign.offset()),
             Bytes::Heap(_) => unreachable!("`Outgoing::object` copies what is on the heap"),
         };
-        ObjectRecord { owner, region: ARENA.0, offset, len: object.len() as u64, object: id.to_bits() }
+        let shared = lent.borrowers >= SHARED_FROM;
+        ObjectRecord { owner, region: ARENA.0 as u16, shared, offset, len: lent.len, object: id.to_bits() }
     }
 }

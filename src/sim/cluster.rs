@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::network::{Happening, Network, NetworkConfig};
 use crate::base::Rank;
-use crate::base::limits::{FETCH_BYTES_MAX, FETCH_PEER_BYTES_MAX, STALL_CHECK_EVERY};
-use crate::store::{Action, ChunkRead, ChunkSet, Exchange, FetchError, Memory, NearCopy, Wanted};
+use crate::base::limits::{FETCH_BYTES_MAX, FETCH_PEER_BYTES_MAX, SHARED_FROM, STALL_CHECK_EVERY};
+use crate::store::{Action, ChunkRead, ChunkSet, Chunking, Exchange, FetchError, Memory, NearCopy, Wanted};
 use crate::wire::{Bulk, CopyId, Message, write_bulk};
 
 /// What is to be played.
@@ -111,6 +111,15 @@ impl Scenario {
         }
     }
 
+    /// What a reader is told of an object, which lies at `from`. The lender has
+    /// lent it to the readers before, in their order.
+    fn wanted(&self, number: usize, reader: Rank, from: u64) -> Wanted {
+        let Object { owner, lender, bytes, readers } = &self.objects[number];
+        let before = readers.iter().position(|r| r.rank == reader).unwrap_or(0);
+        let copy = CopyId { lender: *lender, object: number as u64 };
+        Wanted { copy, owner: *owner, from, len: *bytes, shared: before + 1 >= SHARED_FROM }
+    }
+
     /// Plays it to the end.
     ///
     /// # Panics
@@ -173,6 +182,7 @@ struct Loan {
 
 struct Place {
     bytes: u64,
+    chunking: Chunking,
     chunks: ChunkSet,
     /// The reader itself, and whoever it is kept for.
     users: u32,
@@ -193,10 +203,10 @@ const CHECK_NS: u64 = STALL_CHECK_EVERY.as_nanos() as u64;
 const CHECKS_END_NS: u64 = 60_000_000_000;
 
 impl Store {
-    fn take(&mut self, bytes: u64, chunks: ChunkSet) -> u64 {
+    fn take(&mut self, bytes: u64, chunking: Chunking, chunks: ChunkSet) -> u64 {
         let at = self.next;
         self.next += bytes.next_multiple_of(ALIGN) + ALIGN;
-        self.places.insert(at, Place { bytes, chunks, users: 1 });
+        self.places.insert(at, Place { bytes, chunking, chunks, users: 1 });
         at
     }
 
@@ -213,7 +223,10 @@ impl Store {
     fn serves(&self, offset: u64, len: u64) -> bool {
         let Some((start, place)) = self.places.range(..=offset).next_back() else { return false };
         let inner = offset - start;
-        let chunking = Exchange::chunking(place.bytes);
+        if (inner, len) == (0, place.bytes) {
+            return place.chunks.is_full();
+        }
+        let chunking = &place.chunking;
         let first = (inner / chunking.chunk_bytes()) as u32;
         inner + len <= place.bytes && chunking.span(first) == (inner, len) && place.chunks.contains(first)
     }
@@ -263,8 +276,9 @@ impl<'s> Cluster<'s> {
             near.for_each(|other| member.exchange.map(Rank(other)));
         }
         for (number, object) in scenario.objects.iter().enumerate() {
-            let chunks = ChunkSet::all(Exchange::chunking(object.bytes).count());
-            ranks[object.owner.index()].store.take(object.bytes, chunks);
+            let chunking = Chunking::of(object.bytes);
+            let chunks = ChunkSet::all(chunking.count());
+            ranks[object.owner.index()].store.take(object.bytes, chunking, chunks);
             let borrowers = object.readers.iter().map(|reader| reader.rank).collect();
             let loan = Loan { owner: object.owner, bytes: object.bytes, borrowers };
             ranks[object.lender.index()].store.loans.insert(number as u64, loan);
@@ -332,11 +346,9 @@ impl<'s> Cluster<'s> {
     }
 
     fn start(&mut self, host: usize, number: usize) {
-        let object = &self.scenario.objects[number];
-        let copy = CopyId { lender: object.lender, object: number as u64 };
-        let from = self.place_of(number);
+        let wanted = self.scenario.wanted(number, Rank(host as u32), self.place_of(number));
         let member = &mut self.ranks[host];
-        let arrival = member.exchange.start(Wanted { copy, owner: object.owner, from, len: object.bytes });
+        let arrival = member.exchange.start(wanted);
         member.arrivals.insert(arrival, (number, None));
     }
 
@@ -397,8 +409,9 @@ impl<'s> Cluster<'s> {
         let member = &mut self.ranks[host];
         let (number, at) = member.arrivals.get_mut(&arrival).expect("it is arriving");
         if at.is_none() {
-            let bytes = self.scenario.objects[*number].bytes;
-            let to = member.store.take(bytes, ChunkSet::none(Exchange::chunking(bytes).count()));
+            let wanted = self.scenario.wanted(*number, Rank(host as u32), 0);
+            let chunking = wanted.chunking();
+            let to = member.store.take(wanted.len, chunking, ChunkSet::none(chunking.count()));
             *at = Some(to);
             member.exchange.placed(arrival, to);
         }
@@ -414,10 +427,11 @@ impl<'s> Cluster<'s> {
     /// An object goes on elsewhere, with what is here of it.
     fn relocate(&mut self, host: usize, arrival: usize) {
         let member = &mut self.ranks[host];
-        let (number, at) = member.arrivals.get_mut(&arrival).expect("it is arriving");
+        let (_, at) = member.arrivals.get_mut(&arrival).expect("it is arriving");
         let from = at.expect("something was under way to it");
-        let chunks = member.store.places[&from].chunks.clone();
-        let to = member.store.take(self.scenario.objects[*number].bytes, chunks);
+        let Place { bytes, chunking, ref chunks, .. } = member.store.places[&from];
+        let chunks = chunks.clone();
+        let to = member.store.take(bytes, chunking, chunks);
         *at = Some(to);
         member.former.entry(arrival).or_default().push(from);
         member.exchange.placed(arrival, to);

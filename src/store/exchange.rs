@@ -23,7 +23,7 @@ use super::directory::{Asker, Directory, Plan};
 use super::fetch::Fetch;
 use super::flow::{Flow, Turn};
 use crate::base::Rank;
-use crate::base::limits::{BULK_BYTES_MIN, BULK_LOCATES_MAX, OBJECT_ALIGN, SOURCE_STALL_MAX};
+use crate::base::limits::{BULK_LOCATES_MAX, OBJECT_ALIGN, SOURCE_STALL_MAX};
 use crate::wire::{Bulk, BulkBody, CopyId};
 
 /// See the module.
@@ -131,14 +131,9 @@ impl Exchange {
         Some((arrival, self.arrivals[arrival].wanted))
     }
 
-    /// How an object of `len` bytes is cut.
-    pub fn chunking(len: u64) -> Chunking {
-        if len < BULK_BYTES_MIN { Chunking::whole(len) } else { Chunking::of(len) }
-    }
-
     /// Brings an object here; ends in [`Action::Done`] or [`Action::Failed`].
     pub fn start(&mut self, wanted: Wanted) -> usize {
-        let chunking = Exchange::chunking(wanted.len);
+        let chunking = wanted.chunking();
         let arrival = self.arrivals.insert(Arrival {
             wanted,
             to: None,
@@ -153,7 +148,7 @@ impl Exchange {
             failed: false,
             ended: false,
         });
-        if chunking.count() == 1 {
+        if !wanted.is_exchanged() {
             // Not worth the question who else has it.
             match self.lost.get(&wanted.owner) {
                 Some(cause) => self.fail(arrival, wanted.owner, cause.clone()),
@@ -309,7 +304,7 @@ impl Exchange {
     fn find_help(&mut self, arrival: usize, rank: Rank) {
         let entry = &mut self.arrivals[arrival];
         let copy = entry.wanted.copy;
-        if entry.failed || entry.fetch.chunking().count() == 1 {
+        if entry.failed || !entry.wanted.is_exchanged() {
             return;
         }
         if rank != copy.lender && !self.lost.contains_key(&copy.lender) && entry.locates < BULK_LOCATES_MAX {
@@ -367,7 +362,7 @@ impl Exchange {
         let from = asker.rank;
         let lent = memory.lent(copy.object, from).filter(|_| copy.lender == self.me);
         let (owner, len) = lent.ok_or("a question for an object that it was not lent")?;
-        let chunks = Exchange::chunking(len).count();
+        let chunks = Chunking::of(len).count();
         let lost = &self.lost;
         let plan = self.directory.locate(copy.object, asker, owner, chunks, |rank| !lost.contains_key(&rank));
         let Plan { primaries, ranks } = plan;
@@ -496,7 +491,8 @@ impl Exchange {
     fn locate(&mut self, arrival: usize, gone: Option<Rank>) {
         let entry = &mut self.arrivals[arrival];
         let Wanted { copy, owner, .. } = entry.wanted;
-        if entry.fetch.chunking().count() > 1
+        let is_exchanged = entry.wanted.is_exchanged();
+        if is_exchanged
             && !self.lost.contains_key(&copy.lender)
             && entry.locates < BULK_LOCATES_MAX
         {
@@ -510,7 +506,7 @@ impl Exchange {
         }
         match entry.reserves.pop() {
             Some(rank) => self.use_source(arrival, rank),
-            None if entry.fetch.chunking().count() > 1 && gone != Some(owner) && !self.lost.contains_key(&owner) => {
+            None if is_exchanged && gone != Some(owner) && !self.lost.contains_key(&owner) => {
                 self.use_source(arrival, owner);
             }
             None => self.give_up(arrival),
@@ -579,7 +575,7 @@ impl Exchange {
         debug_assert!(complete || entry.failed);
         let Wanted { copy, owner, len, .. } = entry.wanted;
         let causes = std::mem::take(&mut entry.causes);
-        if entry.fetch.chunking().count() > 1 {
+        if entry.wanted.is_exchanged() {
             self.by_copy.remove(&copy);
             self.send(copy.lender, copy, BulkBody::Arrived { complete });
         }

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use crate::base::Rank;
-use crate::base::limits::BULK_BYTES_MIN;
+use crate::base::limits::{BULK_BYTES_MIN, SHARED_BYTES_MIN};
 use crate::mem::{Bytes, WeakSealed};
 
 /// An object's name between its owner and the ranks that borrow it. Not used
@@ -50,6 +50,8 @@ pub struct ObjectInfo {
     pub offset: Option<u64>,
     /// Its bytes.
     pub len: u64,
+    /// How many ranks have it, this one among them.
+    pub borrowers: usize,
 }
 
 /// What the index refuses. Nothing changes then.
@@ -107,7 +109,7 @@ pub struct Index {
     dormant: Vec<u32>,
     /// How many of those there may be before the ones that are gone are looked for.
     sweep_at: usize,
-    /// Large objects whose numbers have ended.
+    /// Objects of `SHARED_BYTES_MIN` and more whose numbers have ended.
     ended: Vec<ObjectId>,
     stats: Stats,
 }
@@ -188,7 +190,8 @@ impl Index {
         Some(&object.bytes)
     }
 
-    /// A large object whose number has ended, each once.
+    /// An object of `limits::SHARED_BYTES_MIN` or more whose number has ended;
+    /// each once.
     pub fn next_ended(&mut self) -> Option<ObjectId> {
         self.ended.pop()
     }
@@ -200,7 +203,7 @@ impl Index {
             Ok(at) => object.borrows[at].1 += 1,
             Err(at) => object.borrows.insert(at, (borrower, 1)),
         }
-        let info = ObjectInfo { offset: object.bytes.offset(), len: object.bytes.len() as u64 };
+        let info = ObjectInfo { offset: object.bytes.offset(), len: object.bytes.len() as u64, borrowers: object.borrows.len() };
         self.stats.borrows += 1;
         Ok(info)
     }
@@ -254,9 +257,9 @@ impl Index {
         self.stats.objects -= 1;
         self.stats.bytes -= object.bytes.len() as u64;
         let identity = object.bytes.identity();
-        let is_large = object.bytes.len() as u64 >= BULK_BYTES_MIN;
+        let len = object.bytes.len() as u64;
         match object.bytes {
-            Bytes::Sealed(sealed) if is_large => {
+            Bytes::Sealed(sealed) if len >= BULK_BYTES_MIN => {
                 // The weak handle keeps the identity from being used again.
                 slot.dormant = Some((sealed.downgrade(), identity));
                 self.dormant.push(id.slot);
@@ -264,7 +267,7 @@ impl Index {
                     self.sweep();
                 }
             }
-            _ => self.vacate(id.slot, identity, is_large),
+            _ => self.vacate(id.slot, identity, len >= SHARED_BYTES_MIN),
         }
     }
 
@@ -280,11 +283,11 @@ impl Index {
         self.sweep_at = self.dormant.len() * 2;
     }
 
-    fn vacate(&mut self, number: u32, identity: usize, is_large: bool) {
+    fn vacate(&mut self, number: u32, identity: usize, tell: bool) {
         self.known.remove(&identity);
         let slot = &mut self.slots[number as usize];
         slot.dormant = None;
-        if is_large {
+        if tell {
             self.ended.push(ObjectId { slot: number, generation: slot.generation });
         }
         // A slot whose generations are used up is never used again.
@@ -322,7 +325,7 @@ mod tests {
         let object = Bytes::from(arena.put(&[7; 100_000]).unwrap());
         let offset = object.offset();
         let id = index.export(&object);
-        assert_eq!(index.lend(id, A), Ok(ObjectInfo { offset, len: 100_000 }));
+        assert_eq!(index.lend(id, A), Ok(ObjectInfo { offset, len: 100_000, borrowers: 1 }));
         assert!(index.lent(id, A).is_some() && index.lent(id, B).is_none());
         drop(object);
         index.withdraw(id).unwrap();

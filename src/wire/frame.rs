@@ -86,7 +86,10 @@ pub struct ObjectRecord {
     /// The rank that owns the object and counts its references.
     pub owner: Rank,
     /// The key of the owner's region.
-    pub region: u32,
+    pub region: u16,
+    /// Several ranks read it just now: whom to read it from is to be asked of
+    /// the sender.
+    pub shared: bool,
     /// First byte within the region.
     pub offset: u64,
     /// Bytes.
@@ -488,7 +491,12 @@ impl ObjectRecord {
         if offset.checked_add(len).is_none() {
             return Err(WireError::BadField { message, field: "object length", value: len });
         }
-        Ok(ObjectRecord { owner: Rank(owner), region: layout.region.get(), offset, len, object: layout.object.get() })
+        let shared = match layout.shared.get() {
+            value @ 0..2 => value == 1,
+            value => return Err(WireError::BadField { message, field: "shared", value: u64::from(value) }),
+        };
+        let (region, object) = (layout.region.get(), layout.object.get());
+        Ok(ObjectRecord { owner: Rank(owner), region, shared, offset, len, object })
     }
 }
 
@@ -557,7 +565,9 @@ struct ArgumentLayout {
 #[repr(C)]
 struct ObjectLayout {
     owner: U32,
-    region: U32,
+    region: U16,
+    /// 1 or 0.
+    shared: U16,
     offset: U64,
     len: U64,
     object: U64,
@@ -616,7 +626,8 @@ impl From<ObjectRecord> for ObjectLayout {
     fn from(record: ObjectRecord) -> Self {
         ObjectLayout {
             owner: U32::new(record.owner.0),
-            region: U32::new(record.region),
+            region: U16::new(record.region),
+            shared: U16::new(u16::from(record.shared)),
             offset: U64::new(record.offset),
             len: U64::new(record.len),
             object: U64::new(record.object),

@@ -1,6 +1,6 @@
 //! An exchange as holder: who reads from here, and what they are told.
 
-use super::super::chunks::ChunkSet;
+use super::super::chunks::{ChunkSet, Chunking};
 use super::{Arrival, Exchange, Memory, NO_ARRIVAL, Violation};
 use crate::base::Rank;
 use crate::wire::{BulkBody, CopyId};
@@ -43,7 +43,7 @@ impl Exchange {
             }
             (None, Some(arrival)) => Some(Serving::Partly(arrival)),
             (None, None) => memory.pin(copy).map(|(offset, len)| {
-                Serving::Whole { offset, chunks: Exchange::chunking(len).count() }
+                Serving::Whole { offset, chunks: Chunking::of(len).count() }
             }),
             (Some(Served { state: Serving::Broken, .. }), _) => None,
             (Some(served), _) => Some(served.state),

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use super::super::chunks::Chunking;
 use super::super::fetch::ChunkRead;
 use crate::base::Rank;
+use crate::base::limits::{BULK_BYTES_MIN, SHARED_BYTES_MIN};
 use crate::wire::{Bulk, CopyId};
 
 /// An object that is to be brought here.
@@ -17,6 +19,21 @@ pub struct Wanted {
     pub from: u64,
     /// Its bytes.
     pub len: u64,
+    /// Several ranks read it just now.
+    pub shared: bool,
+}
+
+impl Wanted {
+    /// Whether others are read from and served, or it is just read from its
+    /// owner.
+    pub fn is_exchanged(&self) -> bool {
+        self.len >= BULK_BYTES_MIN || self.shared && self.len >= SHARED_BYTES_MIN
+    }
+
+    /// How the object is cut.
+    pub fn chunking(&self) -> Chunking {
+        if self.is_exchanged() { Chunking::of(self.len) } else { Chunking::whole(self.len) }
+    }
 }
 
 /// What the exchange wants done.

@@ -61,7 +61,7 @@ fn reads(exchange: &mut Exchange, now_ns: u64) -> Vec<(usize, Rank, ChunkRead)> 
 }
 
 fn wanted(lender: Rank) -> Wanted {
-    Wanted { copy: copy(lender, 5), owner: lender, from: 0, len: LEN }
+    Wanted { copy: copy(lender, 5), owner: lender, from: 0, len: LEN, shared: false }
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn a_slow_source_gets_little_and_nothing_at_the_end() {
     let mut exchange = Exchange::new(ME);
     let mut memory = Plain::default();
     let len = 64 << 20;
-    exchange.start(Wanted { copy: copy(A, 5), owner: A, from: 0, len });
+    exchange.start(Wanted { copy: copy(A, 5), owner: A, from: 0, len, shared: false });
     let sources = Bulk { copy: copy(A, 5), what: BulkBody::Sources { primaries: 2, ranks: vec![B, A] } };
     exchange.receive(A, sources, &mut memory).unwrap();
     let all = BulkBody::Holding { number: 0, offset: 0, first: 0, words: vec![!0; 4] };
@@ -201,10 +201,10 @@ fn no_order_of_messages_does_harm() {
             match rng.below(8) {
                 0 if exchange.under_way() < 6 => {
                     let (lender, owner) = (Rank(1 + rng.below(4) as u32), Rank(1 + rng.below(4) as u32));
-                    let len = [1000, LEN, 40 << 20][rng.below(3)];
+                    let len = [1000, 100_000, LEN, 40 << 20][rng.below(4)];
                     let copy = copy(lender, 5 + rng.below(4) as u64);
                     if exchange.arriving(copy).is_none() {
-                        exchange.start(Wanted { copy, owner, from: 0, len });
+                        exchange.start(Wanted { copy, owner, from: 0, len, shared: rng.below(2) == 0 });
                         started += 1;
                     }
                 }

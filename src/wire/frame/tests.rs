@@ -9,7 +9,7 @@ use crate::wire::{BulkBody, CopyId, Goodbye, Hello, Shutdown, TaskEntry, TaskTab
 const CALL: SpawnCall =
     SpawnCall { function: 0xdead_beef, request: u64::MAX - 1, parent: Tag(1 << 127 | 5), call: 77, stolen: false };
 
-const RECORD: ObjectRecord = ObjectRecord { owner: Rank(3), region: 9, offset: 1 << 33, len: 1 << 28, object: 0xabcd };
+const RECORD: ObjectRecord = ObjectRecord { owner: Rank(3), region: 9, shared: true, offset: 1 << 33, len: 1 << 28, object: 0xabcd };
 
 fn spawn(call: SpawnCall, arguments: &[Argument<'_>]) -> Vec<u8> {
     let mut buffer = vec![0xff; 99];
