@@ -126,8 +126,8 @@ mod tests {
 
     #[test]
     fn the_corpus_holds() {
-        let targets: [(&str, fn(&[u8]), usize); 3] =
-            [("frames", super::frames, 10), ("rdma", super::rdma, 5), ("ofi", super::ofi, 5)];
+        type Target = (&'static str, fn(&[u8]), usize);
+        let targets: [Target; 3] = [("frames", super::frames, 10), ("rdma", super::rdma, 5), ("ofi", super::ofi, 5)];
         for (target, run, least) in targets {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
             let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
