@@ -18,7 +18,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-mod frame;
+pub(super) mod frame;
 mod leftovers;
 mod order;
 mod peer;
