@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -64,7 +64,8 @@ pub(super) fn connect(
         return Ok(table.finish());
     }
 
-    let means = Means::find(config, rank, region, counters)?;
+    let local = || far.iter().find_map(|(_, stream)| Some(stream.local_addr().ok()?.ip().to_canonical()));
+    let means = Means::find(config, config.interface.or_else(local), rank, region, counters)?;
     for (peer, stream) in &far {
         send_offer(stream, &means.offer).map_err(|e| failed(os(*peer, "offer", e)))?;
     }
@@ -96,9 +97,10 @@ struct Means {
 
 impl Means {
     /// Makes what the configuration leaves open and is worth its memory. What
-    /// it asks for by name must work.
+    /// it asks for by name must work. `source` is this rank's own address.
     fn find(
         config: &Config,
+        source: Option<IpAddr>,
         rank: Rank,
         region: Option<Arc<Region>>,
         counters: &Arc<Counters>,
@@ -114,7 +116,7 @@ impl Means {
                 continue;
             }
             let failed = |cause| StartError::Fabric { rank, cause };
-            let found = match probe(kind, config) {
+            let mut found = match probe(kind, config, source) {
                 // Not made unasked: it would pin the arena for nothing.
                 Ok(found) if !asked_for && found.grade == Grade::Emulated => {
                     means.missing.push(format!("{kind} only by {}", found.detail));
@@ -127,7 +129,7 @@ impl Means {
                     continue;
                 }
             };
-            let made = make(kind, config, rank, counters).and_then(|mut fabric| {
+            let made = make(kind, config, &mut found, rank, counters).and_then(|mut fabric| {
                 if let Some(region) = &region {
                     fabric.register(ARENA, region.clone())?;
                 }
@@ -161,13 +163,14 @@ struct Found {
     grade: Grade,
     /// The device or provider.
     detail: String,
-    /// libfabric's provider.
+    /// libfabric's provider, and what it offers.
     provider: String,
+    ofi: Option<sys::OfiOffer>,
 }
 
 impl Found {
     fn plain(grade: Grade, detail: String) -> Found {
-        Found { grade, detail, provider: String::new() }
+        Found { grade, detail, provider: String::new(), ofi: None }
     }
 
     fn offer(self, kind: Kind, offer: &mut Offer) {
@@ -181,7 +184,7 @@ impl Found {
 }
 
 /// Whether this machine has what a kind needs, without registering anything.
-fn probe(kind: Kind, config: &Config) -> Result<Found, String> {
+fn probe(kind: Kind, config: &Config, source: Option<IpAddr>) -> Result<Found, String> {
     match kind {
         Kind::Rdma => {
             let device = rdma_available(config.rdma_device.as_deref(), config.rdma_gid_index)?;
@@ -193,11 +196,12 @@ fn probe(kind: Kind, config: &Config) -> Result<Found, String> {
             if provider.is_none() && !sys::has_fabric_adapter() {
                 return Err("no network for libfabric here: no adapter in /sys/class/infiniband or /sys/class/cxi".into());
             }
-            let found = sys::ofi_available(provider)?;
+            let offer = sys::OfiOffer::find(provider, source)?;
+            let found = offer.summary().clone();
             let grade = if found.is_hardware { Grade::Native } else { Grade::Emulated };
             let (major, minor) = found.version;
             let detail = format!("provider {} on {}, libfabric {major}.{minor}", found.full_name, found.domain);
-            Ok(Found { grade, detail, provider: found.provider })
+            Ok(Found { grade, detail, provider: found.provider, ofi: Some(offer) })
         }
         Kind::Uring => {
             let features = sys::UringFeatures::here();
@@ -219,12 +223,16 @@ fn ofi_provider(config: &Config) -> Option<&str> {
 fn make(
     kind: Kind,
     config: &Config,
+    found: &mut Found,
     rank: Rank,
     counters: &Arc<Counters>,
 ) -> Result<Box<dyn Fabric>, FabricError> {
     let counters = counters.clone();
     Ok(match kind {
-        Kind::Ofi => Box::new(OfiFabric::new(rank, ofi_provider(config), counters)?),
+        Kind::Ofi => {
+            let offer = found.ofi.take().expect("a probe that succeeds has an offer");
+            Box::new(OfiFabric::new(rank, offer, counters)?)
+        }
         Kind::Uring => Box::new(UringFabric::new(rank, counters)?),
         Kind::Rdma => {
             Box::new(RdmaFabric::new(rank, config.rdma_device.as_deref(), config.rdma_gid_index, counters)?)
@@ -257,7 +265,7 @@ impl Survey {
         let shm = ShmFabric::new(Rank(0), Arc::default()).map(|_| String::new()).map_err(|why| why.to_string());
         let mut findings = vec![(Kind::Shm, shm)];
         for kind in FAR_KINDS {
-            let found = probe(kind, config).map(|found| {
+            let found = probe(kind, config, config.interface).map(|found| {
                 let detail = found.detail.clone();
                 found.offer(kind, &mut offer);
                 detail
