@@ -64,7 +64,7 @@ pub(super) fn connect(
         return Ok(table.finish());
     }
 
-    let means = Means::find(config, rank, region, counters)?;
+    let means = Means::find(config, rank, far.len() as u32, region, counters)?;
     for (peer, stream) in &far {
         send_offer(stream, &means.offer).map_err(|e| failed(os(*peer, "offer", e)))?;
     }
@@ -95,11 +95,12 @@ struct Means {
 }
 
 impl Means {
-    /// Makes what the configuration leaves open and is worth its memory. What
-    /// it asks for by name must work.
+    /// Makes what the configuration leaves open and is worth its memory, for so
+    /// many peers at most. What it asks for by name must work.
     fn find(
         config: &Config,
         rank: Rank,
+        peers: u32,
         region: Option<Arc<Region>>,
         counters: &Arc<Counters>,
     ) -> Result<Means, StartError> {
@@ -127,7 +128,7 @@ impl Means {
                     continue;
                 }
             };
-            let made = make(kind, config, rank, counters).and_then(|mut fabric| {
+            let made = make(kind, config, rank, peers, counters).and_then(|mut fabric| {
                 if let Some(region) = &region {
                     fabric.register(ARENA, region.clone())?;
                 }
@@ -220,6 +221,7 @@ fn make(
     kind: Kind,
     config: &Config,
     rank: Rank,
+    peers: u32,
     counters: &Arc<Counters>,
 ) -> Result<Box<dyn Fabric>, FabricError> {
     let counters = counters.clone();
@@ -227,7 +229,7 @@ fn make(
         Kind::Ofi => Box::new(OfiFabric::new(rank, ofi_provider(config), counters)?),
         Kind::Uring => Box::new(UringFabric::new(rank, counters)?),
         Kind::Rdma => {
-            Box::new(RdmaFabric::new(rank, config.rdma_device.as_deref(), config.rdma_gid_index, counters)?)
+            Box::new(RdmaFabric::new(rank, peers, config.rdma_device.as_deref(), config.rdma_gid_index, counters)?)
         }
         Kind::Shm | Kind::Epoll => Box::new(EpollFabric::new(rank, counters)?),
     })
