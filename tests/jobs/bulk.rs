@@ -23,24 +23,24 @@ pub fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
     for fabric in ["uring", "epoll"] {
         let with_fabric = move |ranks, scenario| job(ranks, scenario).env("COLLIMATE_FABRIC", fabric);
-        tests.push(test(format!("broadcast_{fabric}"), move || {
+        tests.push(test(format!("bulk_broadcast_{fabric}"), move || {
             let done = with_fabric(4, "broadcast").env("COLLIMATE_STORE", "256M").run().succeeded();
             let (from_owner, in_all) = (done.number("from_owner"), done.number("in_all"));
             assert!((3.0..3.01).contains(&in_all), "{done:#?}");
             assert!((0.99..2.0).contains(&from_owner), "the owner sent {from_owner} copies: {done:#?}");
         }));
-        tests.push(test(format!("a_source_dies_{fabric}"), move || {
+        tests.push(test(format!("bulk_a_source_dies_{fabric}"), move || {
             let done = with_fabric(4, "a source dies").env("COLLIMATE_STORE", "512M").run();
             assert!(done.status == Some(1) && done.stderr.contains("rank 1 (pid "), "{done:#?}");
             assert!(done.stdout.contains("went on"), "{done:#?}");
         }));
-        tests.push(test(format!("a_source_stops_{fabric}"), move || {
+        tests.push(test(format!("bulk_a_source_stops_{fabric}"), move || {
             with_fabric(4, "a source stops").env("COLLIMATE_STORE", "512M").run().succeeded();
         }));
-        tests.push(test(format!("two_holders_{fabric}"), move || {
+        tests.push(test(format!("bulk_two_holders_{fabric}"), move || {
             with_fabric(4, "two holders").env("COLLIMATE_STORE", "256M").run().succeeded();
         }));
-        tests.push(test(format!("many_arguments_{fabric}"), move || {
+        tests.push(test(format!("bulk_many_arguments_{fabric}"), move || {
             with_fabric(2, "many arguments").env("COLLIMATE_STORE", "256M").run().succeeded();
         }));
     }
