@@ -171,10 +171,10 @@ impl Exchange {
         if entry.failed || !entry.wanted.is_exchanged() {
             return;
         }
-        let answers = !self.lost.contains_key(&lender) && !(entry.locating && entry.unanswered > SILENT_LOOKS);
-        match rank != lender && answers && entry.locates < BULK_LOCATES_MAX {
-            true => self.locate(arrival, Some(rank)),
-            false => self.help_oneself(arrival),
+        let mute = self.lost.contains_key(&lender) || entry.locating && entry.unanswered > SILENT_LOOKS;
+        match rank == lender || mute || entry.locates >= BULK_LOCATES_MAX {
+            true => self.help_oneself(arrival),
+            false => self.locate(arrival, Some(rank)),
         }
     }
 
