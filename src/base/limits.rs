@@ -216,6 +216,14 @@ pub const PENDING_MAX: usize = 256;
 /// its peers at once, as far as `net.core.somaxconn` lets them.
 pub const BACKLOG: i32 = RANKS_MAX as i32;
 
+/// How long the first connection of a peer is read for what it said before it
+/// closed another one.
+pub const LANE_GRACE: Duration = Duration::from_secs(1);
+
+/// How long a rank waits for what a peer's fabric says to set a connection up:
+/// that peer sets up those to lower ranks first, which takes milliseconds each.
+pub const SET_UP_DEADLINE: Duration = Duration::from_secs(30);
+
 /// How long ranks wait for each other at start.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 

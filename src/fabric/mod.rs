@@ -195,7 +195,7 @@ pub trait Fabric: Send {
     fn register(&mut self, key: RegionKey, region: Arc<Region>) -> Result<(), FabricError>;
 
     /// Takes over an authenticated connection. May exchange set-up messages
-    /// with the peer's `connect` and wait for them, `limits::ADMISSION_DEADLINE`
+    /// with the peer's `connect` and wait for them, `limits::SET_UP_DEADLINE`
     /// at most.
     fn connect(&mut self, peer: Rank, link: Link) -> Result<(), FabricError>;
 

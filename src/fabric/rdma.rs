@@ -48,7 +48,7 @@ use crate::mem::{Lease, Region};
 use crate::sys::{AsyncEvent, Completion, CompletionQueue, RdmaMemory as Memory, PairCounts, Poller, QueuePair, ReceiveQueue, RdmaWindow as Window};
 
 mod device;
-mod frame;
+pub(super) mod frame;
 mod peer;
 mod setup;
 #[cfg(test)]
@@ -587,10 +587,10 @@ impl Fabric for RdmaFabric {
         if peer == self.rank || self.places.contains(peer) {
             return Err(FabricError::os(peer, "connect", "connected already"));
         }
-        let deadline = Instant::now() + limits::ADMISSION_DEADLINE;
+        let deadline = Instant::now() + limits::SET_UP_DEADLINE;
         let os = |what: &'static str| move |error: io::Error| FabricError::os(peer, what, error);
         stream.set_nonblocking(false).map_err(os("connect"))?;
-        stream.set_write_timeout(Some(limits::ADMISSION_DEADLINE)).map_err(os("connect"))?;
+        stream.set_write_timeout(Some(limits::SET_UP_DEADLINE)).map_err(os("connect"))?;
 
         self.make_room().map_err(os("RDMA receive buffers"))?;
         let found = &self.found;

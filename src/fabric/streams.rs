@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::lanes::{Lanes, Line};
 use super::outbox::{Serving, Source};
@@ -38,6 +38,9 @@ pub(super) struct Streams {
     active: Vec<Line>,
     /// Peers whose connections have ended and who are to be reported.
     over: Vec<Rank>,
+    /// Peers that have closed a further connection, and until when the first
+    /// one is read before they count as ended: messages may be left in it.
+    closing: Vec<(Rank, Instant)>,
     /// Reads that failed on this side.
     abandoned: VecDeque<(Rank, u64, Lease, FabricError)>,
     /// Lanes but the first on which reads are under way.
@@ -73,6 +76,7 @@ impl Streams {
             pending: Vec::new(),
             active: Vec::new(),
             over: Vec::new(),
+            closing: Vec::new(),
             abandoned: VecDeque::new(),
             lanes_reading: 0,
             shared_bytes: 0,
@@ -113,7 +117,8 @@ impl Streams {
             return Err(FabricError::TooLong(bytes, limits::MESSAGE_BYTES_MAX));
         }
         let stream = self.peers.get_mut(peer).ok_or(FabricError::NotConnected(peer))?.first();
-        let shared = limits::STREAM_QUEUES_BYTES - self.shared_bytes;
+        // Requests and refusals are queued whatever waits already.
+        let shared = limits::STREAM_QUEUES_BYTES.saturating_sub(self.shared_bytes);
         let result = stream.send(parts, bytes, self.turn, shared);
         // The next poll may be far off: whoever is armed is busy or asleep.
         if self.armed && !stream.blocked {
@@ -284,6 +289,10 @@ impl Streams {
             sink(Event::ReadDone { peer, token, lease, result: Err(cause) });
             events += 1;
         }
+        if !self.closing.is_empty() {
+            let now = Instant::now();
+            self.over.extend(self.closing.iter().filter(|(_, until)| *until <= now).map(|(peer, _)| *peer));
+        }
         while let Some(peer) = self.over.pop() {
             let Some(mut lanes) = self.remove(peer) else { continue };
             let cause = lanes.iter_mut().find_map(|stream| stream.ended.take()).unwrap_or(FabricError::Closed(peer));
@@ -312,7 +321,7 @@ impl Streams {
         // What has come by another way is still an edge to the poller, which
         // would end every sleep at once.
         self.ask();
-        let mut quiet = self.over.is_empty() && self.abandoned.is_empty();
+        let mut quiet = self.over.is_empty() && self.closing.is_empty() && self.abandoned.is_empty();
         quiet &= self.each_is(&self.pending, |stream| stream.blocked);
         quiet && self.each_is(&self.active, |stream| !stream.readable)
     }
@@ -405,6 +414,7 @@ impl Streams {
             list.retain(|line| line.peer != peer);
         }
         self.over.retain(|rank| *rank != peer);
+        self.closing.retain(|(rank, _)| *rank != peer);
         for stream in lanes.iter() {
             self.lanes_reading -= usize::from(stream.is_reading);
             self.shared_bytes -= stream.shared_bytes;
@@ -414,15 +424,26 @@ impl Streams {
         Some(lanes)
     }
 
+    /// A peer that closes closes all connections, but what it said before may
+    /// still be in the first one, or on its way.
+    fn lane_closed(&mut self, peer: Rank) {
+        let is_known = self.over.contains(&peer) || self.closing.iter().any(|(rank, _)| *rank == peer);
+        let Some(first) = self.peers.get_mut(peer).map(Lanes::first).filter(|_| !is_known) else { return };
+        self.closing.push((peer, Instant::now() + limits::LANE_GRACE));
+        first.readable = true;
+        first.ending = true;
+        self.note(Line { peer, lane: 0 });
+    }
+
     /// Puts a connection on the lists that its state asks for, and counts what
     /// it takes of what all share.
     fn note(&mut self, line: Line) {
         let Some(stream) = self.peers.get_mut(line.peer).and_then(|lanes| lanes.get_mut(line.lane)) else { return };
-        if stream.ended.is_some() {
-            if !self.over.contains(&line.peer) {
-                self.over.push(line.peer);
-            }
-            return;
+        match stream.ended {
+            Some(FabricError::Closed(_)) if line.lane > 0 => return self.lane_closed(line.peer),
+            Some(_) if self.over.contains(&line.peer) => return,
+            Some(_) => return self.over.push(line.peer),
+            None => (),
         }
         let waiting = stream.outbox.waiting().saturating_sub(limits::STREAM_QUEUE_RESERVE);
         if waiting != stream.shared_bytes {

@@ -70,8 +70,10 @@ pub(super) fn connect(
         send_offer(stream, &means.offer).map_err(|e| failed(os(*peer, "offer", e)))?;
     }
     table.connected.extend(means.fabrics.into_iter().map(|fabric| (fabric, Vec::new())));
-    for (peer, stream) in far {
-        let theirs = receive_offer(&stream, peer).map_err(failed)?;
+    // All offers first: who waits for a slow rank's would keep the others, who
+    // have this rank's, waiting in the midst of their set-up.
+    let theirs = far.iter().map(|(peer, stream)| receive_offer(stream, *peer)).collect::<Result<Vec<_>, _>>();
+    for ((peer, stream), theirs) in far.into_iter().zip(theirs.map_err(failed)?) {
         let choice = choose(&means.offer, &theirs).map_err(|why| StartError::NoFabric { rank, peer, why })?;
         let mine = means.missing.iter().map(|why| format!("; here {why}")).collect::<String>();
         // Others bring their own way for large reads.
@@ -314,7 +316,7 @@ impl Table<'_> {
 fn send_offer(mut stream: &TcpStream, offer: &Offer) -> std::io::Result<()> {
     let body = postcard::to_stdvec(offer).map_err(std::io::Error::other)?;
     stream.set_nonblocking(false)?;
-    stream.set_write_timeout(Some(limits::ADMISSION_DEADLINE))?;
+    stream.set_write_timeout(Some(limits::SET_UP_DEADLINE))?;
     stream.write_all(&[&[OFFER_VERSION, body.len() as u8], &body[..]].concat())
 }
 

@@ -13,7 +13,7 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -35,6 +35,8 @@ pub struct ReceiveRing {
     ring: IoUring,
     buffers: Buffers,
     owner: ThreadId,
+    /// The sockets of requests that are queued and not submitted.
+    unsubmitted: Vec<Option<OwnedFd>>,
 }
 
 /// What a multishot receive reports.
@@ -68,7 +70,7 @@ impl ReceiveRing {
             .setup_taskrun_flag()
             .setup_cqsize(COMPLETIONS)
             .build(SUBMISSIONS)?;
-        Ok(ReceiveRing { ring, buffers: Buffers::new(count, bytes)?, owner: std::thread::current().id() })
+        Ok(ReceiveRing { ring, buffers: Buffers::new(count, bytes)?, owner: std::thread::current().id(), unsubmitted: Vec::new() })
     }
 
     fn register(&mut self, flags: u16) -> io::Result<()> {
@@ -90,8 +92,11 @@ impl ReceiveRing {
     /// Starts to receive from a socket, until it ends or buffers run out. The
     /// request keeps the socket open: it is ended by shutting the socket down.
     pub fn receive(&mut self, socket: impl AsFd, token: u64) -> io::Result<()> {
-        let entry = opcode::RecvMulti::new(Fd(socket.as_fd().as_raw_fd()), GROUP).build().user_data(token);
-        self.submit(&entry)
+        // A descriptor of the ring's own: the caller's may be another socket's
+        // by the time that a submission which failed is made up for.
+        let socket = socket.as_fd().try_clone_to_owned()?;
+        let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), GROUP).build().user_data(token);
+        self.submit(&entry, Some(socket))
     }
 
     /// Ends what [`ReceiveRing::receive`] started: it reports what it has, and
@@ -99,17 +104,31 @@ impl ReceiveRing {
     /// The owner's only.
     pub fn cancel(&mut self, token: u64) -> io::Result<()> {
         let entry = opcode::AsyncCancel::new(token).build().user_data(NOBODY).flags(squeue::Flags::SKIP_SUCCESS);
-        self.submit(&entry)
+        self.submit(&entry, None)
     }
 
-    fn submit(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+    /// Queues a request and submits it. Should the kernel not take it now, it
+    /// stays queued, and [`ReceiveRing::progress`] tries again.
+    fn submit(&mut self, entry: &squeue::Entry, socket: Option<OwnedFd>) -> io::Result<()> {
+        if !self.unsubmitted.is_empty() {
+            self.submit_queued()?;
+        }
+        self.unsubmitted.push(socket);
         // SAFETY: both requests of this module have no memory but the provided
-        // buffers; a descriptor in them is open until the submission below has
-        // looked it up.
+        // buffers; a descriptor in them is kept open in `unsubmitted` until a
+        // submission has looked it up.
         unsafe { self.ring.submission().push(entry).map_err(io::Error::other)? };
+        let _tried_again = self.submit_queued();
+        Ok(())
+    }
+
+    fn submit_queued(&mut self) -> io::Result<()> {
         loop {
             match self.ring.submit() {
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    self.unsubmitted.clear();
+                    return Ok(());
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -120,6 +139,9 @@ impl ReceiveRing {
     /// memory if nothing has. The owner's only.
     #[inline]
     pub fn progress(&mut self) -> io::Result<()> {
+        if !self.unsubmitted.is_empty() {
+            self.submit_queued()?;
+        }
         if !self.is_due() {
             return Ok(());
         }

@@ -544,6 +544,27 @@ fn sockopt_allows_uncopied() -> bool {
 }
 
 /// Which lanes reads take, what may come on them, and how they end.
+/// The end of a further connection may be seen long before the first one has
+/// been read to its own end.
+fn what_was_said_before_the_end_arrives(kind: Backend) {
+    let mut a = Node::new(kind, 0);
+    let mut far = plain_peer_with_lanes(&mut a, 1, 2);
+    a.poll();
+    let mut first = far.remove(0);
+    let said: Vec<u8> = (0..60).flat_map(|i| message(&[i; 40_000])).collect();
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(move || {
+            drop(far);
+            std::thread::sleep(Duration::from_millis(50));
+            first.write_all(&said).unwrap();
+        });
+        run(&mut [&mut a], "the end", |nodes| !nodes[0].lost.is_empty());
+        writing.join().unwrap();
+    });
+    assert_eq!(a.lost, [(Rank(1), FabricError::Closed(Rank(1)))]);
+    assert!(a.messages.len() == 60 && a.messages.iter().zip(0..).all(|((_, bytes), i)| *bytes == [i; 40_000]));
+}
+
 fn lanes_and_their_ends(kind: Backend) {
     let mut a = Node::new(kind, 0);
     let large = limits::LANE_READ_BYTES_MIN;
@@ -638,5 +659,7 @@ robustness!(uring, Backend::Uring, cuts_at_every_byte no_room_to_speak_of resets
     who_stops_reading_is_given_up what_waits_in_all_is_bounded a_thousand_connections
     an_armed_fabric_sends_at_once bad_reads_are_refused);
 robustness!(ring_only, Backend::RingOnly, cuts_at_every_byte no_room_to_speak_of resets bad_reads_are_refused);
-robustness!(epoll_lanes, Backend::EpollLanes, no_room_to_speak_of messages_pass_bulk lanes_and_their_ends);
-robustness!(uring_lanes, Backend::UringLanes, no_room_to_speak_of messages_pass_bulk lanes_and_their_ends);
+robustness!(epoll_lanes, Backend::EpollLanes, no_room_to_speak_of messages_pass_bulk lanes_and_their_ends
+    what_was_said_before_the_end_arrives);
+robustness!(uring_lanes, Backend::UringLanes, no_room_to_speak_of messages_pass_bulk lanes_and_their_ends
+    what_was_said_before_the_end_arrives);

@@ -18,7 +18,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-mod frame;
+pub(super) mod frame;
 mod leftovers;
 mod order;
 mod peer;
@@ -396,7 +396,7 @@ impl Fabric for OfiFabric {
         if peer == self.rank || self.peers.contains(peer) {
             return Err(FabricError::os(peer, "connect", "connected already"));
         }
-        let deadline = Instant::now() + limits::ADMISSION_DEADLINE;
+        let deadline = Instant::now() + limits::SET_UP_DEADLINE;
         let mut cookie = [0; 8];
         getrandom::fill(&mut cookie).map_err(|error| FabricError::os(peer, "getrandom", error))?;
         let summary = self.endpoint.summary();

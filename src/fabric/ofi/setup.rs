@@ -42,11 +42,11 @@ pub(super) struct Hello {
 }
 
 impl Hello {
-    /// Tells the peer and hears from it, within `limits::ADMISSION_DEADLINE`.
+    /// Tells the peer and hears from it, within `limits::SET_UP_DEADLINE`.
     pub fn exchange(&self, peer: Rank, stream: &mut TcpStream, deadline: Instant) -> Result<Hello, FabricError> {
         let os = |what: &'static str| move |error: std::io::Error| FabricError::os(peer, what, error);
         stream.set_nonblocking(false).map_err(os("connect"))?;
-        stream.set_write_timeout(Some(limits::ADMISSION_DEADLINE)).map_err(os("connect"))?;
+        stream.set_write_timeout(Some(limits::SET_UP_DEADLINE)).map_err(os("connect"))?;
         stream.write_all(&self.encode()).map_err(os("send of the set-up"))?;
         let head = receive(stream, peer, HEAD, deadline)?;
         let bad = |what: &str| FabricError::BadFrame(peer, format!("{what} in the set-up of libfabric"));
@@ -203,7 +203,7 @@ mod tests {
             let mut theirs = hello();
             change(&mut theirs);
             far.write_all(&theirs.encode()).unwrap();
-            let deadline = Instant::now() + limits::ADMISSION_DEADLINE;
+            let deadline = Instant::now() + limits::SET_UP_DEADLINE;
             hello().exchange(Rank(3), &mut near, deadline)
         };
         assert_eq!(exchange(|_| ()), Ok(hello()));
