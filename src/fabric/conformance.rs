@@ -28,6 +28,9 @@ mod rdma_two_hosts;
 const PATIENCE: Duration = Duration::from_secs(60);
 const KEY: RegionKey = RegionKey(5);
 
+/// Peers that an RDMA fabric is made for: most tests have fewer.
+const RDMA_PEERS: u32 = 4;
+
 /// Messages of a child that must not be killed at work.
 const REST_AFTER: u32 = 3_000;
 
@@ -109,7 +112,7 @@ mod robustness;
 fn make(kind: Backend, rank: Rank, counters: Arc<Counters>) -> Box<dyn Fabric> {
     match kind {
         Backend::Shm => Box::new(ShmFabric::new(rank, counters).unwrap()),
-        Backend::Rdma => Box::new(RdmaFabric::new(rank, None, None, counters).unwrap()),
+        Backend::Rdma => Box::new(RdmaFabric::new(rank, RDMA_PEERS, None, None, counters).unwrap()),
         Backend::Uring | Backend::UringLanes => Box::new(UringFabric::new(rank, counters).unwrap()),
         Backend::RingOnly => {
             // Without the direct path for talkative peers.

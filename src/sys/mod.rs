@@ -51,6 +51,6 @@ pub use uring::{Features as UringFeatures, ReceiveRing, Received};
 pub use verbs::{
     Adapter as RdmaAdapter, Address as RdmaAddress, AsyncEvent, Completion, CompletionQueue, Filled, Gid, GidKind,
     Memory as RdmaMemory, PairCounts, Port as RdmaPort, QueuePair, ReadId, ReceiveQueue, Remote as RdmaRemote,
-    Window as RdmaWindow, adapter_names,
+    Transport as RdmaTransport, Window as RdmaWindow, adapter_names,
 };
 pub use wait::WaitSet;
