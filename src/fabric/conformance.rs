@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::Write;
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -21,7 +21,7 @@ use super::{
 use crate::base::event::{Counters, Event as Counted};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region, test_lease};
-use crate::sys::{UringFeatures, create_region, ofi_available};
+use crate::sys::{OfiOffer, UringFeatures, create_region, ofi_available};
 
 mod rdma_two_hosts;
 
@@ -120,10 +120,14 @@ fn make(kind: Backend, rank: Rank, counters: Arc<Counters>) -> Box<dyn Fabric> {
             Box::new(UringFabric::with_features(rank, tuning, UringFeatures::here(), counters).unwrap())
         }
         Backend::Epoll | Backend::EpollLanes => Box::new(EpollFabric::new(rank, counters).unwrap()),
-        Backend::OfiTcp => Box::new(OfiFabric::at(rank, Some("tcp"), Some("127.0.0.1"), counters).unwrap()),
-        Backend::OfiShm => Box::new(OfiFabric::new(rank, Some("shm"), counters).unwrap()),
+        Backend::OfiTcp => Box::new(OfiFabric::new(rank, ofi_offer("tcp"), counters).unwrap()),
+        Backend::OfiShm => Box::new(OfiFabric::new(rank, ofi_offer("shm"), counters).unwrap()),
         Backend::Without(feature) => without(feature, rank, counters),
     }
+}
+
+fn ofi_offer(provider: &str) -> OfiOffer {
+    OfiOffer::find(Some(provider), Some(Ipv4Addr::LOCALHOST.into())).unwrap()
 }
 
 /// What the node makes on a system that lacks something: io_uring if it will

@@ -50,7 +50,7 @@ use crate::mem::{Lease, Region};
 use crate::sys::{AsyncEvent, Completion, CompletionQueue, RdmaMemory as Memory, PairCounts, Poller, QueuePair, ReceiveQueue, RdmaWindow as Window};
 
 mod device;
-mod frame;
+pub(super) mod frame;
 mod peer;
 mod room;
 mod setup;

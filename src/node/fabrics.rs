@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -64,7 +64,9 @@ pub(super) fn connect(
         return Ok(table.finish());
     }
 
-    let means = Means::find(config, rank, far.len() as u32, region, counters)?;
+    let local = || far.iter().find_map(|(_, stream)| Some(stream.local_addr().ok()?.ip().to_canonical()));
+    let source = config.interface.or_else(local);
+    let means = Means::find(config, source, rank, far.len() as u32, region, counters)?;
     for (peer, stream) in &far {
         send_offer(stream, &means.offer).map_err(|e| failed(os(*peer, "offer", e)))?;
     }
@@ -96,9 +98,11 @@ struct Means {
 
 impl Means {
     /// Makes what the configuration leaves open and is worth its memory, for so
-    /// many peers at most. What it asks for by name must work.
+    /// many peers at most. What it asks for by name must work. `source` is this
+    /// rank's own address.
     fn find(
         config: &Config,
+        source: Option<IpAddr>,
         rank: Rank,
         peers: u32,
         region: Option<Arc<Region>>,
@@ -115,7 +119,7 @@ impl Means {
                 continue;
             }
             let failed = |cause| StartError::Fabric { rank, cause };
-            let found = match probe(kind, config) {
+            let mut found = match probe(kind, config, source) {
                 // Not made unasked: it would pin the arena for nothing.
                 Ok(found) if !asked_for && found.grade == Grade::Emulated => {
                     means.missing.push(format!("{kind} only by {}", found.detail));
@@ -128,7 +132,7 @@ impl Means {
                     continue;
                 }
             };
-            let made = make(kind, config, rank, peers, counters).and_then(|mut fabric| {
+            let made = make(kind, config, &mut found, rank, peers, counters).and_then(|mut fabric| {
                 if let Some(region) = &region {
                     fabric.register(ARENA, region.clone())?;
                 }
@@ -162,13 +166,14 @@ struct Found {
     grade: Grade,
     /// The device or provider.
     detail: String,
-    /// libfabric's provider.
+    /// libfabric's provider, and what it offers.
     provider: String,
+    ofi: Option<sys::OfiOffer>,
 }
 
 impl Found {
     fn plain(grade: Grade, detail: String) -> Found {
-        Found { grade, detail, provider: String::new() }
+        Found { grade, detail, provider: String::new(), ofi: None }
     }
 
     fn offer(self, kind: Kind, offer: &mut Offer) {
@@ -182,7 +187,7 @@ impl Found {
 }
 
 /// Whether this machine has what a kind needs, without registering anything.
-fn probe(kind: Kind, config: &Config) -> Result<Found, String> {
+fn probe(kind: Kind, config: &Config, source: Option<IpAddr>) -> Result<Found, String> {
     match kind {
         Kind::Rdma => {
             let device = rdma_available(config.rdma_device.as_deref(), config.rdma_gid_index)?;
@@ -194,11 +199,12 @@ fn probe(kind: Kind, config: &Config) -> Result<Found, String> {
             if provider.is_none() && !sys::has_fabric_adapter() {
                 return Err("no network for libfabric here: no adapter in /sys/class/infiniband or /sys/class/cxi".into());
             }
-            let found = sys::ofi_available(provider)?;
+            let offer = sys::OfiOffer::find(provider, source)?;
+            let found = offer.summary().clone();
             let grade = if found.is_hardware { Grade::Native } else { Grade::Emulated };
             let (major, minor) = found.version;
             let detail = format!("provider {} on {}, libfabric {major}.{minor}", found.full_name, found.domain);
-            Ok(Found { grade, detail, provider: found.provider })
+            Ok(Found { grade, detail, provider: found.provider, ofi: Some(offer) })
         }
         Kind::Uring => {
             let features = sys::UringFeatures::here();
@@ -220,13 +226,17 @@ fn ofi_provider(config: &Config) -> Option<&str> {
 fn make(
     kind: Kind,
     config: &Config,
+    found: &mut Found,
     rank: Rank,
     peers: u32,
     counters: &Arc<Counters>,
 ) -> Result<Box<dyn Fabric>, FabricError> {
     let counters = counters.clone();
     Ok(match kind {
-        Kind::Ofi => Box::new(OfiFabric::new(rank, ofi_provider(config), counters)?),
+        Kind::Ofi => {
+            let offer = found.ofi.take().expect("a probe that succeeds has an offer");
+            Box::new(OfiFabric::new(rank, offer, counters)?)
+        }
         Kind::Uring => Box::new(UringFabric::new(rank, counters)?),
         Kind::Rdma => {
             Box::new(RdmaFabric::new(rank, peers, config.rdma_device.as_deref(), config.rdma_gid_index, counters)?)
@@ -259,7 +269,7 @@ impl Survey {
         let shm = ShmFabric::new(Rank(0), Arc::default()).map(|_| String::new()).map_err(|why| why.to_string());
         let mut findings = vec![(Kind::Shm, shm)];
         for kind in FAR_KINDS {
-            let found = probe(kind, config).map(|found| {
+            let found = probe(kind, config, config.interface).map(|found| {
                 let detail = found.detail.clone();
                 found.offer(kind, &mut offer);
                 detail

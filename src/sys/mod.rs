@@ -37,7 +37,7 @@ pub use fence::fence_everywhere;
 pub use fiber::{Fiber, FiberEnded, stack_left, suspend};
 pub use memory::{SharedLines, create_region, open_region, region_fd};
 pub use ofi::{
-    Address as OfiAddress, Capacity as OfiCapacity, OFI_ANY, OfiEndpoint, OfiError, OfiEvent, OfiSummary, Posted as OfiPosted, RemoteKey as OfiKey, TransferId as OfiTransfer, ofi_available,
+    Address as OfiAddress, Capacity as OfiCapacity, OFI_ANY, OfiEndpoint, OfiError, OfiEvent, OfiOffer, OfiSummary, Posted as OfiPosted, RemoteKey as OfiKey, TransferId as OfiTransfer, ofi_available,
 };
 pub use pmix::{Pmix, PmixError};
 pub use poller::Poller;

@@ -143,7 +143,11 @@ fn a_source_dies() -> Result<(), Error> {
     for other in others {
         assert_eq!(other.get()?, len);
     }
-    assert!(dies.get().unwrap_err().message.contains("rank 1"));
+    // It may have been done before it died.
+    if let Err(error) = dies.get() {
+        assert!(error.message.contains("rank 1"), "{error}");
+    }
+    while bytes_read::spawn_with(on(1)).get().is_ok() {}
     println!("went on");
     Ok(())
 }
@@ -159,7 +163,13 @@ fn a_source_stops() -> Result<(), Error> {
     for other in others {
         assert_eq!(other.get()?, len);
     }
-    assert!(!stops.is_ready());
+    // It may be that the others were done before it stopped.
+    let stopped = |stat: String| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'));
+    let begun = Instant::now();
+    while !std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(stopped) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it stops");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     kill_process(Pid::from_raw(pid).expect("a process"), Signal::CONT).expect("it is there");
     assert_eq!(stops.get()?, len);
     Ok(())

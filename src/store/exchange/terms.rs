@@ -41,9 +41,9 @@ impl Wanted {
 pub enum Action {
     /// Send a message.
     Send(Rank, Bulk),
-    /// Read a chunk; to be answered by [`Exchange::read_ended`]. The first one of
+    /// Read a chunk; to be answered by `Exchange::read_ended`. The first one of
     /// an arrival needs memory for the whole, to be told by
-    /// [`Exchange::placed`] or [`Exchange::cannot_place`].
+    /// `Exchange::placed` or `Exchange::cannot_place`.
     Read {
         /// Names the read.
         token: usize,
@@ -56,7 +56,7 @@ pub enum Action {
     },
     /// Part of an arrival is under way from a rank that may never send it. The
     /// arrival goes on in other memory, with what is here; to be answered by
-    /// [`Exchange::placed`] or [`Exchange::cannot_place`]. All that was under
+    /// `Exchange::placed` or `Exchange::cannot_place`. All that was under
     /// way is asked for again, and may still come to where it was.
     Move {
         /// The arrival.
@@ -73,7 +73,7 @@ pub enum Action {
         kept: bool,
     },
     /// An object is in the memory of a rank whose memory this one reads in
-    /// place. It stays there until [`Exchange::left`].
+    /// place. It stays there until `Exchange::left`.
     Near {
         /// The arrival, whose number is used again.
         arrival: usize,
