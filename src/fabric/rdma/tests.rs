@@ -422,10 +422,9 @@ fn a_lease_that_is_kept_is_replaced() {
 fn an_idle_pair_beats_under_rare_polls() {
     let (Some(mut a), Some(mut b)) = (Node::new(0), Node::new(1)) else { return };
     connect(&mut a, &mut b);
-    let every = 4 * limits::RDMA_HEARTBEAT / (2 * LOOK_EVERY);
-    for _ in 0..1000 {
+    for _ in 0..600 {
         a.poll();
-        std::thread::sleep(every);
+        std::thread::sleep(Duration::from_millis(3));
     }
     assert!(a.fabric.counts().heartbeats >= 1, "{:?}", a.fabric.counts());
 }
