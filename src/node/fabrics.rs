@@ -66,7 +66,8 @@ pub(super) fn connect(
 
     let local = || far.iter().find_map(|(_, stream)| Some(stream.local_addr().ok()?.ip().to_canonical()));
     let source = config.interface.or_else(local);
-    let means = Means::find(config, source, rank, far.len() as u32, region, counters)?;
+    let site = Site { config, rank, source, peers: far.len() as u32, counters };
+    let means = Means::find(&site, region)?;
     for (peer, stream) in &far {
         send_offer(stream, &means.offer).map_err(|e| failed(os(*peer, "offer", e)))?;
     }
@@ -87,6 +88,36 @@ pub(super) fn connect(
     Ok(table.finish())
 }
 
+/// What a fabric is made for.
+struct Site<'a> {
+    config: &'a Config,
+    rank: Rank,
+    /// This rank's address.
+    source: Option<IpAddr>,
+    /// Peers that it may be chosen for.
+    peers: u32,
+    counters: &'a Arc<Counters>,
+}
+
+impl Site<'_> {
+    fn make(&self, kind: Kind, found: &mut Found) -> Result<Box<dyn Fabric>, FabricError> {
+        let Site { config, rank, peers, .. } = *self;
+        let counters = self.counters.clone();
+        Ok(match kind {
+            Kind::Rdma => {
+                let device = config.rdma_device.as_deref();
+                Box::new(RdmaFabric::new(rank, peers, device, config.rdma_gid_index, counters)?)
+            }
+            Kind::Ofi => {
+                let offer = found.ofi.take().expect("a probe that succeeds has an offer");
+                Box::new(OfiFabric::new(rank, offer, counters)?)
+            }
+            Kind::Uring => Box::new(UringFabric::new(rank, counters)?),
+            Kind::Shm | Kind::Epoll => Box::new(EpollFabric::new(rank, counters)?),
+        })
+    }
+}
+
 /// What this rank can use towards other hosts.
 struct Means {
     /// Those that work, with the arena registered.
@@ -97,17 +128,10 @@ struct Means {
 }
 
 impl Means {
-    /// Makes what the configuration leaves open and is worth its memory, for so
-    /// many peers at most. What it asks for by name must work. `source` is this
-    /// rank's own address.
-    fn find(
-        config: &Config,
-        source: Option<IpAddr>,
-        rank: Rank,
-        peers: u32,
-        region: Option<Arc<Region>>,
-        counters: &Arc<Counters>,
-    ) -> Result<Means, StartError> {
+    /// Makes what the configuration leaves open and is worth its memory. What
+    /// it asks for by name must work.
+    fn find(site: &Site<'_>, region: Option<Arc<Region>>) -> Result<Means, StartError> {
+        let Site { config, rank, source, .. } = *site;
         let mut means = Means {
             fabrics: Vec::new(),
             offer: Offer { wish: config.fabric, ..Offer::default() },
@@ -132,7 +156,7 @@ impl Means {
                     continue;
                 }
             };
-            let made = make(kind, config, &mut found, rank, peers, counters).and_then(|mut fabric| {
+            let made = site.make(kind, &mut found).and_then(|mut fabric| {
                 if let Some(region) = &region {
                     fabric.register(ARENA, region.clone())?;
                 }
@@ -203,7 +227,10 @@ fn probe(kind: Kind, config: &Config, source: Option<IpAddr>) -> Result<Found, S
             let found = offer.summary().clone();
             let grade = if found.is_hardware { Grade::Native } else { Grade::Emulated };
             let (major, minor) = found.version;
-            let detail = format!("provider {} on {}, libfabric {major}.{minor}", found.full_name, found.domain);
+            let mut detail = format!("provider {} on {}, libfabric {major}.{minor}", found.full_name, found.domain);
+            if let Some(caveat) = &found.caveat {
+                detail = format!("{detail}; {caveat}");
+            }
             Ok(Found { grade, detail, provider: found.provider, ofi: Some(offer) })
         }
         Kind::Uring => {
@@ -221,28 +248,6 @@ fn ofi_provider(config: &Config) -> Option<&str> {
         (None, FabricChoice::Ofi) => Some(sys::OFI_ANY),
         (None, _) => None,
     }
-}
-
-fn make(
-    kind: Kind,
-    config: &Config,
-    found: &mut Found,
-    rank: Rank,
-    peers: u32,
-    counters: &Arc<Counters>,
-) -> Result<Box<dyn Fabric>, FabricError> {
-    let counters = counters.clone();
-    Ok(match kind {
-        Kind::Ofi => {
-            let offer = found.ofi.take().expect("a probe that succeeds has an offer");
-            Box::new(OfiFabric::new(rank, offer, counters)?)
-        }
-        Kind::Uring => Box::new(UringFabric::new(rank, counters)?),
-        Kind::Rdma => {
-            Box::new(RdmaFabric::new(rank, peers, config.rdma_device.as_deref(), config.rdma_gid_index, counters)?)
-        }
-        Kind::Shm | Kind::Epoll => Box::new(EpollFabric::new(rank, counters)?),
-    })
 }
 
 /// Whether what is there already would always be preferred.
