@@ -199,6 +199,13 @@ pub const SOURCE_STALL_MAX: Duration = Duration::from_secs(1);
 /// How often transfers are looked at for such ranks.
 pub const STALL_CHECK_EVERY: Duration = Duration::from_millis(250);
 
+/// How long an object waits for memory that others have taken, once none of
+/// those is on its way any more: tasks that are done give it back.
+pub const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How often at a time one rank may use a copy in another's memory in place.
+pub const IN_PLACE_MAX: usize = 1024;
+
 /// How often a reader asks for other sources of an object before it gives up:
 /// each answer follows a rank that was lost or had no copy any more.
 pub const BULK_LOCATES_MAX: u32 = 64;
