@@ -12,7 +12,7 @@ mod partition;
 
 use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::Arguments;
 
 /// What a rank runs.
 type Scenario = (&'static str, fn() -> ExitCode);
@@ -22,17 +22,25 @@ fn main() -> ExitCode {
         let known = bulk::SCENARIOS.iter().chain(partition::SCENARIOS).find(|(n, _)| name == *n);
         return known.expect("the tests name scenarios that exist").1();
     }
-    let missing = net::why_not();
-    if let Some(reason) = &missing {
-        eprintln!("the tests of several hosts are skipped: {reason}");
+    let no_nets = net::why_not();
+    if let Some(reason) = &no_nets {
+        eprintln!("no test of several hosts can be run: {reason}");
     }
+    let no_mpi = links::open_mpi().is_none();
+    let no_ofi = bulk::why_no_ofi();
+    if let Some(reason) = &no_ofi {
+        eprintln!("no test can be run that needs libfabric: {reason}");
+    }
+    let lacks = |name: &str| match name {
+        _ if no_nets.is_some() => Some("netns"),
+        links::UNDER_MPIRUN if no_mpi => Some("openmpi"),
+        bulk::BROADCAST_OFI if no_ofi.is_some() => Some("ofi"),
+        _ => None,
+    };
     let tests = links::tests().into_iter().chain(bulk::tests()).chain(partition::tests());
-    let trials = tests.map(|(name, test)| {
-        let trial = Trial::test(name, move || {
-            test();
-            Ok(())
-        });
-        trial.with_ignored_flag(missing.is_some())
+    let trials = tests.map(|test| {
+        let lacking = lacks(&test.0);
+        harness::trial(test, lacking)
     });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }

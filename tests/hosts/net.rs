@@ -19,24 +19,32 @@ pub fn netns() -> Command {
     command
 }
 
-/// Why nets cannot be made here, if they cannot.
+/// Why nets cannot be made here, if this machine or this user may not make what
+/// they consist of. It says nothing about `scripts/netns`, which has to work
+/// wherever that can be made.
 pub fn why_not() -> Option<String> {
-    let probe = || -> Result<(), String> {
-        let name = format!("clm-probe{}", std::process::id());
-        for what in ["up", "down"] {
-            let mut command = netns();
-            command.args(["--net", &name, what]);
-            if what == "up" {
-                command.arg("1");
-            }
-            let output = command.output().map_err(|e| format!("scripts/netns cannot be run: {e}"))?;
-            if !output.status.success() {
-                return Err(String::from_utf8_lossy(&output.stderr).trim().to_string());
-            }
-        }
-        Ok(())
-    };
-    probe().err()
+    let name = format!("clm-probe{}-sw", std::process::id());
+    let parts = [
+        &["netns", "add", &name][..],
+        &["-n", &name, "link", "add", "type", "bridge"],
+        &["-n", &name, "link", "add", "type", "veth"],
+    ];
+    let lacking = parts.into_iter().find_map(|words| match ip(words) {
+        Err(error) => Some(format!("the program ip cannot be run: {error}")),
+        Ok(done) if done.status.success() => None,
+        Ok(done) => Some(String::from_utf8_lossy(&done.stderr).trim().to_string()),
+    });
+    let _nothing_to_remove = ip(&["netns", "del", &name]);
+    let lacking = lacking?;
+    // Whatever else goes wrong will do so in the tests, and be seen there.
+    let known =
+        ["cannot be run", "Operation not permitted", "Permission denied", "Unknown device type", "not supported"];
+    known.iter().any(|words| lacking.contains(words)).then_some(lacking)
+}
+
+fn ip(words: &[&str]) -> std::io::Result<Output> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    Command::new("ip").args(words).env("PATH", format!("{path}:/usr/sbin:/sbin")).output()
 }
 
 impl Net {

@@ -2,9 +2,12 @@
 //! the job with both sides naming the rank that they cannot reach.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use collimate::base::limits::{GOODBYE_DEADLINE, KILL_GRACE, PEER_SILENCE_MAX, TERM_GRACE};
+use collimate::base::event::Event;
+use collimate::base::limits::{BULK_BYTES_MIN, GOODBYE_DEADLINE, KILL_GRACE, PEER_SILENCE_MAX, TERM_GRACE};
+use collimate::node::Node;
 use collimate::{Array, Error, ErrorKind, Options, Ref};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -13,7 +16,8 @@ use crate::harness::{Finished, Running, Test, test};
 use crate::links::wait_until;
 use crate::net::Net;
 
-pub const SCENARIOS: &[Scenario] = &[("busy", busy), ("quiet", quiet), ("transfers", transfers), ("counts", counts)];
+pub const SCENARIOS: &[Scenario] =
+    &[("busy", busy), ("quiet", quiet), ("transfers", transfers), ("broadcasts", broadcasts), ("counts", counts)];
 
 /// Hosts of a net here, and ranks on each; the last host is the one cut off.
 const HOSTS: u32 = 3;
@@ -31,8 +35,9 @@ const LAUNCHER_GIVES_UP: Duration =
 /// How long a short cut lasts.
 const SHORT_CUT: Duration = Duration::from_secs(3);
 
-/// Bytes of a large array.
-const BLOCK: usize = 1 << 20;
+/// Bytes of an array that its readers take from each other, in chunks.
+const BLOCK: usize = 8 << 20;
+const _: () = assert!(BLOCK as u64 > BULK_BYTES_MIN);
 
 /// The variable that names the file which the driver makes when all ranks work.
 const MARKER: &str = "COLLIMATE_TEST_MARKER";
@@ -42,7 +47,7 @@ pub fn tests() -> Vec<Test> {
     for fabric in ["uring", "epoll"] {
         tests.push(test(format!("both_sides_name_who_is_cut_off_{fabric}"), move || {
             // At the same time, for each waits until silence has lasted.
-            let cuts = [("busy", ""), ("quiet", ""), ("busy", "--out"), ("transfers", "--in")];
+            let cuts = [("busy", ""), ("quiet", ""), ("busy", "--out"), ("transfers", "--in"), ("broadcasts", "")];
             let jobs = cuts.map(|(scenario, how)| Job::cut_off(fabric, scenario, how));
             for job in jobs {
                 let (done, took) = job.finish();
@@ -57,7 +62,7 @@ pub fn tests() -> Vec<Test> {
             }
         }));
         tests.push(test(format!("a_dead_host_sends_no_farewell_{fabric}"), move || {
-            let jobs = ["busy", "quiet", "transfers"].map(|scenario| Job::with_dead_host(fabric, scenario));
+            let jobs = ["busy", "quiet", "broadcasts"].map(|scenario| Job::with_dead_host(fabric, scenario));
             for job in jobs {
                 let (done, took) = job.finish();
                 // Then the launcher does all it can to end the ranks of the dead host.
@@ -175,6 +180,19 @@ fn block(value: u32) -> Result<Array<u8>, Error> {
     collimate::put(&vec![value as u8; BLOCK])?.get()
 }
 
+/// Checks an object that all ranks read at a time, and keeps it until the next one
+/// for those who read from here; bytes that this rank has had from copies.
+#[collimate::task]
+fn check(bytes: Array<u8>, value: u8) -> Result<u64, String> {
+    if bytes != vec![value; BLOCK] {
+        return Err(format!("rank {} has other bytes", collimate::rank()));
+    }
+    *KEPT.lock().unwrap() = Some(bytes);
+    Ok(Node::current().expect("this is a rank").count_of(Event::ReadFromCopy))
+}
+
+static KEPT: Mutex<Option<Array<u8>>> = Mutex::new(None);
+
 #[collimate::task]
 fn sleep(ms: u64) -> u64 {
     std::thread::sleep(Duration::from_millis(ms));
@@ -216,6 +234,39 @@ fn transfers() -> Result<(), Error> {
         assert!(is_right(rank, &call.get()?));
     }
     Err(error)
+}
+
+/// Has all ranks read one object after another: the hosts read from each other
+/// when one is cut off. Those that can be reached get every byte, in time.
+#[collimate::main]
+fn broadcasts() -> Result<(), Error> {
+    let check_on = |rank: u32, object: &Ref<Array<u8>>, value| check::spawn_with(on(rank), object, value);
+    let mut value = 0;
+    // One host after the other, so that the last ones find it with the first.
+    let mut from_copies = 0;
+    let object = collimate::put(&vec![value; BLOCK])?;
+    for rank in 1..collimate::size() {
+        from_copies += check_on(rank, &object, value).get()?;
+    }
+    assert!(from_copies > 0, "nobody read from a copy");
+    println!("from_copies={from_copies}");
+    warm_up()?;
+    let mut first = None;
+    let mut gone = Vec::new();
+    while gone.len() < CUT_RANKS.len() {
+        value = value.wrapping_add(1);
+        let object = collimate::put(&vec![value; BLOCK])?;
+        let ranks = (1..collimate::size()).filter(|rank| !gone.contains(rank));
+        let calls: Vec<(u32, Ref<u64>)> = ranks.map(|rank| (rank, check_on(rank, &object, value))).collect();
+        for (rank, call) in calls {
+            if let Err(error) = call.get() {
+                names(&error, rank);
+                gone.push(rank);
+                first.get_or_insert(error);
+            }
+        }
+    }
+    Err(first.expect("a call has failed"))
 }
 
 /// Calls all ranks at a time until those that were cut off are lost; the first

@@ -35,11 +35,9 @@ fn main() -> ExitCode {
     for tests in
         [values::tests(), errors::tests(), deep::tests(), store::tests(), bulk::tests(), stress::tests(), life::tests()]
     {
-        trials.extend(tests.into_iter().map(|(name, test)| {
-            Trial::test(name, move || {
-                test();
-                Ok(())
-            })
+        trials.extend(tests.into_iter().map(|test| {
+            let lacks = harness::lacks_launcher(&test.0);
+            harness::trial(test, lacks)
         }));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()

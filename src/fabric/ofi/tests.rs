@@ -249,25 +249,27 @@ fn owes(node: &Node) -> bool {
 /// As an endpoint that has failed says so at every poll.
 #[test]
 fn an_end_that_is_said_again_comes_no_later() {
-    for provider in providers() {
-        let (mut a, _b) = pair(provider);
-        let span = RemoteSpan { key: KEY, offset: 0, len: 4 << 20 };
-        a.fabric.read(Rank(1), span, Lease::heap(4 << 20), 9).unwrap();
-        let deadline = Instant::now() + PATIENCE;
-        let mut times = 0;
-        while a.lost.is_empty() {
-            assert!(Instant::now() < deadline, "{provider}: no loss");
-            times += 1;
-            for (rank, peer) in a.fabric.peers.iter_mut() {
-                peer.end(FabricError::os(rank, "libfabric", format!("failure {times}")));
-            }
-            a.fabric.some_end = true;
-            a.poll();
-        }
-        let text = a.lost[0].1.to_string();
-        assert!(text.contains("failure 1") && a.lost.len() == 1, "{text}");
-        assert!(matches!(&a.reads[..], [(9, _, Err(_))]), "{provider}");
+    if !providers().any(|name| name == "tcp") {
+        return;
     }
+    let (mut a, _b) = pair("tcp");
+    let span = RemoteSpan { key: KEY, offset: 0, len: 4 << 20 };
+    a.fabric.read(Rank(1), span, Lease::heap(4 << 20), 9).unwrap();
+    run(&mut [&mut a], "the first parts", |nodes| owes(nodes[0]));
+    let deadline = Instant::now() + PATIENCE;
+    let mut times = 0;
+    while a.lost.is_empty() {
+        assert!(Instant::now() < deadline, "no loss");
+        times += 1;
+        for (rank, peer) in a.fabric.peers.iter_mut() {
+            peer.end(FabricError::os(rank, "libfabric", format!("failure {times}")));
+        }
+        a.fabric.some_end = true;
+        a.poll();
+    }
+    let text = a.lost[0].1.to_string();
+    assert!(text.ends_with("failure 1") && a.lost.len() == 1, "{text}");
+    assert!(matches!(&a.reads[..], [(9, _, Err(_))]));
 }
 
 #[test]
