@@ -92,9 +92,12 @@ pub const RDMA_SLOTS: u32 = 4;
 /// Where such a message is written: the longest one, and the fabric's header.
 pub const RDMA_SLOT_BYTES: usize = MESSAGE_BYTES_MAX + LINE_BYTES;
 
-/// Work requests that are not known to be done, to one peer: all messages, all
-/// reads, those whose completion nobody asked for, and the fabric's own.
-pub const RDMA_WORK_REQUESTS: u32 = 128;
+/// Memory that an RDMA fabric locks for messages of all peers together. These
+/// limits of a peer are for some hundred; with more, each has less of all.
+pub const RDMA_MEMORY_MAX: usize = 1 << 30;
+
+/// Sends over RDMA of which only the last asks for a completion.
+pub const RDMA_SENDS_PER_COMPLETION: u32 = 32;
 
 /// Work requests kept for what the fabric itself has to say.
 pub const RDMA_WORK_REQUESTS_OWN: u32 = 8;
@@ -195,6 +198,13 @@ pub const SOURCE_STALL_MAX: Duration = Duration::from_secs(1);
 
 /// How often transfers are looked at for such ranks.
 pub const STALL_CHECK_EVERY: Duration = Duration::from_millis(250);
+
+/// How long an object waits for memory that others have taken, once none of
+/// those is on its way any more: tasks that are done give it back.
+pub const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How often at a time one rank may use a copy in another's memory in place.
+pub const IN_PLACE_MAX: usize = 1024;
 
 /// How often a reader asks for other sources of an object before it gives up:
 /// each answer follows a rank that was lost or had no copy any more.
@@ -304,10 +314,7 @@ const _: () = assert!(LANES_MAX < 64 && LANES_DEFAULT <= LANES_MAX && RANKS_MAX 
 const _: () = assert!(RING_LINES * LINE_BYTES >= 4 * MESSAGE_BYTES_MAX);
 const _: () = assert!(INLINE_BYTES_MAX * 2 <= MESSAGE_BYTES_MAX);
 const _: () = assert!(DEQUE_SLOTS.is_power_of_two());
-const _: () = assert!(
-    RDMA_CREDITS + RDMA_READS_MAX as u32 + RDMA_WORK_REQUESTS_OWN + 32 <= RDMA_WORK_REQUESTS,
-    "the last is what may be done and not known to be"
-);
+const _: () = assert!(RDMA_CREDITS <= u16::MAX as u32 && RDMA_SLOTS <= u8::MAX as u32 && RDMA_CREDITS >= RDMA_SLOTS);
 const _: () = assert!(PMI_VALUE_BYTES_MIN <= 1024);
 const _: () = assert!(OBJECT_ALIGN.is_power_of_two());
 const _: () = assert!(INLINE_BYTES_MAX <= u16::MAX as usize);

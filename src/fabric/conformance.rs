@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::Write;
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -21,12 +21,15 @@ use super::{
 use crate::base::event::{Counters, Event as Counted};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region, test_lease};
-use crate::sys::{UringFeatures, create_region, ofi_available};
+use crate::sys::{OfiOffer, UringFeatures, create_region, ofi_available};
 
 mod rdma_two_hosts;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const KEY: RegionKey = RegionKey(5);
+
+/// Peers that an RDMA fabric is made for: most tests have fewer.
+const RDMA_PEERS: u32 = 4;
 
 /// Messages of a child that must not be killed at work.
 const REST_AFTER: u32 = 3_000;
@@ -113,7 +116,7 @@ mod robustness;
 fn make(kind: Backend, rank: Rank, counters: Arc<Counters>) -> Box<dyn Fabric> {
     match kind {
         Backend::Shm => Box::new(ShmFabric::new(rank, counters).unwrap()),
-        Backend::Rdma => Box::new(RdmaFabric::new(rank, None, None, counters).unwrap()),
+        Backend::Rdma => Box::new(RdmaFabric::new(rank, RDMA_PEERS, None, None, counters).unwrap()),
         Backend::Uring | Backend::UringLanes => Box::new(UringFabric::new(rank, counters).unwrap()),
         Backend::RingOnly => {
             // Without the direct path for talkative peers.
@@ -121,10 +124,14 @@ fn make(kind: Backend, rank: Rank, counters: Arc<Counters>) -> Box<dyn Fabric> {
             Box::new(UringFabric::with_features(rank, tuning, UringFeatures::here(), counters).unwrap())
         }
         Backend::Epoll | Backend::EpollLanes => Box::new(EpollFabric::new(rank, counters).unwrap()),
-        Backend::OfiTcp => Box::new(OfiFabric::at(rank, Some("tcp"), Some("127.0.0.1"), counters).unwrap()),
-        Backend::OfiShm => Box::new(OfiFabric::new(rank, Some("shm"), counters).unwrap()),
+        Backend::OfiTcp => Box::new(OfiFabric::new(rank, ofi_offer("tcp"), counters).unwrap()),
+        Backend::OfiShm => Box::new(OfiFabric::new(rank, ofi_offer("shm"), counters).unwrap()),
         Backend::Without(feature) => without(feature, rank, counters),
     }
+}
+
+fn ofi_offer(provider: &str) -> OfiOffer {
+    OfiOffer::find(Some(provider), Some(Ipv4Addr::LOCALHOST.into())).unwrap()
 }
 
 /// What the node makes on a system that lacks something: io_uring if it will

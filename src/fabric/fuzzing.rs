@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 
 use super::inbox::Inbox;
 use super::{Event, RegionKey, RemoteSpan};
-use crate::base::Rank;
+use crate::base::{Rank, limits};
 use crate::mem::{Arena, Region};
 
 /// The frames of one TCP connection. The first byte says on which lane they
@@ -41,6 +41,22 @@ pub fn frames(input: &[u8]) {
         }
     });
     assert_eq!(at_once, in_pieces);
+}
+
+/// One frame between two queue pairs: what is let through has all its bytes.
+pub fn rdma(input: &[u8]) {
+    match super::rdma::frame::parse(input) {
+        Ok(frame) => assert!(input.ends_with(frame.body) && frame.body.len() < input.len()),
+        Err(why) => assert!(!why.is_empty()),
+    }
+}
+
+/// One frame between two endpoints of libfabric.
+pub fn ofi(input: &[u8]) {
+    match super::ofi::frame::parse(input) {
+        Ok(frame) => assert!(input.ends_with(frame.body) && frame.body.len() <= limits::MESSAGE_BYTES_MAX),
+        Err(why) => assert!(!why.is_empty()),
+    }
 }
 
 /// Where reads go; what they took comes back when they end.
@@ -110,12 +126,16 @@ mod tests {
 
     #[test]
     fn the_corpus_holds() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/frames");
-        let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
-        assert!(files.len() >= 10, "{} files", files.len());
-        for file in files {
-            println!("{}", file.display());
-            super::frames(&std::fs::read(file).unwrap());
+        type Target = (&'static str, fn(&[u8]), usize);
+        let targets: [Target; 3] = [("frames", super::frames, 10), ("rdma", super::rdma, 5), ("ofi", super::ofi, 5)];
+        for (target, run, least) in targets {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+            let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
+            assert!(files.len() >= least, "{} files for {target}", files.len());
+            for file in files {
+                println!("{}", file.display());
+                run(&std::fs::read(file).unwrap());
+            }
         }
     }
 }

@@ -15,7 +15,9 @@
 //!   and slots as the other has buffers and slots for it, and is told what it
 //!   may use again in the head of whatever comes next, or in a frame of its own
 //!   when it is half. So the shared queue cannot run dry; a peer that sends
-//!   beyond its room is cut off.
+//!   beyond its room is cut off. How much room a peer has depends on how many
+//!   there are; all of it is made at the start, so that what cannot be had is
+//!   known before any peer relies on it.
 //! - **A read** is one or more READs straight into the lease, a bounded number
 //!   at a time. What may be read was told at the start: a span outside is
 //!   refused here, before the peer's card is asked.
@@ -48,8 +50,9 @@ use crate::mem::{Lease, Region};
 use crate::sys::{AsyncEvent, Completion, CompletionQueue, RdmaMemory as Memory, PairCounts, Poller, QueuePair, ReceiveQueue, RdmaWindow as Window};
 
 mod device;
-mod frame;
+pub(super) mod frame;
 mod peer;
+mod room;
 mod setup;
 #[cfg(test)]
 mod tests;
@@ -60,14 +63,16 @@ pub use frame::{Frame as RdmaFrame, FrameKind as RdmaFrameKind, parse as parse_r
 use device::Found;
 use frame::{Frame, FrameKind};
 use peer::{Beat, Peer, ReadDone, Refusal, State};
+use room::Room;
 use setup::{Hello, RemoteRegion};
 
 /// Batches of completions that one poll takes.
 const BATCHES: usize = 8;
 
 /// Polls between two looks for what is no completion: often enough for a
-/// spinning rank, rare enough to cost a spin nothing.
-const LOOK_EVERY: u32 = 4096;
+/// rank that polls once a millisecond between short tasks, rare enough to cost a
+/// spin nothing.
+const LOOK_EVERY: u32 = 256;
 
 /// What the poller's tokens stand for; peers follow.
 const CHANNEL: usize = 0;
@@ -95,10 +100,11 @@ pub struct RdmaFabric {
     reads_done: VecDeque<ReadDone>,
     /// A long message, copied out of its slot.
     scratch: Vec<u8>,
-    /// Sets of receive buffers that belong to no peer any more.
-    spare_buffers: u32,
+    room: Room,
+    /// For peers that are not connected yet.
+    seats: Vec<Seat>,
     regions: Vec<(RegionKey, Arc<Memory>)>,
-    // Queues go after the peers, whose pairs use them.
+    // Queues go after the pairs that use them.
     receives: ReceiveQueue,
     completions: CompletionQueue,
     poller: Poller,
@@ -142,20 +148,26 @@ pub struct RdmaCounts {
 }
 
 impl RdmaFabric {
-    /// A fabric without peers, on the device and the address that are asked
-    /// for, or on the best that there is.
+    /// A fabric with room for so many peers, on the device and the address that
+    /// are asked for, or on the best that there is.
     pub fn new(
         rank: Rank,
+        peers: u32,
         device: Option<&str>,
         gid_index: Option<u8>,
         counters: Arc<Counters>,
     ) -> Result<RdmaFabric, FabricError> {
         let found = device::find(device, gid_index).map_err(|why| FabricError::os(rank, "RDMA", why))?;
-        let os = |what: &'static str| move |error: io::Error| FabricError::os(rank, what, explain(error, 0));
-        let buffers = found.adapter.receives_max().min(RECEIVES_MAX);
-        let receives = ReceiveQueue::new(&found.adapter, buffers, limits::RDMA_BUFFER_BYTES);
-        let completions = CompletionQueue::new(&found.adapter, COMPLETIONS.min(found.adapter.completions_max()));
+        let name = found.adapter.name();
+        let room = Room::plan(peers, &found.capacity());
+        let room = room.map_err(|why| FabricError::os(rank, "RDMA", format!("{name}: {why}")))?;
+        let os = |what: &'static str| move |error: io::Error| FabricError::os(rank, what, explain(error, room.bytes()));
+        let receives = ReceiveQueue::new(&found.adapter, room.receives(), limits::RDMA_BUFFER_BYTES);
+        let receives = receives.map_err(os("RDMA receive buffers"))?;
+        let completions = CompletionQueue::new(&found.adapter, room.completions());
         let completions = completions.map_err(os("ibv_create_cq"))?;
+        let seats = (0..room.peers()).map(|_| Seat::new(&found, room, &completions, &receives));
+        let seats = seats.collect::<io::Result<Vec<Seat>>>().map_err(os("RDMA memory for each peer"))?;
         let poller = Poller::new().map_err(os("epoll_create"))?;
         let timer = timer().map_err(os("timerfd_create"))?;
         poller.add(&completions, CHANNEL).map_err(os("epoll_ctl"))?;
@@ -174,9 +186,10 @@ impl RdmaFabric {
             taken: Vec::new(),
             reads_done: VecDeque::new(),
             scratch: Vec::new(),
-            spare_buffers: 0,
+            room,
+            seats,
             regions: Vec::new(),
-            receives: receives.map_err(os("ibv_create_srq"))?,
+            receives,
             completions,
             poller,
             timer,
@@ -304,7 +317,7 @@ impl RdmaFabric {
             if completion.is_ok() {
                 let bytes = match completion.immediate() {
                     None => Ok(self.receives.bytes(&received)),
-                    Some(slot) if slot < limits::RDMA_SLOTS && completion.bytes() as usize <= limits::RDMA_SLOT_BYTES => {
+                    Some(slot) if peer.has_slot(slot) && completion.bytes() as usize <= limits::RDMA_SLOT_BYTES => {
                         self.counts.copied_out += 1;
                         peer.window.copy_out(slot, completion.bytes() as usize, &mut self.scratch);
                         Ok(&self.scratch[..])
@@ -343,8 +356,9 @@ impl RdmaFabric {
         let taken = self.peers[place].complete(completion);
         if taken.is_ours && !completion.is_ok() {
             self.explain_failure(place, completion);
-        } else if taken.reads > 0 {
-            return self.go_on_reading(place, sink);
+        } else if taken.reads > 0 || self.peers[place].is_reading() {
+            self.ask(place);
+            return self.report_reads(sink);
         }
         0
     }
@@ -389,18 +403,16 @@ impl RdmaFabric {
         self.fail(place, cause);
     }
 
-    /// Reports reads that are over and asks for what comes next.
-    fn go_on_reading(&mut self, place: usize, sink: &mut dyn FnMut(Event<'_>)) -> usize {
-        self.ask(place);
+    fn report_reads(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
         let mut events = 0;
-        while let Some(done) = self.peers[place].next_done() {
+        while let Some(done) = self.reads_done.pop_front() {
             events += 1;
-            self.counts.bytes_read += if done.result.is_ok() { done.lease.range().len() as u64 } else { 0 };
             sink(done.into_event());
         }
         events
     }
 
+    /// Takes out the reads that are over, and asks for what comes next.
     fn ask(&mut self, place: usize) {
         let chunk = limits::RDMA_READ_BYTES.min(self.found.port.message_bytes_max as usize);
         let (regions, adapter, registrations) = (&self.regions, &self.found.adapter, &mut self.counts.registrations);
@@ -416,7 +428,12 @@ impl RdmaFabric {
         let peer = &mut self.peers[place];
         if let Err(error) = peer.ask(chunk, memory_of) {
             let cause = FabricError::os(peer.rank, "posting an RDMA read", error);
-            self.fail(place, cause);
+            return self.fail(place, cause);
+        }
+        // Some may have failed before the card was asked.
+        while let Some(done) = peer.next_done() {
+            self.counts.bytes_read += if done.result.is_ok() { done.lease.range().len() as u64 } else { 0 };
+            self.reads_done.push_back(done);
         }
     }
 
@@ -459,7 +476,6 @@ impl RdmaFabric {
         }
         // Closing the stream, which comes next, removes it as well.
         let _ = self.poller.remove(&peer.stream);
-        self.spare_buffers += 1;
         self.counts = self.counts.with(peer.pair.counts());
         let report = match std::mem::replace(&mut peer.state, State::Up) {
             State::Failing { report, .. } => report,
@@ -536,34 +552,31 @@ impl RdmaFabric {
         }
     }
 
-    /// The card's memory for one more peer.
-    fn make_room(&mut self) -> io::Result<()> {
-        let peers = self.peers.len() as u32 + 1;
-        let buffers = (peers + self.spare_buffers) * BUFFERS;
-        self.completions.grow(buffers + peers * limits::RDMA_WORK_REQUESTS)?;
-        if self.spare_buffers > 0 {
-            self.spare_buffers -= 1;
-            return Ok(());
+    /// A place for one more peer: one of those made at the start, or in place
+    /// of one that has ended.
+    fn take_seat(&mut self) -> io::Result<Seat> {
+        if self.peers.len() as u32 >= self.room.peers() {
+            return Err(io::Error::other(format!("there is room for {} peers only", self.room.peers())));
         }
-        if buffers > self.found.adapter.receives_max().min(RECEIVES_MAX) {
-            return Err(io::Error::other("the device's receive queue is too short for so many peers"));
-        }
-        self.receives.grow(BUFFERS).map_err(|error| {
-            io::Error::other(explain(error, BUFFERS as usize * limits::RDMA_BUFFER_BYTES))
-        })
+        let seat = self.seats.pop().map_or_else(|| Seat::new(&self.found, self.room, &self.completions, &self.receives), Ok);
+        seat.map_err(|error| io::Error::other(explain(error, self.room.bytes())))
     }
 }
 
-/// Receive buffers of one peer.
-const BUFFERS: u32 = limits::RDMA_CREDITS + limits::RDMA_SPARE_BUFFERS;
+/// What the card needs for a peer besides receive buffers.
+struct Seat {
+    pair: QueuePair,
+    window: Window,
+}
 
-/// Buffers that the receive queue is made for, if the device lets it: those of
-/// nine hundred peers. The queue takes 64 bytes for each, used or not.
-const RECEIVES_MAX: u32 = 1 << 16;
-
-/// Completions that the queue has room for at first: those of 64 peers, for not
-/// every device lets it grow.
-const COMPLETIONS: u32 = 64 * (BUFFERS + limits::RDMA_WORK_REQUESTS);
+impl Seat {
+    fn new(found: &Found, room: Room, completions: &CompletionQueue, receives: &ReceiveQueue) -> io::Result<Seat> {
+        let window = Window::new(&found.adapter, room.slots(), limits::RDMA_SLOT_BYTES)?;
+        let (depth, every) = (room.work_requests(), room.sends_per_completion());
+        let pair = QueuePair::new(completions, receives, &found.port, depth, every, room.send_bytes())?;
+        Ok(Seat { pair, window })
+    }
+}
 
 impl Fabric for RdmaFabric {
     fn kind(&self) -> Kind {
@@ -592,16 +605,9 @@ impl Fabric for RdmaFabric {
         stream.set_nonblocking(false).map_err(os("connect"))?;
         stream.set_write_timeout(Some(limits::SET_UP_DEADLINE)).map_err(os("connect"))?;
 
-        self.make_room().map_err(os("RDMA receive buffers"))?;
+        let Seat { mut pair, window } = self.take_seat().map_err(os("RDMA memory for a peer"))?;
         let found = &self.found;
         let outcome = (|| {
-            let explained = |bytes| move |error| FabricError::os(peer, "RDMA memory", explain(error, bytes));
-            let slots = limits::RDMA_SLOTS as usize * limits::RDMA_SLOT_BYTES;
-            let window = Window::new(&found.adapter, limits::RDMA_SLOTS, limits::RDMA_SLOT_BYTES);
-            let window = window.map_err(explained(slots))?;
-            let work_requests = limits::RDMA_WORK_REQUESTS.min(found.adapter.work_requests_max());
-            let pair = QueuePair::new(&self.completions, &self.receives, &found.port, work_requests, slots);
-            let mut pair = pair.map_err(explained(slots))?;
             let first_packet = first_packet().map_err(os("random numbers"))?;
             let reads_in = found.adapter.reads_in_max();
             let own = Hello {
@@ -613,6 +619,8 @@ impl Fabric for RdmaFabric {
                 mtu: found.port.mtu,
                 gid: found.gid.bytes,
                 reads_in,
+                credits: self.room.credits,
+                slots: self.room.slots(),
                 window_address: window.address(),
                 window_key: window.remote_key(),
                 regions: self.regions.iter().map(|(key, memory)| RemoteRegion {
@@ -623,11 +631,11 @@ impl Fabric for RdmaFabric {
                 }).collect(),
             };
             let theirs = setup::exchange(&mut stream, peer, &own, deadline)?;
-            let remote = setup::remote(found, &theirs);
+            let remote = setup::remote(found, &theirs, self.room.reads());
             pair.connect(&found.port, &remote, first_packet, reads_in).map_err(os("connecting an RDMA queue pair"))?;
             setup::both_ready(&mut stream, peer, deadline)?;
             stream.set_nonblocking(true).map_err(os("connect"))?;
-            Ok(Peer::new(peer, stream, pair, window, remote.reads_out, theirs))
+            Ok(Peer::new(peer, stream, pair, window, remote.reads_out, self.room, theirs))
         })();
         let place = self.peers.vacant_key();
         let added = outcome.and_then(|state: Peer| {
@@ -637,7 +645,6 @@ impl Fabric for RdmaFabric {
         let state = match added {
             Ok(state) => state,
             Err(error) => {
-                self.spare_buffers += 1;
                 if let FabricError::BadFrame(..) = error {
                     self.counters.count(Counted::BadFrame);
                 }
@@ -708,9 +715,8 @@ impl Fabric for RdmaFabric {
         if !self.in_turn.is_empty() {
             self.flush();
         }
-        while let Some(done) = self.reads_done.pop_front() {
-            events += 1;
-            sink(done.into_event());
+        if !self.reads_done.is_empty() {
+            events += self.report_reads(sink);
         }
         let mut is_drained = false;
         for _ in 0..BATCHES {

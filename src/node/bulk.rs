@@ -1,7 +1,7 @@
 //! Objects on their way between arenas that cannot map each other: performs
 //! what [`Exchange`] decides, with the memory and the fabrics of this rank.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::time::Instant;
 
 use super::rank::Node;
@@ -23,8 +23,8 @@ pub(super) struct Bulk {
     sweep_at: usize,
     /// Memory that others read from.
     kept: HashMap<CopyId, Vec<Pin>>,
-    /// Reads that the fabric had no room for.
-    postponed: VecDeque<(usize, usize, Rank, ChunkRead)>,
+    /// Transfers are to be looked at once the fabrics were polled.
+    check_due: bool,
     /// The exchange may have something to do.
     pending: bool,
     /// What its time counts from.
@@ -36,7 +36,7 @@ struct Arriving {
     wanted: Wanted,
     /// Once the first chunk is asked for.
     assembly: Option<Assembly>,
-    /// Memory that it was in before, and that others may be reading from.
+    /// Memory that it was in before, and that others may still read from.
     former: Vec<Pin>,
     readers: Vec<Read>,
     /// Why there is no assembly.
@@ -55,14 +55,14 @@ struct Keeper<'c> {
 const SWEEP_MIN: usize = 64;
 
 impl Bulk {
-    pub fn new(me: Rank) -> Bulk {
+    pub fn new(me: Rank, size: u32) -> Bulk {
         Bulk {
-            exchange: Exchange::new(me),
+            exchange: Exchange::new(me, size),
             arriving: HashMap::new(),
             copies: HashMap::new(),
             sweep_at: SWEEP_MIN,
             kept: HashMap::new(),
-            postponed: VecDeque::new(),
+            check_due: false,
             pending: false,
             start: Instant::now(),
         }
@@ -186,49 +186,48 @@ impl Core {
         Ok(())
     }
 
-    /// Memory for a chunk, and for the whole at the first one.
-    fn chunk_lease(&mut self, node: &Node, arrival: usize, chunk: u32) -> Option<Lease> {
-        if self.bulk.arriving.get(&arrival)?.assembly.is_none() {
-            self.place(node, arrival);
-        }
-        self.bulk.arriving.get(&arrival)?.assembly.as_ref()?.lease(chunk)
-    }
-
     /// Takes memory for an arrival, and moves it there if it has some.
     fn place(&mut self, node: &Node, arrival: usize) {
         let Some(arriving) = self.bulk.arriving.get_mut(&arrival) else { return };
         let block = match &node.arena {
-            Some(arena) => arena.alloc(arriving.wanted.len as usize).map_err(|full| {
-                node.counters.count(Counted::StoreFull);
-                (ErrorKind::StoreFull, full.to_string())
-            }),
+            Some(arena) => {
+                arena.alloc(arriving.wanted.len as usize).map_err(|full| (ErrorKind::StoreFull, full.to_string()))
+            }
             None => Err((ErrorKind::BadCall, "this rank has no object store".to_string())),
         };
         match block {
             Ok(block) => {
                 let assembly = match arriving.assembly.take() {
                     Some(before) => {
-                        arriving.former.push(before.pin());
+                        if self.bulk.exchange.is_served(arriving.wanted.copy) {
+                            arriving.former.push(before.pin());
+                        }
                         before.move_to(block)
                     }
                     None => Assembly::new(block, arriving.wanted.chunking().chunk_bytes()),
                 };
                 let offset = assembly.offset();
                 arriving.assembly = Some(assembly);
+                arriving.no_room = None;
                 self.bulk.exchange.placed(arrival, offset);
             }
             Err(why) => {
                 arriving.no_room = Some(why);
-                self.bulk.exchange.cannot_place(arrival);
+                self.bulk.exchange.no_room(arrival);
             }
         }
     }
 
-    /// Looks for ranks that do not send what was asked of them.
+    /// Has [`Core::check_transfers`] look at transfers.
+    pub(super) fn check_transfers_soon(&mut self) {
+        self.bulk.check_due = true;
+    }
+
+    /// Looks for ranks that do not send what was asked of them, if it is time to.
+    /// What came while this process was stopped must have been polled before.
     pub(super) fn check_transfers(&mut self) {
-        if !self.bulk.arriving.is_empty() {
-            let now_ns = self.bulk.now_ns();
-            self.bulk.exchange.check_stalls(now_ns);
+        if std::mem::take(&mut self.bulk.check_due) && !self.bulk.arriving.is_empty() {
+            self.bulk.exchange.check_stalls();
             self.bulk.pending = true;
         }
     }
@@ -240,6 +239,9 @@ impl Core {
         if kept {
             former.extend(assembly.as_ref().map(Assembly::pin));
             self.bulk.kept.insert(copy, former);
+        }
+        if error.is_some() && matches!(no_room, Some((ErrorKind::StoreFull, _))) {
+            node.counters.count(Counted::StoreFull);
         }
         let object = match (error, no_room, assembly.map(Assembly::seal)) {
             (None, _, Some(Ok(object))) => Ok(object),
@@ -291,9 +293,6 @@ impl State {
         if !std::mem::take(&mut self.core.bulk.pending) {
             return;
         }
-        for (token, arrival, rank, read) in std::mem::take(&mut self.core.bulk.postponed) {
-            self.read_chunk(node, token, arrival, rank, read);
-        }
         let now_ns = self.core.bulk.now_ns();
         let mut buffer = Vec::new();
         while let Some(action) = self.core.bulk.exchange.next(now_ns) {
@@ -303,7 +302,7 @@ impl State {
                     self.send(to, &buffer);
                 }
                 Action::Read { token, arrival, rank, read } => self.read_chunk(node, token, arrival, rank, read),
-                Action::Move { arrival } => self.core.place(node, arrival),
+                Action::Place { arrival } | Action::Move { arrival } => self.core.place(node, arrival),
                 Action::Near { arrival, place } => self.core.is_near(node, arrival, place),
                 Action::Done { arrival, copy, kept } => self.core.landed(node, arrival, copy, kept, None),
                 Action::Failed { arrival, copy, kept, error } => {
@@ -314,20 +313,16 @@ impl State {
     }
 
     fn read_chunk(&mut self, node: &'static Node, token: usize, arrival: usize, rank: Rank, read: ChunkRead) {
-        let lease = self.core.chunk_lease(node, arrival, read.chunk);
-        let route = self.core.peers[rank.index()].route;
-        let (Some(lease), Some(route)) = (lease, route) else {
-            let why = format!("{rank} cannot be reached");
-            return self.core.read_ended(node, token, Err(why));
+        let Some(route) = self.core.peers[rank.index()].route else {
+            return self.core.read_ended(node, token, Err(format!("{rank} cannot be reached")));
+        };
+        let assembly = self.core.bulk.arriving.get(&arrival).and_then(|arriving| arriving.assembly.as_ref());
+        let Some(lease) = assembly.and_then(|assembly| assembly.lease(read.chunk)) else {
+            return self.core.bulk.exchange.cannot_read(token);
         };
         let from = RemoteSpan { key: ARENA, offset: read.offset, len: read.len };
-        match self.fabrics[route].read(rank, from, lease, token as u64) {
-            Ok(()) => (),
-            Err(FabricError::Full(_)) => {
-                self.core.bulk.postponed.push_back((token, arrival, rank, read));
-                self.core.bulk.pending = true;
-            }
-            Err(e) => self.core.read_ended(node, token, Err(e.to_string())),
+        if let Err(e) = self.fabrics[route].read(rank, from, lease, token as u64) {
+            self.core.read_ended(node, token, Err(e.to_string()));
         }
     }
 }

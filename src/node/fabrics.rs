@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -64,7 +64,10 @@ pub(super) fn connect(
         return Ok(table.finish());
     }
 
-    let means = Means::find(config, rank, region, counters)?;
+    let local = || far.iter().find_map(|(_, stream)| Some(stream.local_addr().ok()?.ip().to_canonical()));
+    let source = config.interface.or_else(local);
+    let site = Site { config, rank, source, peers: far.len() as u32, counters };
+    let means = Means::find(&site, region)?;
     for (peer, stream) in &far {
         send_offer(stream, &means.offer).map_err(|e| failed(os(*peer, "offer", e)))?;
     }
@@ -85,6 +88,36 @@ pub(super) fn connect(
     Ok(table.finish())
 }
 
+/// What a fabric is made for.
+struct Site<'a> {
+    config: &'a Config,
+    rank: Rank,
+    /// This rank's address.
+    source: Option<IpAddr>,
+    /// Peers that it may be chosen for.
+    peers: u32,
+    counters: &'a Arc<Counters>,
+}
+
+impl Site<'_> {
+    fn make(&self, kind: Kind, found: &mut Found) -> Result<Box<dyn Fabric>, FabricError> {
+        let Site { config, rank, peers, .. } = *self;
+        let counters = self.counters.clone();
+        Ok(match kind {
+            Kind::Rdma => {
+                let device = config.rdma_device.as_deref();
+                Box::new(RdmaFabric::new(rank, peers, device, config.rdma_gid_index, counters)?)
+            }
+            Kind::Ofi => {
+                let offer = found.ofi.take().expect("a probe that succeeds has an offer");
+                Box::new(OfiFabric::new(rank, offer, counters)?)
+            }
+            Kind::Uring => Box::new(UringFabric::new(rank, counters)?),
+            Kind::Shm | Kind::Epoll => Box::new(EpollFabric::new(rank, counters)?),
+        })
+    }
+}
+
 /// What this rank can use towards other hosts.
 struct Means {
     /// Those that work, with the arena registered.
@@ -97,12 +130,8 @@ struct Means {
 impl Means {
     /// Makes what the configuration leaves open and is worth its memory. What
     /// it asks for by name must work.
-    fn find(
-        config: &Config,
-        rank: Rank,
-        region: Option<Arc<Region>>,
-        counters: &Arc<Counters>,
-    ) -> Result<Means, StartError> {
+    fn find(site: &Site<'_>, region: Option<Arc<Region>>) -> Result<Means, StartError> {
+        let Site { config, rank, source, .. } = *site;
         let mut means = Means {
             fabrics: Vec::new(),
             offer: Offer { wish: config.fabric, ..Offer::default() },
@@ -114,7 +143,7 @@ impl Means {
                 continue;
             }
             let failed = |cause| StartError::Fabric { rank, cause };
-            let found = match probe(kind, config) {
+            let mut found = match probe(kind, config, source) {
                 // Not made unasked: it would pin the arena for nothing.
                 Ok(found) if !asked_for && found.grade == Grade::Emulated => {
                     means.missing.push(format!("{kind} only by {}", found.detail));
@@ -127,7 +156,7 @@ impl Means {
                     continue;
                 }
             };
-            let made = make(kind, config, rank, counters).and_then(|mut fabric| {
+            let made = site.make(kind, &mut found).and_then(|mut fabric| {
                 if let Some(region) = &region {
                     fabric.register(ARENA, region.clone())?;
                 }
@@ -161,13 +190,14 @@ struct Found {
     grade: Grade,
     /// The device or provider.
     detail: String,
-    /// libfabric's provider.
+    /// libfabric's provider, and what it offers.
     provider: String,
+    ofi: Option<sys::OfiOffer>,
 }
 
 impl Found {
     fn plain(grade: Grade, detail: String) -> Found {
-        Found { grade, detail, provider: String::new() }
+        Found { grade, detail, provider: String::new(), ofi: None }
     }
 
     fn offer(self, kind: Kind, offer: &mut Offer) {
@@ -181,7 +211,7 @@ impl Found {
 }
 
 /// Whether this machine has what a kind needs, without registering anything.
-fn probe(kind: Kind, config: &Config) -> Result<Found, String> {
+fn probe(kind: Kind, config: &Config, source: Option<IpAddr>) -> Result<Found, String> {
     match kind {
         Kind::Rdma => {
             let device = rdma_available(config.rdma_device.as_deref(), config.rdma_gid_index)?;
@@ -193,11 +223,15 @@ fn probe(kind: Kind, config: &Config) -> Result<Found, String> {
             if provider.is_none() && !sys::has_fabric_adapter() {
                 return Err("no network for libfabric here: no adapter in /sys/class/infiniband or /sys/class/cxi".into());
             }
-            let found = sys::ofi_available(provider)?;
+            let offer = sys::OfiOffer::find(provider, source)?;
+            let found = offer.summary().clone();
             let grade = if found.is_hardware { Grade::Native } else { Grade::Emulated };
             let (major, minor) = found.version;
-            let detail = format!("provider {} on {}, libfabric {major}.{minor}", found.full_name, found.domain);
-            Ok(Found { grade, detail, provider: found.provider })
+            let mut detail = format!("provider {} on {}, libfabric {major}.{minor}", found.full_name, found.domain);
+            if let Some(caveat) = &found.caveat {
+                detail = format!("{detail}; {caveat}");
+            }
+            Ok(Found { grade, detail, provider: found.provider, ofi: Some(offer) })
         }
         Kind::Uring => {
             let features = sys::UringFeatures::here();
@@ -214,23 +248,6 @@ fn ofi_provider(config: &Config) -> Option<&str> {
         (None, FabricChoice::Ofi) => Some(sys::OFI_ANY),
         (None, _) => None,
     }
-}
-
-fn make(
-    kind: Kind,
-    config: &Config,
-    rank: Rank,
-    counters: &Arc<Counters>,
-) -> Result<Box<dyn Fabric>, FabricError> {
-    let counters = counters.clone();
-    Ok(match kind {
-        Kind::Ofi => Box::new(OfiFabric::new(rank, ofi_provider(config), counters)?),
-        Kind::Uring => Box::new(UringFabric::new(rank, counters)?),
-        Kind::Rdma => {
-            Box::new(RdmaFabric::new(rank, config.rdma_device.as_deref(), config.rdma_gid_index, counters)?)
-        }
-        Kind::Shm | Kind::Epoll => Box::new(EpollFabric::new(rank, counters)?),
-    })
 }
 
 /// Whether what is there already would always be preferred.
@@ -257,7 +274,7 @@ impl Survey {
         let shm = ShmFabric::new(Rank(0), Arc::default()).map(|_| String::new()).map_err(|why| why.to_string());
         let mut findings = vec![(Kind::Shm, shm)];
         for kind in FAR_KINDS {
-            let found = probe(kind, config).map(|found| {
+            let found = probe(kind, config, config.interface).map(|found| {
                 let detail = found.detail.clone();
                 found.offer(kind, &mut offer);
                 detail

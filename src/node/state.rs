@@ -185,7 +185,7 @@ impl State {
                 index: Index::new(),
                 arriving: Slab::new(),
                 reads_wanted: VecDeque::new(),
-                bulk: Bulk::new(me),
+                bulk: Bulk::new(me, size),
                 ledger: Ledger::new(capacity),
                 wishes: Vec::new(),
                 out: VecDeque::new(),
@@ -274,6 +274,7 @@ impl State {
                 break;
             }
         }
+        self.core.check_transfers();
         self.flush(node);
         events
     }
@@ -308,7 +309,7 @@ impl State {
                 self.core.scratch = buffer;
             }
             Command::Leave { place } => self.core.leave(place),
-            Command::CheckTransfers => self.core.check_transfers(),
+            Command::CheckTransfers => self.core.check_transfers_soon(),
             Command::Admit { task } => self.core.admit(node, task),
             Command::GiveBack { demand } => {
                 for task in self.core.ledger.give_back(&demand) {

@@ -32,6 +32,8 @@ pub struct Scenario {
     /// So many ranks, by number, are one host and read each other's memory in
     /// place; each has a link of its own nevertheless.
     pub ranks_per_host: u32,
+    /// What each rank's memory holds of what arrives.
+    pub store_bytes: u64,
     /// Events in all before ranks act on theirs, as those do that poll seldom.
     pub batch: u32,
 }
@@ -107,6 +109,7 @@ impl Scenario {
             speeds: Vec::new(),
             drop_when_read: false,
             ranks_per_host: 1,
+            store_bytes: u64::MAX,
             batch: 1,
         }
     }
@@ -172,6 +175,8 @@ struct Store {
     /// Where kept objects were before.
     also_kept: HashMap<CopyId, Vec<u64>>,
     next: u64,
+    /// Bytes that are free.
+    room: u64,
 }
 
 struct Loan {
@@ -200,7 +205,7 @@ const ALIGN: u64 = 1 << 20;
 /// after the last one, whatever has not ended never will.
 const CHECK: u64 = u64::MAX;
 const CHECK_NS: u64 = STALL_CHECK_EVERY.as_nanos() as u64;
-const CHECKS_END_NS: u64 = 60_000_000_000;
+const CHECKS_END_NS: u64 = 200_000_000_000;
 
 impl Store {
     fn take(&mut self, bytes: u64, chunking: Chunking, chunks: ChunkSet) -> u64 {
@@ -214,9 +219,16 @@ impl Store {
         let place = self.places.get_mut(&at).expect("whatever is left was there");
         place.users -= 1;
         if place.users == 0 {
+            self.room += place.bytes;
             self.places.remove(&at);
             self.complete.retain(|_, place| *place != at);
         }
+    }
+
+    /// The same for what arrives, if there is room.
+    fn take_room(&mut self, bytes: u64, chunking: Chunking, chunks: ChunkSet) -> Option<u64> {
+        self.room = self.room.checked_sub(bytes)?;
+        Some(self.take(bytes, chunking, chunks))
     }
 
     /// Whether the bytes may be read, and are what they should be.
@@ -259,8 +271,8 @@ impl<'s> Cluster<'s> {
     fn new(scenario: &'s Scenario) -> Cluster<'s> {
         let mut network = Network::new(scenario.ranks as usize, scenario.network);
         let member = |rank| Member {
-            exchange: Exchange::new(Rank(rank)),
-            store: Store { me: Rank(rank), next: ALIGN, ..Store::default() },
+            exchange: Exchange::new(Rank(rank), scenario.ranks),
+            store: Store { me: Rank(rank), next: ALIGN, room: scenario.store_bytes, ..Store::default() },
             arrivals: HashMap::new(),
             near: Vec::new(),
             former: HashMap::new(),
@@ -320,12 +332,7 @@ impl<'s> Cluster<'s> {
             let now_ns = self.network.now_ns();
             let member = &mut self.ranks[host];
             match happening {
-                Happening::Alarm { what: CHECK } => {
-                    member.exchange.check_stalls(now_ns);
-                    if now_ns < CHECKS_END_NS && self.ends.len() < self.expected {
-                        self.network.at(host, CHECK_NS, CHECK);
-                    }
-                }
+                Happening::Alarm { what: CHECK } => self.check(host),
                 Happening::Alarm { what } => self.start(host, what as usize),
                 Happening::Message { from, message: Parcel::Bulk(bytes) } => {
                     if member.known_dead.contains(&Rank(from as u32)) {
@@ -343,6 +350,25 @@ impl<'s> Cluster<'s> {
                 }
             }
         }
+    }
+
+    /// Has a rank look for stalled sources, when it has acted on all that came.
+    fn check(&mut self, host: usize) {
+        self.act(host);
+        self.ranks[host].exchange.check_stalls();
+        self.act(host);
+        if self.network.now_ns() < CHECKS_END_NS && self.is_waited_for() {
+            self.network.at(host, CHECK_NS, CHECK);
+        }
+    }
+
+    /// Whether somebody that lives waits for an object.
+    fn is_waited_for(&self) -> bool {
+        let objects = self.scenario.objects.iter().enumerate();
+        let mut readers = objects.flat_map(|(number, object)| object.readers.iter().map(move |r| (number, r.rank)));
+        self.ends.len() < self.expected
+            && readers
+                .any(|(number, rank)| self.network.is_alive(rank.index()) && !self.ends.contains_key(&(number, rank)))
     }
 
     fn start(&mut self, host: usize, number: usize) {
@@ -385,7 +411,7 @@ impl<'s> Cluster<'s> {
             match action {
                 Action::Send(to, message) => self.send(host, to, &message),
                 Action::Read { token, rank, read, arrival } => self.read(host, rank, token, read, arrival),
-                Action::Move { arrival } => self.relocate(host, arrival),
+                Action::Place { arrival } | Action::Move { arrival } => self.place(host, arrival),
                 Action::Near { arrival, place } => self.near(host, arrival, place),
                 Action::Done { arrival, copy, kept } => self.end(host, arrival, copy, kept, None),
                 Action::Failed { arrival, copy, kept, error } => self.end(host, arrival, copy, kept, Some(error)),
@@ -407,33 +433,36 @@ impl<'s> Cluster<'s> {
             assert!(serves, "rank {host} reads {read:?} of {source}, which has nothing there");
         }
         let member = &mut self.ranks[host];
-        let (number, at) = member.arrivals.get_mut(&arrival).expect("it is arriving");
-        if at.is_none() {
-            let wanted = self.scenario.wanted(*number, Rank(host as u32), 0);
-            let chunking = wanted.chunking();
-            let to = member.store.take(wanted.len, chunking, ChunkSet::none(chunking.count()));
-            *at = Some(to);
-            member.exchange.placed(arrival, to);
-        }
-        let to = *at;
+        let to = member.arrivals[&arrival].1;
+        assert!(to.is_some(), "rank {host} reads {read:?} to nowhere");
         let from_it = member.in_flight.entry(source).or_default();
         *from_it += read.len;
         assert!(*from_it < FETCH_PEER_BYTES_MAX + read.len, "too much under way from {source}");
-        assert!(member.in_flight.values().sum::<u64>() < FETCH_BYTES_MAX + read.len, "too much under way");
+        assert!(member.exchange.bytes_in_flight() < FETCH_BYTES_MAX + read.len, "too much under way");
         member.reads.insert(token, (source, read, arrival, to));
         self.network.read(host, source.index(), read.len, token);
     }
 
-    /// An object goes on elsewhere, with what is here of it.
-    fn relocate(&mut self, host: usize, arrival: usize) {
+    /// Gives an object a place, or another one with what is here of it.
+    fn place(&mut self, host: usize, arrival: usize) {
         let member = &mut self.ranks[host];
-        let (_, at) = member.arrivals.get_mut(&arrival).expect("it is arriving");
-        let from = at.expect("something was under way to it");
-        let Place { bytes, chunking, ref chunks, .. } = member.store.places[&from];
-        let chunks = chunks.clone();
-        let to = member.store.take(bytes, chunking, chunks);
-        *at = Some(to);
-        member.former.entry(arrival).or_default().push(from);
+        let (number, at) = member.arrivals.get_mut(&arrival).expect("it is arriving");
+        let wanted = self.scenario.wanted(*number, Rank(host as u32), 0);
+        let chunking = wanted.chunking();
+        let chunks = match at {
+            Some(from) => member.store.places[from].chunks.clone(),
+            None => ChunkSet::none(chunking.count()),
+        };
+        let Some(to) = member.store.take_room(wanted.len, chunking, chunks) else {
+            return member.exchange.no_room(arrival);
+        };
+        match at.replace(to) {
+            Some(from) if member.exchange.is_served(wanted.copy) => {
+                member.former.entry(arrival).or_default().push(from)
+            }
+            Some(from) => member.store.leave(from),
+            None => (),
+        }
         member.exchange.placed(arrival, to);
     }
 

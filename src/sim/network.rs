@@ -209,7 +209,8 @@ impl<M> Network<M> {
                 Event::Death(host) => self.on_death(host),
                 Event::Stop(host, until_ns) => {
                     self.settle();
-                    self.hosts[host].stopped_until_ns = until_ns;
+                    let until = &mut self.hosts[host].stopped_until_ns;
+                    *until = until_ns.max(*until);
                     self.share();
                 }
             }

@@ -147,7 +147,7 @@ impl Object {
         let mut candidates: Vec<(u32, u32, &Holder)> = self
             .holders
             .iter()
-            .filter(|h| !h.shunned && !h.in_place && !waits_for_reader.contains(&h.rank) && alive(h.rank))
+            .filter(|h| !h.shunned && !h.in_place && !waits_for_reader.contains(h.rank) && alive(h.rank))
             .map(|h| (h.readers * self.chunks + h.depth, u32::MAX - h.joined, h))
             .collect();
         candidates.sort_unstable_by_key(|(cost, order, _)| (*cost, *order));
@@ -180,17 +180,22 @@ impl Object {
     }
 
     /// `reader` and all that wait for it, directly or through others.
-    fn behind(&self, reader: Rank) -> Vec<Rank> {
-        let mut behind = vec![reader];
+    fn behind(&self, reader: Rank) -> RankSet {
+        let most = self.holders.iter().map(|h| h.rank).max().unwrap_or(reader).max(reader);
+        let mut behind = RankSet { words: vec![0; most.index() / 64 + 1] };
+        behind.insert(reader);
         if !self.holders.iter().any(|h| h.rank != reader && h.told.contains(&reader)) {
             return behind;
         }
-        let mut before = 0;
-        while behind.len() > before {
-            before = behind.len();
-            for holder in self.holders.iter().filter(|h| !h.complete) {
-                if !behind.contains(&holder.rank) && holder.told.iter().any(|rank| behind.contains(rank)) {
-                    behind.push(holder.rank);
+        let waiting = self.holders.iter().filter(|h| !h.complete);
+        let mut waits: Vec<(Rank, Rank)> = waiting.flat_map(|h| h.told.iter().map(|told| (*told, h.rank))).collect();
+        waits.sort_unstable();
+        let mut next = vec![reader];
+        while let Some(rank) = next.pop() {
+            let first = waits.partition_point(|(told, _)| *told < rank);
+            for (_, waiter) in waits[first..].iter().take_while(|(told, _)| *told == rank) {
+                if behind.insert(*waiter) {
+                    next.push(*waiter);
                 }
             }
         }
@@ -261,6 +266,25 @@ impl Object {
     fn remove(&mut self, rank: Rank) {
         self.leave(rank);
         self.holders.retain(|h| h.rank != rank);
+    }
+}
+
+/// Ranks, a bit each.
+struct RankSet {
+    words: Vec<u64>,
+}
+
+impl RankSet {
+    /// Whether the rank was not in the set. The set must have been made for it.
+    fn insert(&mut self, rank: Rank) -> bool {
+        let (word, bit) = (&mut self.words[rank.index() / 64], 1 << (rank.index() % 64));
+        let new = *word & bit == 0;
+        *word |= bit;
+        new
+    }
+
+    fn contains(&self, rank: Rank) -> bool {
+        self.words.get(rank.index() / 64).is_some_and(|word| word & 1 << (rank.index() % 64) != 0)
     }
 }
 
@@ -345,6 +369,17 @@ mod tests {
         directory.lost(Rank(4));
         let asker = Asker { rank: Rank(5), group: Rank(4), gone: Some(Rank(4)) };
         assert_eq!(directory.locate(7, asker, OWNER, 100, |_| true).ranks, [OWNER, Rank(8)]);
+    }
+
+    #[test]
+    fn nobody_is_sent_behind_itself_in_a_chain_of_thousands() {
+        const READERS: u32 = 2000;
+        let mut directory = Directory::new();
+        (1..READERS).for_each(|reader| assert_eq!(plan(&mut directory, reader, 1 << 20), [reader - 1]));
+        for reader in (2..READERS).step_by(500) {
+            let told = directory.locate(7, asker(reader, Some(reader - 1)), OWNER, 1 << 20, |_| true);
+            assert!(told.ranks.iter().all(|rank| rank.0 < reader), "{reader}: {told:?}");
+        }
     }
 
     #[test]

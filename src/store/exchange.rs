@@ -10,6 +10,7 @@
 //! reads it has it on loan.
 
 mod holder;
+mod stalls;
 mod terms;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -23,13 +24,15 @@ use super::directory::{Asker, Directory, Plan};
 use super::fetch::Fetch;
 use super::flow::{Flow, Turn};
 use crate::base::Rank;
-use crate::base::limits::{BULK_LOCATES_MAX, OBJECT_ALIGN, SOURCE_STALL_MAX};
+use crate::base::limits::{BULK_LOCATES_MAX, OBJECT_ALIGN};
 use crate::wire::{Bulk, BulkBody, CopyId};
 
 /// See the module.
 #[derive(Debug)]
 pub struct Exchange {
     me: Rank,
+    /// Ranks of the job.
+    size: u32,
     /// Ranks whose memory this one reads in place.
     mapped: BTreeSet<Rank>,
     arrivals: Slab<Arrival>,
@@ -44,6 +47,12 @@ pub struct Exchange {
     actions: VecDeque<Action>,
     /// Arrivals with chunks that their readers have not been told of.
     news: Vec<usize>,
+    /// Arrivals that are to move once only stalled reads are under way to them.
+    moving: Vec<usize>,
+    /// Arrivals that wait for memory, the first one first.
+    parked: VecDeque<usize>,
+    /// Looks since memory of an arrival may have become free.
+    unfreed: u32,
     subscriptions: u32,
 }
 
@@ -51,6 +60,8 @@ pub struct Exchange {
 const NO_ARRIVAL: usize = usize::MAX;
 
 const NO_SUCH_CHUNK: Violation = "chunks that the object does not have";
+
+const NO_SUCH_RANK: Violation = "a rank that the job does not have";
 
 #[derive(Debug)]
 struct Arrival {
@@ -65,7 +76,16 @@ struct Arrival {
     reserves: Vec<Rank>,
     /// The lender was asked and has not answered.
     locating: bool,
+    /// Looks since.
+    unanswered: u32,
     locates: u32,
+    /// Looks since something came.
+    quiet: u32,
+    room: Room,
+    /// Nothing more is read into its memory.
+    moving: bool,
+    /// A chunk's memory is still with a fabric: it must move.
+    blocked: bool,
     causes: Vec<(Rank, String)>,
     /// Words of the set of chunks that changed since the last report.
     changed: Option<(u32, u32)>,
@@ -74,11 +94,24 @@ struct Arrival {
     ended: bool,
 }
 
+/// Whether an arrival waits for memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Room {
+    /// It has some, or needs none yet.
+    Unasked,
+    /// [`Action::Place`] is among the actions; whether it was parked before.
+    Asked(bool),
+    /// There was none.
+    Parked,
+}
+
 /// A holder that keeps its copy for us, or was asked to.
 #[derive(Debug)]
 struct Subscription {
     rank: Rank,
     number: u32,
+    /// Looks since it said something.
+    quiet: u32,
     /// It is told so once nothing is read from it any more.
     leaving: bool,
 }
@@ -101,10 +134,11 @@ struct ReadUnderWay {
 }
 
 impl Exchange {
-    /// Nothing under way at rank `me`.
-    pub fn new(me: Rank) -> Exchange {
+    /// Nothing under way at rank `me` of a job of `size` ranks.
+    pub fn new(me: Rank, size: u32) -> Exchange {
         Exchange {
             me,
+            size,
             mapped: BTreeSet::new(),
             arrivals: Slab::new(),
             by_copy: HashMap::new(),
@@ -115,6 +149,9 @@ impl Exchange {
             lost: HashMap::new(),
             actions: VecDeque::new(),
             news: Vec::new(),
+            moving: Vec::new(),
+            parked: VecDeque::new(),
+            unfreed: 0,
             subscriptions: 0,
         }
     }
@@ -142,7 +179,12 @@ impl Exchange {
             subscribed: Vec::new(),
             reserves: Vec::new(),
             locating: false,
+            unanswered: 0,
             locates: 0,
+            quiet: 0,
+            room: Room::Unasked,
+            moving: false,
+            blocked: false,
             causes: Vec::new(),
             changed: None,
             failed: false,
@@ -170,23 +212,6 @@ impl Exchange {
         self.mapped.insert(rank);
     }
 
-    /// An arrival goes to `offset` of this rank's arena.
-    pub fn placed(&mut self, arrival: usize, offset: u64) {
-        let entry = &mut self.arrivals[arrival];
-        if entry.to.replace(offset).is_some() {
-            // It was moved: all that is here is news.
-            entry.changed = Some((0, entry.fetch.here().words().len() as u32 - 1));
-            self.news.push(arrival);
-        }
-        self.proceed(arrival);
-    }
-
-    /// There is no memory for an arrival: it fails.
-    pub fn cannot_place(&mut self, arrival: usize) {
-        self.arrivals[arrival].failed = true;
-        self.proceed(arrival);
-    }
-
     /// A copy is not read in place any more.
     pub fn left(&mut self, place: NearCopy) {
         self.send(place.holder, place.copy, BulkBody::Unsubscribe { number: place.number });
@@ -196,7 +221,12 @@ impl Exchange {
     pub fn receive(&mut self, from: Rank, message: Bulk, memory: &mut dyn Memory) -> Result<(), Violation> {
         let copy = message.copy;
         match message.what {
-            BulkBody::Locate { gone, group } => self.on_locate(copy, Asker { rank: from, group, gone }, memory),
+            BulkBody::Locate { gone, group } => {
+                if group.0.max(gone.map_or(0, |gone| gone.0)) >= self.size {
+                    return Err(NO_SUCH_RANK);
+                }
+                self.on_locate(copy, Asker { rank: from, group, gone }, memory)
+            }
             BulkBody::Arrived { complete } => {
                 if copy.lender != self.me {
                     return Err("a report about an object that this rank has not lent");
@@ -207,6 +237,9 @@ impl Exchange {
             BulkBody::Sources { primaries, ranks } => {
                 if copy.lender != from || ranks.contains(&self.me) {
                     return Err("sources of an object that it cannot know");
+                }
+                if ranks.iter().any(|rank| rank.0 >= self.size) {
+                    return Err(NO_SUCH_RANK);
                 }
                 self.on_sources(copy, primaries as usize, &ranks);
                 Ok(())
@@ -232,20 +265,15 @@ impl Exchange {
     /// A read ended, well or not. What it brought.
     pub fn read_ended(&mut self, token: usize, result: Result<(), String>, now_ns: u64) -> Option<Landed> {
         let ReadUnderWay { arrival, rank, chunk, len, reclaimed } = self.reads.try_remove(token)?;
-        match reclaimed {
-            true => self.flow.ended_late(rank, len),
-            false => self.flow.ended(rank, len),
+        if self.flow.ended(rank, len) {
+            self.revive(rank);
         }
-        let entry = self.arrivals.get_mut(arrival)?;
-        if reclaimed {
-            entry.fetch.revive(rank);
-            self.proceed(arrival);
-            return None;
-        }
+        let entry = self.arrivals.get_mut(arrival).filter(|_| !reclaimed)?;
         let landed = result.is_ok().then_some(Landed { bytes: len, from_owner: rank == entry.wanted.owner });
         match result {
             Ok(()) => {
                 entry.fetch.arrived(rank, chunk, now_ns);
+                entry.quiet = 0;
                 let word = chunk / 64;
                 let news = entry.changed.get_or_insert((word, word));
                 *news = (news.0.min(word), news.1.max(word));
@@ -267,7 +295,7 @@ impl Exchange {
         for copy in self.served.keys().copied().collect::<Vec<_>>() {
             // Who read in place may have lent it on: that memory stays as it is
             // for good, as what was lent to a rank that died does.
-            let told = self.served.get(&copy).is_some_and(|served| !matches!(served.state, Serving::Partly(_)));
+            let told = self.served.get(&copy).is_some_and(|served| matches!(served.state, Serving::Whole { .. }));
             self.unsubscribe(copy, memory, |reader| reader.rank == rank && !(reader.in_place && told));
         }
         let affected = self.arrivals.iter().filter(|(_, a)| a.concerns(rank)).map(|(n, _)| n);
@@ -275,42 +303,6 @@ impl Exchange {
             self.drop_source(arrival, rank, cause.to_string());
             self.arrivals[arrival].subscribed.retain(|s| s.rank != rank);
             self.proceed(arrival);
-        }
-    }
-
-    /// Looks for ranks that send nothing of what was asked of them, and asks
-    /// others. To be called now and then.
-    pub fn check_stalls(&mut self, now_ns: u64) {
-        let all: Vec<usize> = self.arrivals.iter().filter(|(_, entry)| !entry.ended).map(|(n, _)| n).collect();
-        for arrival in all {
-            let most_ns = SOURCE_STALL_MAX.as_nanos() as u64;
-            for rank in self.arrivals[arrival].fetch.newly_stalled(now_ns, most_ns) {
-                self.find_help(arrival, rank);
-            }
-            let reclaimed = self.arrivals[arrival].fetch.reclaim();
-            if !reclaimed.is_empty() {
-                for read in self.reads.iter_mut().map(|(_, read)| read).filter(|read| read.arrival == arrival) {
-                    if !read.reclaimed && reclaimed.contains(&(read.rank, read.chunk)) {
-                        read.reclaimed = true;
-                        self.flow.given_up(read.len);
-                    }
-                }
-                self.actions.push_back(Action::Move { arrival });
-            }
-        }
-    }
-
-    /// Finds another source beside `rank`, which may come back.
-    fn find_help(&mut self, arrival: usize, rank: Rank) {
-        let entry = &mut self.arrivals[arrival];
-        let copy = entry.wanted.copy;
-        if entry.failed || !entry.wanted.is_exchanged() {
-            return;
-        }
-        if rank != copy.lender && !self.lost.contains_key(&copy.lender) && entry.locates < BULK_LOCATES_MAX {
-            self.locate(arrival, Some(rank));
-        } else if let Some(reserve) = entry.reserves.pop() {
-            self.use_source(arrival, reserve);
         }
     }
 
@@ -322,19 +314,27 @@ impl Exchange {
     /// What is to be done next; `None` when nothing is before something else
     /// happens. To be called until then after every other call, or after a few.
     pub fn next(&mut self, now_ns: u64) -> Option<Action> {
-        if self.actions.is_empty() {
-            self.read_more(now_ns);
+        loop {
+            if self.actions.is_empty() {
+                let next_move = self.next_move();
+                self.actions.extend(next_move);
+            }
+            if self.actions.is_empty() {
+                self.read_more(now_ns);
+            }
+            if self.actions.is_empty() {
+                self.tell_news();
+            }
+            let mut action = self.actions.pop_front()?;
+            match &mut action {
+                Action::Done { arrival, kept, .. } | Action::Failed { arrival, kept, .. } => *kept = self.settle(*arrival),
+                Action::Near { arrival, .. } => _ = self.settle(*arrival),
+                // What has ended meanwhile needs no memory.
+                Action::Place { arrival } if self.arrivals[*arrival].ended => continue,
+                Action::Send(..) | Action::Read { .. } | Action::Place { .. } | Action::Move { .. } => (),
+            }
+            return Some(action);
         }
-        if self.actions.is_empty() {
-            self.tell_news();
-        }
-        let mut action = self.actions.pop_front()?;
-        match &mut action {
-            Action::Done { arrival, kept, .. } | Action::Failed { arrival, kept, .. } => *kept = self.settle(*arrival),
-            Action::Near { arrival, .. } => _ = self.settle(*arrival),
-            Action::Send(..) | Action::Read { .. } | Action::Move { .. } => (),
-        }
-        Some(action)
     }
 
     /// Objects on their way here.
@@ -350,6 +350,11 @@ impl Exchange {
     /// Copies that others read from here, and objects in the directory.
     pub fn serving(&self) -> (usize, usize) {
         (self.served.len(), self.directory.len())
+    }
+
+    /// Whether others read from the copy that is here, or on its way.
+    pub fn is_served(&self, copy: CopyId) -> bool {
+        self.served.contains_key(&copy)
     }
 
     fn send(&mut self, to: Rank, copy: CopyId, what: BulkBody) {
@@ -402,7 +407,7 @@ impl Exchange {
         } else {
             let number = self.subscriptions;
             self.subscriptions = self.subscriptions.wrapping_add(1);
-            entry.subscribed.push(Subscription { rank, number, leaving: false });
+            entry.subscribed.push(Subscription { rank, number, quiet: 0, leaving: false });
             // Once something was read it is as well to read the rest.
             let in_place = self.mapped.contains(&rank) && entry.to.is_none() && entry.near.is_none();
             if in_place {
@@ -427,14 +432,22 @@ impl Exchange {
         }
         // Our end of the subscription may be on its way.
         let Some((arrival, subscription)) = self.subscription(from, copy, number) else { return Ok(()) };
-        if self.arrivals[arrival].subscribed[subscription].leaving {
+        let entry = &mut self.arrivals[arrival];
+        if entry.subscribed[subscription].leaving {
             return Ok(());
         }
-        let entry = &mut self.arrivals[arrival];
+        if offset.checked_add(entry.wanted.len).is_none() {
+            return Err("a copy that no memory could hold");
+        }
+        entry.subscribed[subscription].quiet = 0;
         match entry.near.as_mut().filter(|near| near.rank == from) {
             Some(near) => {
-                near.offset = offset;
+                let before = near.has.filled();
                 near.has.merge(first, words).map_err(|_| NO_SUCH_CHUNK)?;
+                near.offset = offset;
+                if near.has.filled() > before {
+                    entry.quiet = 0;
+                }
                 self.proceed(arrival);
             }
             None => {
@@ -497,7 +510,9 @@ impl Exchange {
             && entry.locates < BULK_LOCATES_MAX
         {
             entry.locates += 1;
-            entry.locating = true;
+            if !std::mem::replace(&mut entry.locating, true) {
+                entry.unanswered = 0;
+            }
             let group = self.mapped.first().map_or(self.me, |first| self.me.min(*first));
             return self.send(copy.lender, copy, BulkBody::Locate { gone, group });
         }
@@ -602,10 +617,18 @@ impl Exchange {
     }
 
     fn read_more(&mut self, now_ns: u64) {
-        let (arrivals, reads) = (&mut self.arrivals, &mut self.reads);
+        let (arrivals, reads, actions) = (&mut self.arrivals, &mut self.reads, &mut self.actions);
         let next = self.flow.next(|rank, arrival| {
-            let entry = arrivals.get_mut(arrival).filter(|entry| !entry.failed);
-            let Some(read) = entry.and_then(|entry| entry.fetch.next(rank, now_ns)) else { return Turn::Passes };
+            let entry = arrivals.get_mut(arrival).filter(|entry| !entry.failed && !entry.moving);
+            let Some(entry) = entry.filter(|entry| entry.room == Room::Unasked) else { return Turn::Passes };
+            if entry.to.is_none() {
+                if entry.fetch.wants_of(rank) {
+                    entry.room = Room::Asked(false);
+                    actions.push_back(Action::Place { arrival });
+                }
+                return Turn::Passes;
+            }
+            let Some(read) = entry.fetch.next(rank, now_ns) else { return Turn::Passes };
             let token = reads.insert(ReadUnderWay { arrival, rank, chunk: read.chunk, len: read.len, reclaimed: false });
             Turn::Reads(read.len, Action::Read { token, arrival, rank, read })
         });
@@ -616,6 +639,11 @@ impl Exchange {
 impl Arrival {
     fn is_whole(&self) -> bool {
         self.fetch.is_complete()
+    }
+
+    /// Whether its end gives memory back.
+    fn holds_memory(&self) -> bool {
+        self.to.is_some() && self.room == Room::Unasked
     }
 
     /// Whether the loss of `rank` changes anything for it.

@@ -112,6 +112,16 @@ impl Fetch {
         self.at(rank).is_some_and(|at| !self.sources[at].gone)
     }
 
+    /// Whether `rank` has the whole object.
+    pub fn is_whole_at(&self, rank: Rank) -> bool {
+        self.at(rank).is_some_and(|at| self.sources[at].has.is_full())
+    }
+
+    /// Whether `rank` has something that is missing.
+    pub fn wants_of(&self, rank: Rank) -> bool {
+        self.at(rank).is_some_and(|at| self.sources[at].has.common(&self.missing, 0).next().is_some())
+    }
+
     /// Reads under way from `rank`.
     pub fn in_flight_from(&self, rank: Rank) -> usize {
         self.at(rank).map_or(0, |at| self.sources[at].in_flight.len())
@@ -151,45 +161,42 @@ impl Fetch {
         let before = source.ns_per_byte.unwrap_or(sample);
         source.ns_per_byte = Some(before + NEW_SHARE * (sample - before));
         source.last_ns = now_ns;
-        source.stalled = false;
         self.forget_idle(at);
     }
 
-    /// Something has come from `rank`, though nobody waits for it any more.
-    pub fn revive(&mut self, rank: Rank) {
-        if let Some(at) = self.at(rank) {
-            self.sources[at].stalled = false;
-        }
+    /// `rank` sends nothing: asks nothing more of it until it is revived. Whether
+    /// that is new, and something could still have been asked of it.
+    pub fn stall(&mut self, rank: Rank) -> bool {
+        let Some(at) = self.at(rank) else { return false };
+        let source = &mut self.sources[at];
+        !std::mem::replace(&mut source.stalled, true) && !source.gone
     }
 
-    /// The ranks of which something has been wanted for more than `most_ns` in
-    /// vain, each once.
-    pub fn newly_stalled(&mut self, now_ns: u64, most_ns: u64) -> Vec<Rank> {
-        let mut stalled = Vec::new();
-        for source in self.sources.iter_mut().filter(|source| !source.stalled) {
-            let Some((_, asked_ns)) = source.in_flight.first() else { continue };
-            if now_ns.saturating_sub(source.last_ns.max(*asked_ns)) > most_ns {
-                source.stalled = true;
-                stalled.push(source.rank);
-            }
-        }
-        stalled
+    /// Something has come from `rank`; whether it was thought not to send.
+    pub fn revive(&mut self, rank: Rank) -> bool {
+        self.at(rank).is_some_and(|at| std::mem::take(&mut self.sources[at].stalled))
     }
 
-    /// If others have chunks that are under way from stalled sources: gives up
-    /// everything under way, which is missing again. Whatever still comes of it
-    /// must go elsewhere.
-    pub fn reclaim(&mut self) -> Vec<(Rank, u32)> {
+    /// Whether others have chunks that are under way from stalled sources.
+    pub fn is_late(&self) -> bool {
         let helps = |other: &Source, chunk| !other.gone && !other.stalled && other.has.contains(chunk);
         let mut late = self.sources.iter().filter(|source| source.stalled).flat_map(|source| &source.in_flight);
-        if !late.any(|(chunk, _)| self.sources.iter().any(|other| helps(other, *chunk))) {
-            return Vec::new();
-        }
+        late.any(|(chunk, _)| self.sources.iter().any(|other| helps(other, *chunk)))
+    }
+
+    /// Whether all that is under way is from stalled sources.
+    pub fn only_stalled_under_way(&self) -> bool {
+        self.sources.iter().all(|source| source.stalled || source.in_flight.is_empty())
+    }
+
+    /// Gives up what is under way from stalled sources, which is missing again.
+    /// Whatever still comes of it must go elsewhere.
+    pub fn reclaim(&mut self) -> Vec<(Rank, u32)> {
         let under_way = |source: &Source| {
             let rank = source.rank;
             source.in_flight.iter().map(move |(chunk, _)| (rank, *chunk)).collect::<Vec<_>>()
         };
-        let reclaimed: Vec<_> = self.sources.iter().flat_map(under_way).collect();
+        let reclaimed: Vec<_> = self.sources.iter().filter(|source| source.stalled).flat_map(under_way).collect();
         for (rank, chunk) in &reclaimed {
             self.failed(*rank, *chunk);
         }

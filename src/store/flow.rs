@@ -27,6 +27,9 @@ struct Peer {
     queued: HashSet<usize>,
     /// In the ring.
     listed: bool,
+    /// Looks since a read from it ended.
+    unmoved: u32,
+    silent: bool,
 }
 
 /// What an object said to its turn.
@@ -54,29 +57,41 @@ impl Flow {
         }
     }
 
-    /// A read of `bytes` from `rank` ended.
-    pub fn ended(&mut self, rank: Rank, bytes: u64) {
+    /// A read of `bytes` from `rank` ended; whether the rank was silent before.
+    pub fn ended(&mut self, rank: Rank, bytes: u64) -> bool {
+        let Some(peer) = self.peers.get_mut(&rank) else { return false };
+        let was_silent = std::mem::take(&mut peer.silent);
+        if was_silent {
+            self.in_flight += peer.in_flight;
+        }
+        peer.unmoved = 0;
         self.in_flight = self.in_flight.saturating_sub(bytes);
-        let Some(peer) = self.peers.get_mut(&rank) else { return };
         peer.in_flight = peer.in_flight.saturating_sub(bytes);
         if !peer.queue.is_empty() && !std::mem::replace(&mut peer.listed, true) {
             self.ring.push_back(rank);
         }
+        was_silent
     }
 
-    /// A read of `bytes` is not waited for any more: it counts for its rank alone,
-    /// until [`Flow::ended_late`].
-    pub fn given_up(&mut self, bytes: u64) {
-        self.in_flight = self.in_flight.saturating_sub(bytes);
+    /// The ranks of which the last `most` calls of this and no read's end have
+    /// been seen, though something is under way from them. Nothing is asked of
+    /// them until a read ends, and what is under way takes no room from others.
+    pub fn silent(&mut self, most: u32) -> Vec<Rank> {
+        let mut silent = Vec::new();
+        for (rank, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.in_flight > 0) {
+            peer.unmoved = peer.unmoved.saturating_add(1);
+            if peer.unmoved > most {
+                if !std::mem::replace(&mut peer.silent, true) {
+                    self.in_flight -= peer.in_flight;
+                }
+                silent.push(*rank);
+            }
+        }
+        silent.sort_unstable();
+        silent
     }
 
-    /// A read that was given up ended.
-    pub fn ended_late(&mut self, rank: Rank, bytes: u64) {
-        self.in_flight += bytes;
-        self.ended(rank, bytes);
-    }
-
-    /// Bytes under way from all ranks.
+    /// Bytes under way from all ranks but silent ones.
     pub fn in_flight(&self) -> u64 {
         self.in_flight
     }
@@ -90,7 +105,7 @@ impl Flow {
             let peer = self.peers.get_mut(&rank)?;
             peer.listed = false;
             // The rank comes back when a read from it has ended.
-            if peer.in_flight >= FETCH_PEER_BYTES_MAX {
+            if peer.silent || peer.in_flight >= FETCH_PEER_BYTES_MAX {
                 continue;
             }
             while let Some(object) = peer.queue.pop_front() {
@@ -158,7 +173,7 @@ mod tests {
         assert!((0..ranks as usize).all(|object| order.contains(&object)), "every rank has its turn");
         let most = (0..ranks as usize).map(|o| order.iter().filter(|x| **x == o).count()).max();
         assert!(most.unwrap() as u64 * MIB <= FETCH_PEER_BYTES_MAX);
-        order.iter().for_each(|object| flow.ended(Rank(*object as u32), MIB));
+        order.iter().for_each(|object| assert!(!flow.ended(Rank(*object as u32), MIB)));
         assert_eq!(flow.in_flight(), 0);
     }
 
@@ -170,5 +185,23 @@ mod tests {
         assert_eq!(started(&mut flow, &mut [2, 2], 2 * FETCH_BYTES_MAX), [0]);
         flow.ended(Rank(1), 2 * FETCH_BYTES_MAX);
         assert_eq!(started(&mut flow, &mut [1, 2], 2 * FETCH_BYTES_MAX), [1]);
+    }
+
+    #[test]
+    fn silent_ranks_take_no_room_from_others() {
+        let mut flow = Flow::new();
+        let ranks = (FETCH_BYTES_MAX / FETCH_PEER_BYTES_MAX) as usize;
+        let mut left = vec![u64::MAX; ranks + 1];
+        (0..ranks).for_each(|rank| flow.want(Rank(rank as u32), rank));
+        assert_eq!(started(&mut flow, &mut left, MIB).len() as u64 * MIB, FETCH_BYTES_MAX);
+        flow.want(Rank(ranks as u32), ranks);
+        assert!(started(&mut flow, &mut left, MIB).is_empty());
+        assert_eq!((flow.silent(1).len(), flow.silent(1).len()), (0, ranks));
+        let order = started(&mut flow, &mut left, MIB);
+        assert!(order.len() as u64 * MIB == FETCH_PEER_BYTES_MAX && order.iter().all(|object| *object == ranks));
+        // One of them goes on, and is asked again as soon as there is room.
+        assert!(flow.ended(Rank(0), MIB) && !flow.ended(Rank(0), MIB));
+        assert_eq!(flow.in_flight(), 2 * FETCH_PEER_BYTES_MAX - 2 * MIB);
+        assert_eq!(started(&mut flow, &mut left, MIB), [0, 0]);
     }
 }

@@ -37,7 +37,7 @@ pub use fence::fence_everywhere;
 pub use fiber::{Fiber, FiberEnded, stack_left, suspend};
 pub use memory::{SharedLines, create_region, open_region, region_fd};
 pub use ofi::{
-    Address as OfiAddress, Capacity as OfiCapacity, OFI_ANY, OfiEndpoint, OfiError, OfiEvent, OfiSummary, Posted as OfiPosted, RemoteKey as OfiKey, TransferId as OfiTransfer, ofi_available,
+    Address as OfiAddress, Capacity as OfiCapacity, OFI_ANY, OfiEndpoint, OfiError, OfiEvent, OfiOffer, OfiSummary, Posted as OfiPosted, RemoteKey as OfiKey, TransferId as OfiTransfer, ofi_available,
 };
 pub use pmix::{Pmix, PmixError};
 pub use poller::Poller;
@@ -51,6 +51,6 @@ pub use uring::{Features as UringFeatures, ReceiveRing, Received};
 pub use verbs::{
     Adapter as RdmaAdapter, Address as RdmaAddress, AsyncEvent, Completion, CompletionQueue, Filled, Gid, GidKind,
     Memory as RdmaMemory, PairCounts, Port as RdmaPort, QueuePair, ReadId, ReceiveQueue, Remote as RdmaRemote,
-    Window as RdmaWindow, adapter_names,
+    Transport as RdmaTransport, Window as RdmaWindow, adapter_names,
 };
 pub use wait::WaitSet;

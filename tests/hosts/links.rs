@@ -25,6 +25,19 @@ pub fn tests() -> Vec<Test> {
             assert!(ring.stdout.contains("every rank holds the sum"), "{ring:#?}");
         }));
     }
+    // As on hosts with a container runtime: all have an address in common,
+    // which leads nowhere.
+    tests.push(test("libfabric_takes_the_address_that_reaches_the_others", || {
+        let Some(net) = has_libfabric().then(|| Net::up(2)) else { return };
+        for host in ["0", "1"] {
+            net.ask(&["exec", host, "ip", "addr", "add", "172.19.0.1/16", "dev", "eth0"]);
+        }
+        let ring = net.program(2, &[example("ring_allreduce").to_str().unwrap(), "65536"]);
+        let ring = ring.env("COLLIMATE_FABRIC", "ofi").env("COLLIMATE_OFI_PROVIDER", "tcp").env("COLLIMATE_LOG", "1");
+        let done = ring.run();
+        assert!(done.status == Some(0) && done.stdout.contains("every rank holds the sum"), "{done:#?}");
+        assert!(done.stderr.contains("rank 0: ofi to rank 2"), "{done:#?}");
+    }));
     tests.push(test("each_namespace_is_a_host", || {
         let net = Net::up(2);
         let done = net.program(2, &[example("fib").to_str().unwrap(), "12"]).env("COLLIMATE_LOG", "1").run();
@@ -93,6 +106,12 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 fn has_processes(namespace: &str) -> bool {
     let output = Command::new("ip").args(["netns", "pids", namespace]).output().unwrap();
     !output.stdout.is_empty()
+}
+
+fn has_libfabric() -> bool {
+    let mut info = Command::new(env!("CARGO_BIN_EXE_collimate"));
+    let output = info.arg("info").env("COLLIMATE_OFI_PROVIDER", "tcp").output().unwrap();
+    String::from_utf8_lossy(&output.stdout).contains("libfabric: provider tcp")
 }
 
 /// The program that starts jobs of Open MPI.

@@ -23,24 +23,24 @@ pub fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
     for fabric in ["uring", "epoll"] {
         let with_fabric = move |ranks, scenario| job(ranks, scenario).env("COLLIMATE_FABRIC", fabric);
-        tests.push(test(format!("broadcast_{fabric}"), move || {
+        tests.push(test(format!("bulk_broadcast_{fabric}"), move || {
             let done = with_fabric(4, "broadcast").env("COLLIMATE_STORE", "256M").run().succeeded();
             let (from_owner, in_all) = (done.number("from_owner"), done.number("in_all"));
             assert!((3.0..3.01).contains(&in_all), "{done:#?}");
             assert!((0.99..2.0).contains(&from_owner), "the owner sent {from_owner} copies: {done:#?}");
         }));
-        tests.push(test(format!("a_source_dies_{fabric}"), move || {
+        tests.push(test(format!("bulk_a_source_dies_{fabric}"), move || {
             let done = with_fabric(4, "a source dies").env("COLLIMATE_STORE", "512M").run();
             assert!(done.status == Some(1) && done.stderr.contains("rank 1 (pid "), "{done:#?}");
             assert!(done.stdout.contains("went on"), "{done:#?}");
         }));
-        tests.push(test(format!("a_source_stops_{fabric}"), move || {
+        tests.push(test(format!("bulk_a_source_stops_{fabric}"), move || {
             with_fabric(4, "a source stops").env("COLLIMATE_STORE", "512M").run().succeeded();
         }));
-        tests.push(test(format!("two_holders_{fabric}"), move || {
+        tests.push(test(format!("bulk_two_holders_{fabric}"), move || {
             with_fabric(4, "two holders").env("COLLIMATE_STORE", "256M").run().succeeded();
         }));
-        tests.push(test(format!("many_arguments_{fabric}"), move || {
+        tests.push(test(format!("bulk_many_arguments_{fabric}"), move || {
             with_fabric(2, "many arguments").env("COLLIMATE_STORE", "256M").run().succeeded();
         }));
     }
@@ -113,55 +113,98 @@ fn broadcast() -> Result<(), Error> {
     Ok(())
 }
 
-/// Ends or stops this rank amid the next transfer to it; its process.
 #[collimate::task]
-fn stop_amid(bytes: u64, for_good: bool) -> i32 {
-    let signal = if for_good { Signal::KILL } else { Signal::STOP };
-    let before = read();
+fn process() -> i32 {
+    getpid().as_raw_nonzero().get()
+}
+
+/// Has this rank stop `process` when it has read so many bytes of copies.
+#[collimate::task]
+fn stop_when_read(process: i32, bytes: u64) {
+    let (_, before) = read();
     std::thread::spawn(move || {
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(20) {
-            let now = read();
-            if now.0 + now.1 - before.0 - before.1 >= bytes {
-                return kill_process(getpid(), signal).expect("this process may be stopped");
+            if read().1 - before >= bytes {
+                return signal(process, Signal::STOP);
             }
             std::thread::yield_now();
         }
     });
-    getpid().as_raw_nonzero().get()
+}
+
+fn signal(process: i32, signal: Signal) {
+    kill_process(Pid::from_raw(process).expect("a process"), signal).expect("it is there");
+}
+
+fn is_stopped(process: i32) -> bool {
+    let stopped = |stat: String| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'));
+    std::fs::read_to_string(format!("/proc/{process}/stat")).is_ok_and(stopped)
+}
+
+/// A transfer by way of rank 1, which was stopped amid it.
+struct Amid {
+    source: i32,
+    len: usize,
+    /// What rank 1 was to have.
+    first: Ref<usize>,
+    /// What ranks 2 and 3 are to have.
+    others: Vec<Ref<usize>>,
+}
+
+fn stop_amid() -> Result<Amid, Error> {
+    let len = 64 * MIB;
+    let source = process::spawn_with(on(1)).get()?;
+    for seed in 0..10 {
+        let object = collimate::put(&pattern(len, seed))?;
+        let before = bytes_read::spawn_with(on(1)).get()?;
+        let first = check::spawn_with(on(1), &object, seed, true);
+        // Once it reads the owner sends the others to it, and it keeps what it has.
+        while bytes_read::spawn_with(on(1)).get()? == before {}
+        stop_when_read::spawn_with(on(2), source, len as u64 / 16).get()?;
+        let others: Vec<Ref<usize>> = (2..4).map(|rank| check::spawn_with(on(rank), &object, seed, false)).collect();
+        let begun = Instant::now();
+        while !is_stopped(source) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "rank 2 reads from rank 1");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // Those that have all by now have not been held up.
+        std::thread::sleep(Duration::from_millis(100));
+        if !others.iter().all(Ref::is_ready) {
+            return Ok(Amid { source, len, first, others });
+        }
+        signal(source, Signal::CONT);
+        first.get()?;
+        drop_kept::spawn_with(on(1)).get()?;
+    }
+    panic!("the others were never held up");
 }
 
 #[collimate::main]
 fn a_source_dies() -> Result<(), Error> {
-    let len = 64 * MIB;
-    let object = collimate::put(&pattern(len, 9))?;
-    stop_amid::spawn_with(on(1), (len / 4) as u64, true).get()?;
-    let dies = check::spawn_with(on(1), &object, 9, false);
-    // So that the others are told to read from it.
-    std::thread::sleep(Duration::from_millis(2));
-    let others: Vec<Ref<usize>> = (2..4).map(|rank| check::spawn_with(on(rank), &object, 9, false)).collect();
+    let Amid { source, len, first, others } = stop_amid()?;
+    signal(source, Signal::KILL);
     for other in others {
         assert_eq!(other.get()?, len);
     }
-    assert!(dies.get().unwrap_err().message.contains("rank 1"));
+    // It may have been done before it died.
+    if let Err(error) = first.get() {
+        assert!(error.message.contains("rank 1"), "{error}");
+    }
+    while bytes_read::spawn_with(on(1)).get().is_ok() {}
     println!("went on");
     Ok(())
 }
 
 #[collimate::main]
 fn a_source_stops() -> Result<(), Error> {
-    let len = 64 * MIB;
-    let object = collimate::put(&pattern(len, 9))?;
-    let pid = stop_amid::spawn_with(on(1), (len / 4) as u64, false).get()?;
-    let stops = check::spawn_with(on(1), &object, 9, false);
-    std::thread::sleep(Duration::from_millis(2));
-    let others: Vec<Ref<usize>> = (2..4).map(|rank| check::spawn_with(on(rank), &object, 9, false)).collect();
+    let Amid { source, len, first, others } = stop_amid()?;
     for other in others {
         assert_eq!(other.get()?, len);
     }
-    assert!(!stops.is_ready());
-    kill_process(Pid::from_raw(pid).expect("a process"), Signal::CONT).expect("it is there");
-    assert_eq!(stops.get()?, len);
+    assert!(is_stopped(source), "the others had all without it");
+    signal(source, Signal::CONT);
+    assert_eq!(first.get()?, len);
     Ok(())
 }
 

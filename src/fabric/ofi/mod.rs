@@ -18,13 +18,14 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-mod frame;
+pub(super) mod frame;
 mod leftovers;
 mod order;
 mod peer;
 mod reads;
 mod setup;
 mod sleep;
+mod waited;
 
 use frame::HEADER;
 use leftovers::Leftover;
@@ -40,7 +41,7 @@ use super::{Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan};
 use crate::base::event::{Counters, Event as Counted};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region};
-use crate::sys::{OfiCapacity, OfiEndpoint, OfiEvent, OfiPosted, OfiSummary};
+use crate::sys::{OfiCapacity, OfiEndpoint, OfiEvent, OfiOffer, OfiPosted, OfiSummary};
 
 pub use frame::parse as parse_ofi_frame;
 
@@ -94,26 +95,15 @@ enum Kept {
 }
 
 impl OfiFabric {
-    /// A fabric without peers, over the provider that was asked for or else
-    /// the best one with hardware, as `sys::ofi_available` says.
-    pub fn new(rank: Rank, provider: Option<&str>, counters: Arc<Counters>) -> Result<OfiFabric, FabricError> {
-        OfiFabric::at(rank, provider, None, counters)
-    }
-
-    /// The same at an address of this host.
-    pub(super) fn at(
-        rank: Rank,
-        provider: Option<&str>,
-        source: Option<&str>,
-        counters: Arc<Counters>,
-    ) -> Result<OfiFabric, FabricError> {
+    /// A fabric without peers, over what a provider offers.
+    pub fn new(rank: Rank, offer: OfiOffer, counters: Arc<Counters>) -> Result<OfiFabric, FabricError> {
         let capacity = OfiCapacity {
             message_bytes_max: HEADER + limits::MESSAGE_BYTES_MAX,
             receives: limits::OFI_RECEIVES,
             sends_max: limits::OFI_SENDS_MAX,
         };
-        let endpoint = OfiEndpoint::open(provider, source, capacity)
-            .map_err(|error| FabricError::os(rank, "libfabric", error))?;
+        let endpoint =
+            OfiEndpoint::open(offer, capacity).map_err(|error| FabricError::os(rank, "libfabric", error))?;
         let sleeper =
             Sleeper::new(endpoint.wait_fd()).map_err(|error| FabricError::os(rank, "epoll_create", error))?;
         Ok(OfiFabric {
@@ -519,17 +509,19 @@ impl Fabric for OfiFabric {
 
     fn arm(&mut self) -> bool {
         self.is_armed = true;
-        // What the provider has completed already would not wake anybody.
+        // What the provider has completed already would not wake anybody, nor
+        // would what a poll is to do about it.
         self.progress_aside();
-        if !self.inbox.is_empty() {
+        let was_full = self.was_full;
+        let waits_for_poll = |peer: &Peer| peer.reads.some_done() || peer.reads.can_post() && !was_full;
+        if !self.inbox.is_empty() || self.peers.iter().any(|(_, peer)| waits_for_poll(peer)) {
             return false;
         }
-        let needs_hand = |peer: &Peer| peer.ending.is_some() || peer.reads.can_post();
         let needs_watch = |peer: &Peer| peer.owes() || peer.has_gap();
         let tick = if self.was_full
             || self.endpoint.wait_fd().is_none()
             || !self.leaving.is_empty()
-            || self.peers.iter().any(|(_, peer)| needs_hand(peer))
+            || self.peers.iter().any(|(_, peer)| peer.ending.is_some())
         {
             TICK
         } else if !self.leftovers.is_empty() || self.peers.iter().any(|(_, peer)| needs_watch(peer)) {

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::waited::Waited;
 use crate::base::limits;
 
 /// What one side sends: numbers, and which messages have not left.
@@ -29,8 +30,8 @@ pub(super) struct Incoming {
     /// Messages before their turn.
     early: BTreeMap<u64, Vec<u8>>,
     early_bytes: u64,
-    /// Since when the next one has been missing.
-    gap: Option<Instant>,
+    /// How long the next one has been missing.
+    gap: Option<Waited>,
 }
 
 /// Why a message cannot be taken.
@@ -97,7 +98,7 @@ impl Incoming {
             self.early_bytes -= body.len() as u64;
             self.next += 1;
         }
-        self.gap = (!self.early.is_empty()).then(Instant::now);
+        self.gap = (!self.early.is_empty()).then(|| Waited::since(Instant::now()));
         Ok(())
     }
 
@@ -111,9 +112,10 @@ impl Incoming {
         self.gap.is_some()
     }
 
-    /// Whether one is missing for longer than `patience`.
-    pub fn misses_one(&self, patience: Duration) -> bool {
-        self.gap.is_some_and(|since| since.elapsed() > patience)
+    /// Whether one is missing for longer than `patience`. To be asked from time
+    /// to time.
+    pub fn misses_one(&mut self, patience: Duration) -> bool {
+        self.gap.as_mut().is_some_and(|waited| waited.look(Instant::now(), patience))
     }
 
     fn keep(&mut self, number: u64, body: &[u8]) -> Result<(), Misplaced> {
@@ -124,7 +126,7 @@ impl Incoming {
         if number - self.next > limits::OFI_WINDOW_MESSAGES || bytes > limits::OFI_WINDOW_BYTES {
             return Err(Misplaced::TooEarly(number));
         }
-        self.gap.get_or_insert_with(Instant::now);
+        self.gap.get_or_insert_with(|| Waited::since(Instant::now()));
         self.early_bytes = bytes;
         self.early.insert(number, body.to_vec());
         Ok(())
@@ -193,6 +195,7 @@ mod tests {
         let long = vec![0; limits::MESSAGE_BYTES_MAX];
         let fitting = (6..).take_while(|number| inward.take(*number, &long, &mut none).is_ok()).count();
         assert_eq!(fitting as u64, limits::OFI_WINDOW_BYTES / long.len() as u64 - 1);
-        assert!(inward.misses_one(Duration::ZERO) && !inward.misses_one(Duration::from_secs(3600)));
+        let short = Duration::from_nanos(4);
+        assert!(!inward.misses_one(Duration::from_secs(3600)) && (0..9).any(|_| inward.misses_one(short)));
     }
 }

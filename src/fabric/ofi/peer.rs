@@ -15,6 +15,7 @@ use super::leftovers::Leftover;
 use super::order::{Incoming, Misplaced, Outgoing};
 use super::reads::Reads;
 use super::setup::{Hello, Readable};
+use super::waited::Waited;
 use crate::base::{Rank, limits};
 use crate::fabric::{FabricError, RemoteSpan};
 use crate::sys::{OfiAddress, OfiKey};
@@ -47,8 +48,8 @@ pub(super) struct Peer {
     incoming: Incoming,
     goodbye: Vec<u8>,
     quiet_turns: u32,
-    /// What was the oldest under way when last looked, and since when it is.
-    oldest: Option<([u64; 2], Instant)>,
+    /// What was the oldest under way when last looked, and how long it is.
+    oldest: Option<([u64; 2], Waited)>,
 }
 
 /// A connection that has ended, or seems to.
@@ -110,7 +111,7 @@ impl Peer {
     }
 
     /// Whether a message is missing for so long that it will not come.
-    pub fn misses_one(&self) -> bool {
+    pub fn misses_one(&mut self) -> bool {
         self.incoming.misses_one(self.silence)
     }
 
@@ -123,10 +124,11 @@ impl Peer {
     /// that its process must have stopped. To be asked from time to time.
     pub fn is_stuck(&mut self) -> bool {
         let oldest = self.owes().then(|| [self.outgoing.oldest().unwrap_or(0), self.reads.ended()]);
-        match (oldest, self.oldest) {
-            (Some(now), Some((before, since))) if now == before => since.elapsed() > self.silence,
-            (oldest, _) => {
-                self.oldest = oldest.map(|oldest| (oldest, Instant::now()));
+        let now = Instant::now();
+        match (oldest, &mut self.oldest) {
+            (Some(oldest), Some((before, waited))) if oldest == *before => waited.look(now, self.silence),
+            (oldest, before) => {
+                *before = oldest.map(|oldest| (oldest, Waited::since(now)));
                 false
             }
         }
@@ -186,7 +188,12 @@ impl Peer {
         }
     }
 
+    /// The first certain end is the one: a call that goes on failing must not
+    /// put off the deadline.
     fn end_with(&mut self, cause: FabricError, promised: Option<u64>, is_certain: bool) {
+        if self.ending.as_ref().is_some_and(|ending| ending.is_certain) {
+            return;
+        }
         let deadline = Instant::now() + limits::OFI_DRAIN_DEADLINE;
         self.quiet_turns = 0;
         self.ending = Some(Ending { cause, promised, is_certain, deadline });

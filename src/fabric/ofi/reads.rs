@@ -67,6 +67,11 @@ impl Reads {
         self.parts > 0
     }
 
+    /// Whether a read has ended that was not taken yet.
+    pub fn some_done(&self) -> bool {
+        self.active.iter().any(Active::is_over)
+    }
+
     /// Parts that have ended.
     pub fn ended(&self) -> u64 {
         self.ended
@@ -137,8 +142,7 @@ impl Reads {
     pub fn take_done(&mut self, endpoint: &mut OfiEndpoint, done: &mut Vec<Done>) {
         let mut i = 0;
         while let Some(read) = self.active.get_mut(i) {
-            let is_over = read.parts == 0 && !read.has_more();
-            match is_over.then(|| endpoint.end_transfer(read.transfer)).flatten() {
+            match read.is_over().then(|| endpoint.end_transfer(read.transfer)).flatten() {
                 Some(lease) => {
                     let result = read.failed.take().map_or(Ok(()), Err);
                     done.push(Done { token: read.token, lease, result });
@@ -178,5 +182,9 @@ impl Reads {
 impl Active {
     fn has_more(&self) -> bool {
         self.failed.is_none() && self.posted < self.len
+    }
+
+    fn is_over(&self) -> bool {
+        self.parts == 0 && !self.has_more()
     }
 }

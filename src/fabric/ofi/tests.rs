@@ -2,7 +2,7 @@
 //! that keeps to no rule, one that stops.
 
 use std::collections::VecDeque;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
 use super::*;
 use crate::mem::test_lease;
@@ -22,8 +22,7 @@ struct Node {
 impl Node {
     fn new(rank: u32, provider: &str) -> Node {
         let counters = Arc::new(Counters::new());
-        let source = (provider == "tcp").then_some("127.0.0.1");
-        let mut fabric = OfiFabric::at(Rank(rank), Some(provider), source, counters.clone()).unwrap();
+        let mut fabric = OfiFabric::new(Rank(rank), offer(provider), counters.clone()).unwrap();
         let region = Arc::new(create_region(4 << 20).unwrap());
         test_lease(&region, 0..4 << 20).bytes_mut().fill(7);
         fabric.register(KEY, region).unwrap();
@@ -42,6 +41,10 @@ impl Node {
 
 fn providers() -> impl Iterator<Item = &'static str> {
     ["tcp", "shm"].into_iter().filter(|name| ofi_available(Some(name)).is_ok())
+}
+
+fn offer(provider: &str) -> OfiOffer {
+    OfiOffer::find(Some(provider), Some(Ipv4Addr::LOCALHOST.into())).unwrap()
 }
 
 fn run(nodes: &mut [&mut Node], what: &str, mut done: impl FnMut(&[&mut Node]) -> bool) {
@@ -74,8 +77,7 @@ fn pair(provider: &str) -> (Node, Node) {
 /// An endpoint that is nobody's peer, and what it needs to reach `node`.
 fn stranger(provider: &str, node: &Node) -> (OfiEndpoint, OfiAddress) {
     let capacity = OfiCapacity { message_bytes_max: 70_000, receives: 16, sends_max: 64 };
-    let source = (provider == "tcp").then_some("127.0.0.1");
-    let mut endpoint = OfiEndpoint::open(Some(provider), source, capacity).unwrap();
+    let mut endpoint = OfiEndpoint::open(offer(provider), capacity).unwrap();
     let address = endpoint.insert(&node.fabric.endpoint.address().unwrap()).unwrap();
     (endpoint, address)
 }
@@ -215,6 +217,81 @@ fn a_peer_that_takes_nothing_is_given_up_with_its_reads() {
     run(&mut [&mut a, &mut c], "a message", |nodes| nodes[1].messages.len() == 1 && nodes[0].messages.len() == 1);
     // It goes on too late.
     run(&mut [&mut a, &mut b, &mut c], "the other side", |nodes| nodes[1].lost.len() == 1);
+}
+
+/// The process was stopped, not its peer, which has done all that it should.
+#[test]
+fn a_rank_that_was_stopped_itself_blames_nobody() {
+    if !providers().any(|name| name == "tcp") {
+        return;
+    }
+    let [mut a, mut b] = [0, 1].map(|rank| Node::new(rank, "tcp"));
+    a.fabric.silence = Duration::from_secs(1);
+    assert_eq!(connect(&mut a, &mut b), [Ok(()), Ok(())]);
+    let span = RemoteSpan { key: KEY, offset: 0, len: 2 << 20 };
+    a.fabric.read(Rank(1), span, Lease::heap(2 << 20), 9).unwrap();
+    run(&mut [&mut a], "the first parts", |nodes| owes(nodes[0]));
+    a.fabric.look();
+    let stopped = Instant::now();
+    while stopped.elapsed() < Duration::from_secs(2) {
+        b.poll();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    a.fabric.look();
+    run(&mut [&mut a, &mut b], "the read", |nodes| nodes[0].reads.len() == 1);
+    assert!(a.reads[0].2.is_ok() && a.lost.is_empty(), "{:?}", a.lost);
+}
+
+fn owes(node: &Node) -> bool {
+    node.fabric.peers.get(Rank(1)).is_some_and(|peer| peer.reads.are_under_way())
+}
+
+/// As an endpoint that has failed says so at every poll.
+#[test]
+fn an_end_that_is_said_again_comes_no_later() {
+    if !providers().any(|name| name == "tcp") {
+        return;
+    }
+    let (mut a, _b) = pair("tcp");
+    let span = RemoteSpan { key: KEY, offset: 0, len: 4 << 20 };
+    a.fabric.read(Rank(1), span, Lease::heap(4 << 20), 9).unwrap();
+    run(&mut [&mut a], "the first parts", |nodes| owes(nodes[0]));
+    let deadline = Instant::now() + PATIENCE;
+    let mut times = 0;
+    while a.lost.is_empty() {
+        assert!(Instant::now() < deadline, "no loss");
+        times += 1;
+        for (rank, peer) in a.fabric.peers.iter_mut() {
+            peer.end(FabricError::os(rank, "libfabric", format!("failure {times}")));
+        }
+        a.fabric.some_end = true;
+        a.poll();
+    }
+    let text = a.lost[0].1.to_string();
+    assert!(text.ends_with("failure 1") && a.lost.len() == 1, "{text}");
+    assert!(matches!(&a.reads[..], [(9, _, Err(_))]));
+}
+
+#[test]
+fn a_sleeper_is_not_left_with_work_to_do() {
+    for provider in providers() {
+        let (mut a, mut b) = pair(provider);
+        let span = RemoteSpan { key: KEY, offset: 0, len: 100_000 };
+        a.fabric.read(Rank(1), span, Lease::heap(100_000), 9).unwrap();
+        assert!(!a.fabric.arm(), "nobody has asked for it yet");
+        run(&mut [&mut a], "the request", |nodes| owes(nodes[0]) || !nodes[0].reads.is_empty());
+        // The end of the read comes to `arm` and to nobody else.
+        let deadline = Instant::now() + PATIENCE;
+        let mut was_armed = true;
+        while owes(&a) {
+            assert!(Instant::now() < deadline, "no end of the read");
+            b.poll();
+            was_armed = a.fabric.arm();
+        }
+        assert!(a.reads.len() == 1 || !was_armed, "{provider}: the read has ended and nothing would wake");
+        a.poll();
+        assert!(matches!(&a.reads[..], [(9, _, Ok(()))]), "{provider}");
+    }
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::sys::{RdmaAdapter as Adapter, Gid, GidKind, RdmaPort as Port, adapter_names};
+use super::room::Capacity;
+use crate::sys::{RdmaAdapter as Adapter, Gid, GidKind, RdmaPort as Port, RdmaTransport as Transport, adapter_names};
 
 /// The device that RDMA would use.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,6 +60,16 @@ pub(super) fn find(device: Option<&str>, gid_index: Option<u8>) -> Result<Found,
 }
 
 impl Found {
+    /// What the device holds.
+    pub(super) fn capacity(&self) -> Capacity {
+        Capacity {
+            receives: self.adapter.receives_max(),
+            completions: self.adapter.completions_max(),
+            work_requests: self.adapter.work_requests_max(),
+            pairs: self.adapter.pairs_max(),
+        }
+    }
+
     pub(super) fn summary(&self) -> RdmaDevice {
         RdmaDevice {
             name: self.adapter.name().into(),
@@ -99,6 +110,11 @@ fn split(device: Option<&str>) -> Result<(Option<&str>, Option<u8>), String> {
 
 fn open(name: &str, port: Option<u8>, gid_index: Option<u8>) -> Result<Found, String> {
     let adapter = Adapter::open(name)?;
+    match adapter.transport() {
+        Transport::InfiniBand => {}
+        Transport::Iwarp => return Err(format!("{name} is an iWARP adapter; only InfiniBand and RoCE are used")),
+        Transport::Other => return Err(format!("{name} has no reliable connections")),
+    }
     if let Some(port) = port.filter(|port| *port > adapter.ports()) {
         return Err(format!("{name} has no port {port}, it has {}", adapter.ports()));
     }

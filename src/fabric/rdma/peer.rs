@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::frame::{self, Frame, FrameKind, HEAD_BYTES};
-use super::setup::RemoteRegion;
+use super::room::Room;
+use super::setup::{Hello, RemoteRegion};
 use crate::base::{Rank, limits};
 use crate::fabric::{FabricError, RemoteSpan};
 use crate::mem::Lease;
@@ -34,6 +35,11 @@ pub(super) struct Peer {
     /// The number of the work request that said goodbye.
     goodbye: Option<u32>,
     posted_at_beat: u32,
+
+    /// What either side has at the other when none is in use: as much as both
+    /// have room for.
+    credits_max: u32,
+    slots_max: u32,
 
     /// Messages and slots that this side may still use at the peer.
     credits: u32,
@@ -113,8 +119,10 @@ impl Peer {
         pair: QueuePair,
         window: Window,
         reads_max: u8,
-        theirs: super::setup::Hello,
+        room: Room,
+        theirs: Hello,
     ) -> Peer {
+        let (credits, slots) = (room.credits.min(theirs.credits), room.slots().min(theirs.slots));
         Peer {
             rank,
             stream,
@@ -125,15 +133,17 @@ impl Peer {
             in_turn: false,
             goodbye: None,
             posted_at_beat: 0,
-            credits: limits::RDMA_CREDITS,
-            slots: limits::RDMA_SLOTS,
+            credits_max: credits,
+            slots_max: slots,
+            credits,
+            slots,
             next_slot: 0,
             window_address: theirs.window_address,
             window_key: theirs.window_key,
             was_refused: false,
             beats_without_room: 0,
-            granted: limits::RDMA_CREDITS,
-            granted_slots: limits::RDMA_SLOTS,
+            granted: credits,
+            granted_slots: slots,
             owed: 0,
             owed_slots: 0,
             expected_slot: 0,
@@ -172,7 +182,7 @@ impl Peer {
                 return self.refuse();
             }
             self.slots -= 1;
-            self.next_slot = (self.next_slot + 1) % limits::RDMA_SLOTS;
+            self.next_slot = (self.next_slot + 1) % self.slots_max;
         }
         self.credits -= 1;
         self.room_was_given();
@@ -185,7 +195,8 @@ impl Peer {
     /// No room now. What is collected goes out, since room comes of it.
     #[cold]
     fn refuse(&mut self) -> Result<(), FabricError> {
-        self.was_refused = true;
+        // For lack of room at the peer, not of this side's own.
+        self.was_refused |= self.credits == 0 || self.slots == 0;
         self.pair.flush().map_err(|error| self.post_failed(error))?;
         Err(FabricError::Full(self.rank))
     }
@@ -214,7 +225,7 @@ impl Peer {
     /// Tells the peer of room, if there is much of which it does not know.
     #[inline]
     pub(super) fn give_room(&mut self) -> io::Result<()> {
-        if !is_much(self.owed, self.owed_slots) {
+        if !self.owes_much() {
             return Ok(());
         }
         match self.send_own(FrameKind::Room) {
@@ -225,7 +236,21 @@ impl Peer {
     }
 
     pub(super) fn owes_much(&self) -> bool {
-        is_much(self.owed, self.owed_slots)
+        self.is_much(self.owed, self.owed_slots)
+    }
+
+    fn is_much(&self, credits: u32, slots: u32) -> bool {
+        2 * credits >= self.credits_max || 2 * slots >= self.slots_max
+    }
+
+    /// Whether the peer may write that slot.
+    pub(super) fn has_slot(&self, slot: u32) -> bool {
+        slot < self.slots_max
+    }
+
+    /// Whether a read is not over.
+    pub(super) fn is_reading(&self) -> bool {
+        !self.jobs.is_empty()
     }
 
     /// Takes what a frame says about room, and says what it is.
@@ -234,7 +259,7 @@ impl Peer {
         let frame = frame::parse(bytes).map_err(Refusal::Bad)?;
         if frame.credits != 0 || frame.slots != 0 {
             let (credits, slots) = (u32::from(frame.credits), u32::from(frame.slots));
-            if self.credits + credits > limits::RDMA_CREDITS || self.slots + slots > limits::RDMA_SLOTS {
+            if self.credits + credits > self.credits_max || self.slots + slots > self.slots_max {
                 return Err(Refusal::Bad(format!("{credits} credits and {slots} slots that were not in use")));
             }
             self.credits += credits;
@@ -248,7 +273,7 @@ impl Peer {
             }
             self.granted_slots = self.granted_slots.checked_sub(1).ok_or(Refusal::Overrun)?;
             self.owed_slots += 1;
-            self.expected_slot = (slot + 1) % limits::RDMA_SLOTS;
+            self.expected_slot = (slot + 1) % self.slots_max;
         }
         match frame.kind {
             FrameKind::Message => {
@@ -256,7 +281,7 @@ impl Peer {
                 self.owed += 1;
             }
             // One for every few bytes of room would use up the buffers.
-            FrameKind::Room if !is_much(frame.credits.into(), frame.slots.into()) => {
+            FrameKind::Room if !self.is_much(frame.credits.into(), frame.slots.into()) => {
                 return Err(Refusal::Bad("a frame that gives back too little room".into()));
             }
             FrameKind::Room | FrameKind::Goodbye => {}
@@ -430,26 +455,18 @@ impl Peer {
     }
 
     /// Ends the pair and gives all leases back, to be reported as failed.
-    pub(super) fn dissolve(self, cause: &FabricError, mut report: impl FnMut(ReadDone)) {
+    pub(super) fn dissolve(self, cause: &FabricError, report: impl FnMut(ReadDone)) {
         let Peer { rank: peer, pair, window, jobs, .. } = self;
-        let mut leases = pair.dissolve();
+        let leases = pair.dissolve();
         // The card writes it no more.
         drop(window);
-        for job in jobs {
-            let is_filled = job.under_way == 0 && job.asked == job.len && job.failed.is_none();
-            let lease = match job.lease {
-                Target::Waiting(lease) => Some(lease),
-                Target::Begun(read) => {
-                    let place = leases.iter().position(|(id, _)| *id == read);
-                    place.map(|place| leases.swap_remove(place).1)
-                }
-                Target::Gone => None,
-            };
-            let result = if is_filled { Ok(()) } else { Err(cause.clone()) };
-            if let Some(lease) = lease {
-                report(ReadDone { peer, token: job.token, lease, result });
-            }
-        }
+        settle(peer, jobs, leases, cause, report);
+    }
+
+    /// As if the card would not let go of what it holds.
+    #[cfg(test)]
+    pub(super) fn settle_without_leases(&mut self, cause: &FabricError, report: impl FnMut(ReadDone)) {
+        settle(self.rank, std::mem::take(&mut self.jobs), Vec::new(), cause, report);
     }
 
     #[cfg(test)]
@@ -470,7 +487,7 @@ impl Peer {
     /// As if the peer had given more room than it has.
     #[cfg(test)]
     pub(super) fn forget_credits(&mut self) {
-        self.credits = limits::RDMA_CREDITS;
+        self.credits = self.credits_max;
     }
 }
 
@@ -490,6 +507,30 @@ pub(super) struct Taken {
     pub(super) reads: u32,
 }
 
-fn is_much(credits: u32, slots: u32) -> bool {
-    2 * credits >= limits::RDMA_CREDITS || 2 * slots >= limits::RDMA_SLOTS
+/// Gives the leases of `jobs` back, those that the pair had in `leases`.
+fn settle(
+    peer: Rank,
+    jobs: VecDeque<Job>,
+    mut leases: Vec<(ReadId, Lease)>,
+    cause: &FabricError,
+    mut report: impl FnMut(ReadDone),
+) {
+    for job in jobs {
+        let is_filled = job.under_way == 0 && job.asked == job.len && job.failed.is_none();
+        let own = match job.lease {
+            Target::Waiting(lease) => Some(lease),
+            Target::Begun(read) => {
+                let place = leases.iter().position(|(id, _)| *id == read);
+                place.map(|place| leases.swap_remove(place).1)
+            }
+            Target::Gone => None,
+        };
+        let (lease, result) = match own {
+            Some(lease) if is_filled => (lease, Ok(())),
+            Some(lease) => (lease, Err(cause.clone())),
+            // The card would not let go of it, so nobody may have it again.
+            None => (Lease::heap(job.len), Err(cause.clone())),
+        };
+        report(ReadDone { peer, token: job.token, lease, result });
+    }
 }

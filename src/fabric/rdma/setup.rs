@@ -35,6 +35,9 @@ pub(super) struct Hello {
     pub(super) gid: [u8; 16],
     /// Reads that it answers at once.
     pub(super) reads_in: u8,
+    /// Messages and slots that it has room for.
+    pub(super) credits: u32,
+    pub(super) slots: u32,
     /// Where it takes long messages.
     pub(super) window_address: u64,
     pub(super) window_key: u32,
@@ -83,8 +86,9 @@ pub(super) fn both_ready(stream: &mut TcpStream, peer: Rank, deadline: Instant) 
     }
 }
 
-/// Where `hello` says that its queue pair is, for a rank that has `own`.
-pub(super) fn remote(own: &Found, hello: &Hello) -> Remote {
+/// Where `hello` says that its queue pair is, for a rank that has `own`
+/// and wants no more than `reads_max` reads under way.
+pub(super) fn remote(own: &Found, hello: &Hello, reads_max: u8) -> Remote {
     let Hello { pair, first_packet, lid, gid, .. } = *hello;
     let is_routed = own.port.is_ethernet
         || own.port.needs_global_route
@@ -97,7 +101,7 @@ pub(super) fn remote(own: &Found, hello: &Hello) -> Remote {
     } else {
         Address::Local { lid }
     };
-    let reads_out = own.adapter.reads_out_max().min(hello.reads_in).min(limits::RDMA_READS_MAX);
+    let reads_out = own.adapter.reads_out_max().min(hello.reads_in).min(reads_max);
     Remote { pair, first_packet, mtu: own.port.mtu.min(hello.mtu), reads_out, address }
 }
 
@@ -117,6 +121,8 @@ impl Hello {
         bytes.extend_from_slice(&[self.mtu, self.reads_in]);
         bytes.extend_from_slice(&self.gid);
         bytes.extend_from_slice(&[u8::from(self.needs_global_route), 0]);
+        bytes.extend_from_slice(&(self.credits as u16).to_le_bytes());
+        bytes.extend_from_slice(&(self.slots as u16).to_le_bytes());
         bytes.extend_from_slice(&terms());
         bytes.extend_from_slice(&self.window_address.to_le_bytes());
         bytes.extend_from_slice(&self.window_key.to_le_bytes());
@@ -163,8 +169,12 @@ impl Hello {
         let [mtu, reads_in] = fields.take()?;
         let gid = fields.take()?;
         let [flags, _] = fields.take()?;
+        let (credits, slots) = (u32::from(fields.u16()?), u32::from(fields.u16()?));
+        if !(1..=limits::RDMA_CREDITS).contains(&credits) || !(1..=limits::RDMA_SLOTS).contains(&slots) {
+            return Some(Err(format!("{credits} credits and {slots} slots")));
+        }
         if fields.take()? != terms() {
-            return Some(Err("other credits or buffers".into()));
+            return Some(Err("other buffers".into()));
         }
         let (window_address, window_key) = (fields.u64()?, fields.u32()?);
         let [..] = fields.take::<6>()?;
@@ -174,7 +184,7 @@ impl Hello {
         if !(1..=5).contains(&mtu) || reads_in == 0 || flags > 1 {
             return Some(Err(format!("MTU {mtu}, {reads_in} reads, flags {flags}")));
         }
-        let window_bytes = u64::from(limits::RDMA_SLOTS) * limits::RDMA_SLOT_BYTES as u64;
+        let window_bytes = u64::from(slots) * limits::RDMA_SLOT_BYTES as u64;
         if window_address.checked_add(window_bytes).is_none() {
             return Some(Err(format!("a window at {window_address:#x}")));
         }
@@ -200,6 +210,8 @@ impl Hello {
             mtu,
             gid,
             reads_in,
+            credits,
+            slots,
             window_address,
             window_key,
             regions,
@@ -208,13 +220,11 @@ impl Hello {
 }
 
 /// What both sides must have in common.
-fn terms() -> [u8; 14] {
-    let mut terms = [0; 14];
-    terms[..2].copy_from_slice(&(limits::RDMA_CREDITS as u16).to_le_bytes());
-    terms[2..4].copy_from_slice(&(limits::RDMA_SLOTS as u16).to_le_bytes());
-    terms[4..6].copy_from_slice(&(limits::RDMA_SPARE_BUFFERS as u16).to_le_bytes());
-    terms[6..10].copy_from_slice(&(limits::RDMA_BUFFER_BYTES as u32).to_le_bytes());
-    terms[10..].copy_from_slice(&(limits::RDMA_SLOT_BYTES as u32).to_le_bytes());
+fn terms() -> [u8; 10] {
+    let mut terms = [0; 10];
+    terms[..2].copy_from_slice(&(limits::RDMA_SPARE_BUFFERS as u16).to_le_bytes());
+    terms[2..6].copy_from_slice(&(limits::RDMA_BUFFER_BYTES as u32).to_le_bytes());
+    terms[6..].copy_from_slice(&(limits::RDMA_SLOT_BYTES as u32).to_le_bytes());
     terms
 }
 
@@ -246,6 +256,10 @@ impl Fields<'_> {
         Some(*field)
     }
 
+    fn u16(&mut self) -> Option<u16> {
+        self.take().map(u16::from_le_bytes)
+    }
+
     fn u32(&mut self) -> Option<u32> {
         self.take().map(u32::from_le_bytes)
     }
@@ -270,6 +284,8 @@ mod tests {
             mtu: 3,
             gid: [7; 16],
             reads_in: 16,
+            credits: 30,
+            slots: 2,
             window_address: 1 << 40,
             window_key: 99,
             regions: vec![region, RemoteRegion { key: RegionKey(6), ..region }],
@@ -298,6 +314,10 @@ mod tests {
         refused(&|hello| hello.mtu = 0);
         refused(&|hello| hello.mtu = 6);
         refused(&|hello| hello.reads_in = 0);
+        refused(&|hello| hello.credits = 0);
+        refused(&|hello| hello.credits = limits::RDMA_CREDITS + 1);
+        refused(&|hello| hello.slots = 0);
+        refused(&|hello| hello.slots = limits::RDMA_SLOTS + 1);
         refused(&|hello| hello.window_address = u64::MAX - 5);
         refused(&|hello| hello.regions[1].len = u64::MAX);
         assert!(refused(&|hello| hello.regions[1].key = RegionKey(5)).contains("twice"));

@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
+use super::room::Capacity;
 use super::*;
 use crate::mem::test_lease;
 
@@ -23,9 +24,13 @@ struct Node {
 
 impl Node {
     fn new(rank: u32) -> Option<Node> {
+        Node::with_peers(rank, 2)
+    }
+
+    fn with_peers(rank: u32, peers: u32) -> Option<Node> {
         rdma_available(None, None).ok()?;
         let counters = Arc::new(Counters::new());
-        let fabric = RdmaFabric::new(Rank(rank), None, None, counters.clone()).unwrap();
+        let fabric = RdmaFabric::new(Rank(rank), peers, None, None, counters.clone()).unwrap();
         Some(Node { fabric, counters, messages: Vec::new(), reads: Vec::new(), lost: Vec::new() })
     }
 
@@ -314,10 +319,10 @@ fn a_peer_that_takes_nothing_is_given_up() {
     assert_unharmed(a, c);
 }
 
-/// The receive queue grows with each peer.
+/// Room is made for as many peers as there will be, and for no more.
 #[test]
 fn each_of_many_peers_has_its_room() {
-    let Some(mut hub) = Node::new(0) else { return };
+    let Some(mut hub) = Node::with_peers(0, 7) else { return };
     let mut others: Vec<Node> = (1..8).map(|rank| Node::new(rank).unwrap()).collect();
     others.iter_mut().for_each(|other| connect(&mut hub, other));
     let sent: u32 = others
@@ -339,6 +344,91 @@ fn each_of_many_peers_has_its_room() {
     assert!(hub.lost.is_empty());
 }
 
+/// Two ranks with unlike room use what both have, and a long message goes
+/// through the smallest window.
+#[test]
+fn who_has_little_room_is_sent_little() {
+    let (Some(mut a), Some(mut b)) = (Node::new(0), Node::new(1)) else { return };
+    let little = Capacity { receives: 20, completions: 1000, work_requests: 1000, pairs: 10 };
+    b.fabric.room = Room::plan(2, &little).unwrap();
+    b.fabric.seats.clear();
+    connect(&mut a, &mut b);
+    for (from, to) in [(0, 1), (1, 0)] {
+        let mut nodes = [&mut a, &mut b];
+        let sent = (0..1000).take_while(|_| nodes[from].fabric.send(Rank(to), &[b"x"]).is_ok()).count();
+        assert_eq!(sent, 4, "half of twenty buffers, but for the spare ones");
+        run(&mut nodes, "all", |nodes| nodes[to as usize].messages.len() == 4);
+    }
+    let long = vec![3; limits::MESSAGE_BYTES_MAX];
+    let mut nodes = [&mut a, &mut b];
+    for total in 5..50 {
+        run(&mut nodes, "room", |nodes| nodes[0].fabric.peers.iter().all(|(_, peer)| peer.has_room()));
+        while let Err(full) = nodes[0].fabric.send(Rank(1), &[&long]) {
+            assert_eq!(full, FabricError::Full(Rank(1)));
+            nodes.iter_mut().for_each(|node| node.poll());
+        }
+        run(&mut nodes, "a long message", |nodes| nodes[1].messages.len() == total);
+        assert_eq!(nodes[1].messages[total - 1].1, long);
+    }
+    assert!(a.lost.is_empty() && b.lost.is_empty());
+}
+
+#[test]
+fn more_peers_than_room_was_made_for_are_refused() {
+    let Some(mut hub) = Node::with_peers(0, 1) else { return };
+    let mut b = Node::new(1).unwrap();
+    connect(&mut hub, &mut b);
+    let (near, _far) = tcp_pair();
+    let error = hub.fabric.connect(Rank(2), Link::Tcp(near)).unwrap_err();
+    assert!(error.to_string().contains("rank 2") && error.to_string().contains("room for 1 peers"), "{error}");
+    let error = RdmaFabric::new(Rank(0), 1 << 30, None, None, Arc::default()).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("too many"), "{error}");
+    hub.fabric.send(Rank(1), &[b"unharmed"]).unwrap();
+    run(&mut [&mut b], "a message", |nodes| !nodes[0].messages.is_empty());
+}
+
+/// A destination that the card may not have, as with a limit of locked memory.
+#[test]
+fn a_read_that_cannot_begin_is_reported() {
+    let Some([mut a, b, mut c]) = three() else { return };
+    let place = *a.fabric.places.get_mut(Rank(1)).unwrap();
+    let lease = test_lease(&Arc::new(Region::heap(1000)), 0..1000);
+    let span = RemoteSpan { key: KEY, offset: 0, len: 1000 };
+    assert!(a.peer(1).read(span, lease, 1).is_ok());
+    a.peer(1).ask(1000, |_| Err(io::ErrorKind::OutOfMemory.into())).unwrap();
+    a.fabric.ask(place);
+    assert!(!a.fabric.arm(), "there is something to report");
+    a.poll();
+    let (token, result) = a.reads.remove(0);
+    assert!(token == 1 && result.unwrap_err().to_string().contains("registering the destination"));
+    assert!(!a.fabric.peers[place].is_reading());
+    assert_unharmed(&mut a, &mut c);
+    drop(b);
+}
+
+/// What the card would not let go of: the read is over all the same.
+#[test]
+fn a_lease_that_is_kept_is_replaced() {
+    let Some([mut a, _b, _c]) = three() else { return };
+    a.read(1, 0, 1000, 1);
+    let mut ended = Vec::new();
+    let cause = FabricError::NotConnected(Rank(1));
+    a.peer(1).settle_without_leases(&cause, |done| ended.push((done.token, done.lease.range().len(), done.result)));
+    assert_eq!(ended, [(1, 1000, Err(cause))]);
+}
+
+/// Between short tasks a worker polls and does not sleep.
+#[test]
+fn an_idle_pair_beats_under_rare_polls() {
+    let (Some(mut a), Some(mut b)) = (Node::new(0), Node::new(1)) else { return };
+    connect(&mut a, &mut b);
+    for _ in 0..600 {
+        a.poll();
+        std::thread::sleep(Duration::from_millis(3));
+    }
+    assert!(a.fabric.counts().heartbeats >= 1, "{:?}", a.fabric.counts());
+}
+
 #[test]
 fn a_refused_registration_says_what_to_do() {
     let refused = explain(io::Error::from_raw_os_error(12), 64 << 20);
@@ -346,33 +436,38 @@ fn a_refused_registration_says_what_to_do() {
     assert!(!explain(io::Error::from_raw_os_error(22), 1).contains("ulimit"));
 }
 
-/// As an ordinary user with a limit of locked memory; root is not limited.
+/// As an ordinary user with a limit of locked memory; root is not limited. Under
+/// the first there is no room for a peer, under the second none for a region.
 #[test]
 fn a_limit_of_locked_memory_is_named() {
     if rdma_available(None, None).is_err() || !rustix::process::geteuid().is_root() {
         return;
     }
-    let limited = "ulimit -l 64 && exec \"$0\" --exact fabric::rdma::tests::register_as_nobody --ignored --nocapture";
-    let out = std::process::Command::new("sh")
-        .args(["-c", limited, std::env::current_exe().unwrap().to_str().unwrap()])
-        .uid(65_534)
-        .gid(65_534)
-        .output()
-        .unwrap();
-    // Where nobody may not even run this program, there is nothing to see.
-    if out.status.code() == Some(126) {
-        return;
+    let needed = Room::plan(1, &device::find(None, None).unwrap().capacity()).unwrap().bytes();
+    for (limit, needed) in [(64, needed), (needed / 1024 + 512, 1 << 20)] {
+        let limited = format!(
+            "ulimit -l {limit} && exec \"$0\" --exact fabric::rdma::tests::register_as_nobody --ignored --nocapture"
+        );
+        let out = std::process::Command::new("sh")
+            .args(["-c", &limited, std::env::current_exe().unwrap().to_str().unwrap()])
+            .uid(65_534)
+            .gid(65_534)
+            .output()
+            .unwrap();
+        // Where nobody may not even run this program, there is nothing to see.
+        if out.status.code() == Some(126) {
+            return;
+        }
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success() && text.contains(&format!("ulimit -l, now {limit} KiB")), "{out:?}");
+        assert!(text.contains(&format!("{} KiB are needed", needed.div_ceil(1024))), "{text}");
     }
-    let text = String::from_utf8_lossy(&out.stdout);
-    assert!(out.status.success() && text.contains("ulimit -l, now 64 KiB"), "{out:?}");
-    assert!(text.contains("1024 KiB are needed"), "{text}");
 }
 
 #[test]
 #[ignore = "the other process of a_limit_of_locked_memory_is_named"]
 fn register_as_nobody() {
-    // What a fabric is made with needs little and may fail as well.
-    let outcome = RdmaFabric::new(Rank(0), None, None, Arc::new(Counters::new()))
+    let outcome = RdmaFabric::new(Rank(0), 1, None, None, Arc::new(Counters::new()))
         .and_then(|mut fabric| fabric.register(KEY, Arc::new(Region::heap(1 << 20))));
     outcome.inspect_err(|error| println!("{error}")).unwrap_err();
 }

@@ -7,6 +7,9 @@ use crate::base::rng::Rng;
 const NETWORK: NetworkConfig = NetworkConfig { bits_per_s: 25e9, latency_ns: 5_000, detection_ns: 10_000_000 };
 const GIB: u64 = 1 << 30;
 
+/// Longer than anybody may wait.
+const FOR_GOOD_NS: u64 = 150_000_000_000;
+
 #[test]
 fn a_broadcast_to_seven_takes_little_longer_than_one_transfer() {
     let one = Scenario::broadcast(2, GIB, NETWORK).run();
@@ -87,6 +90,48 @@ fn a_rank_that_stops_holds_up_nobody_else() {
 }
 
 #[test]
+fn a_rank_that_stops_for_good_holds_up_nobody_else() {
+    let whole = Scenario::broadcast(8, GIB, NETWORK).run().last_ns();
+    // Before it can answer, amid its reads, and as one that shares a host's copy.
+    for (stopped, at_ns, ranks_per_host) in [(1, 12_000, 1), (1, 16_000, 1), (3, 50_000_000, 1), (4, 12_000, 4)] {
+        let mut scenario = Scenario::broadcast(8, GIB, NETWORK);
+        scenario.ranks_per_host = ranks_per_host;
+        scenario.objects[0].readers.retain(|reader| reader.rank.0 >= ranks_per_host);
+        scenario.stops = vec![(Rank(stopped), at_ns, FOR_GOOD_NS)];
+        let report = scenario.run();
+        let others = report.ends.iter().filter(|((_, rank), _)| *rank != Rank(stopped));
+        let last = others.map(|(_, end)| end.at_ns).max().unwrap();
+        assert!(last < 2 * whole + 3_000_000_000, "rank {stopped} stops at {at_ns}: {last}");
+    }
+}
+
+#[test]
+fn a_lender_that_stops_for_good_holds_up_nobody() {
+    let mut scenario = Scenario::broadcast(6, GIB, NETWORK);
+    scenario.objects[0].lender = Rank(5);
+    scenario.objects[0].readers.pop();
+    for at_ns in [1, 12_000, 50_000_000] {
+        scenario.stops = vec![(Rank(5), at_ns, FOR_GOOD_NS)];
+        let report = scenario.run();
+        assert!(report.all_well() && report.last_ns() < 10_000_000_000, "{at_ns}: {}", report.last_ns());
+    }
+}
+
+#[test]
+fn more_than_memory_holds_comes_in_turns() {
+    let mut scenario = Scenario::broadcast(2, 64 << 20, NETWORK);
+    scenario.objects = vec![scenario.objects[0].clone(); 40];
+    (scenario.store_bytes, scenario.drop_when_read) = (GIB, true);
+    let report = scenario.run();
+    assert!(report.all_well() && report.ends.len() == 40, "{:?}", report.ends);
+    // What is longer than all memory fails, alone.
+    scenario.objects[7].bytes = 2 * GIB;
+    let report = scenario.run();
+    let failed: Vec<_> = report.ends.iter().filter(|(_, end)| end.error.is_some()).map(|(which, _)| *which).collect();
+    assert_eq!(failed, [(7, Rank(1))]);
+}
+
+#[test]
 fn a_host_reads_one_copy_for_all_its_ranks() {
     let mut scenario = Scenario::broadcast(16, 64 << 20, NETWORK);
     scenario.ranks_per_host = 4;
@@ -134,7 +179,7 @@ fn anything(seed: u64) -> Scenario {
     }
     let mut stops = Vec::new();
     for _ in 0..[0, 0, 1, 2][rng.below(4)] {
-        let for_ns = [100_000_000, 3_000_000_000, 20_000_000_000][rng.below(3)];
+        let for_ns = [100_000_000, 3_000_000_000, 20_000_000_000, FOR_GOOD_NS][rng.below(4)];
         stops.push((Rank(rng.below(ranks as usize) as u32), rng.below(40_000_000) as u64, for_ns));
     }
     let speeds = (0..ranks).filter(|_| rng.below(4) == 0).collect::<Vec<_>>();
@@ -150,7 +195,19 @@ fn anything(seed: u64) -> Scenario {
         speeds,
         drop_when_read: rng.below(2) == 0,
         ranks_per_host,
+        store_bytes: u64::MAX,
         batch,
+    }
+}
+
+impl Scenario {
+    /// When everything should be over: as if one link, the slowest, had to carry
+    /// every copy, and a few ranks after each other were found to have stopped.
+    fn enough_ns(&self) -> u64 {
+        let copies: u64 = self.objects.iter().map(|object| object.bytes * object.readers.len() as u64).sum();
+        let slowest = self.speeds.iter().map(|(_, speed)| *speed).fold(1.0, f64::min);
+        let carried_ns = copies as f64 * 8e9 / (self.network.bits_per_s * slowest);
+        10_000_000_000 + carried_ns as u64
     }
 }
 
@@ -161,8 +218,13 @@ fn whatever_dies_a_read_ends_and_no_memory_is_read_that_is_not_kept() {
         let played = std::panic::catch_unwind(|| scenario.run());
         let report = played.unwrap_or_else(|_| panic!("seed {seed}: {scenario:#?}"));
         let dead = |rank| scenario.deaths.iter().any(|(d, _)| *d == rank);
+        let stopped = |rank| scenario.stops.iter().any(|(s, ..)| *s == rank);
         for ((number, rank), end) in &report.ends {
             let object = &scenario.objects[*number];
+            // Whoever lives need not wait for a stopped rank, but for the owner.
+            if ![*rank, object.owner].into_iter().any(|rank| stopped(rank) || dead(rank)) {
+                assert!(end.at_ns < scenario.enough_ns(), "seed {seed}: object {number} at {rank}: {} ns", end.at_ns);
+            }
             if let Some(error) = &end.error {
                 assert!(dead(object.owner) || dead(object.lender), "seed {seed}: {rank} failed for no reason: {error}");
                 let text = error.to_string();

@@ -3,6 +3,7 @@
 use super::super::chunks::{ChunkSet, Chunking};
 use super::{Arrival, Exchange, Memory, NO_ARRIVAL, Violation};
 use crate::base::Rank;
+use crate::base::limits::IN_PLACE_MAX;
 use crate::wire::{BulkBody, CopyId};
 
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl Exchange {
         reader: ReaderHere,
         memory: &mut dyn Memory,
     ) -> Result<(), Violation> {
-        let ReaderHere { rank: from, number, .. } = reader;
+        let ReaderHere { rank: from, number, in_place } = reader;
         let arriving = self.by_copy.get(&copy).copied().filter(|arrival| !self.arrivals[*arrival].failed);
         let state = match (self.served.get(&copy), arriving) {
             (Some(served), _) if served.readers.iter().any(|r| (r.rank, r.number) == (from, number)) => {
@@ -48,6 +49,10 @@ impl Exchange {
             (Some(Served { state: Serving::Broken, .. }), _) => None,
             (Some(served), _) => Some(served.state),
         };
+        let earlier = self.served.get(&copy).map_or(&[][..], |served| &served.readers);
+        let in_use = earlier.iter().filter(|r| r.rank == from && r.in_place).count();
+        // A reader that still uses so many asks for its own copy elsewhere.
+        let state = state.filter(|_| !in_place || in_use < IN_PLACE_MAX);
         let (offset, words) = match state {
             Some(Serving::Partly(arrival)) => {
                 let entry = &self.arrivals[arrival];
@@ -61,6 +66,8 @@ impl Exchange {
         };
         let state = state.unwrap_or(Serving::Broken);
         let served = self.served.entry(copy).or_insert_with(|| Served { readers: Vec::new(), state });
+        // A reader reads a copy once at a time, but may use it in place repeatedly.
+        served.readers.retain(|r| r.rank != from || r.in_place);
         served.readers.push(reader);
         self.send(from, copy, BulkBody::Holding { number, offset, first: 0, words });
         Ok(())
@@ -84,6 +91,7 @@ impl Exchange {
         let Arrival { wanted, to, fetch, .. } = self.arrivals.remove(arrival);
         // What may still come belongs to no arrival any more.
         self.reads.iter_mut().filter(|(_, read)| read.arrival == arrival).for_each(|(_, read)| read.arrival = NO_ARRIVAL);
+        self.forget_moves(arrival, to.is_some());
         let served = self.served.get_mut(&wanted.copy).filter(|served| served.state == Serving::Partly(arrival));
         let Some(served) = served else { return false };
         let complete = to.filter(|_| fetch.is_complete());

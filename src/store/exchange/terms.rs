@@ -41,9 +41,14 @@ impl Wanted {
 pub enum Action {
     /// Send a message.
     Send(Rank, Bulk),
-    /// Read a chunk; to be answered by [`Exchange::read_ended`]. The first one of
-    /// an arrival needs memory for the whole, to be told by
-    /// [`Exchange::placed`] or [`Exchange::cannot_place`].
+    /// Take memory for the whole of an arrival, before the first of it is read;
+    /// to be answered at once by `Exchange::placed` or `Exchange::no_room`.
+    Place {
+        /// The arrival.
+        arrival: usize,
+    },
+    /// Read a chunk; to be answered by `Exchange::read_ended`, or at once by
+    /// `Exchange::cannot_read`.
     Read {
         /// Names the read.
         token: usize,
@@ -55,8 +60,8 @@ pub enum Action {
         read: ChunkRead,
     },
     /// Part of an arrival is under way from a rank that may never send it. The
-    /// arrival goes on in other memory, with what is here; to be answered by
-    /// [`Exchange::placed`] or [`Exchange::cannot_place`]. All that was under
+    /// arrival is to go on in other memory, with what is here; to be answered at
+    /// once by `Exchange::placed` or `Exchange::no_room`. All that was under
     /// way is asked for again, and may still come to where it was.
     Move {
         /// The arrival.
@@ -73,7 +78,7 @@ pub enum Action {
         kept: bool,
     },
     /// An object is in the memory of a rank whose memory this one reads in
-    /// place. It stays there until [`Exchange::left`].
+    /// place. It stays there until `Exchange::left`.
     Near {
         /// The arrival, whose number is used again.
         arrival: usize,

@@ -76,12 +76,15 @@ impl Buffers {
         self.bytes
     }
 
-    /// Ends the registrations; whether the memory may go.
-    pub fn unregister(&mut self) -> bool {
-        let mut all = true;
+    /// Ends the registrations that can be ended.
+    pub fn unregister(&mut self) {
         for slab in &mut self.slabs {
-            all &= slab.mr.take().is_none_or(|mr| mr.close().is_ok());
+            slab.mr = slab.mr.take().and_then(|mr| mr.close().err());
         }
-        all
+    }
+
+    /// Whether some memory is registered.
+    pub fn are_registered(&self) -> bool {
+        self.slabs.iter().any(|slab| slab.mr.is_some())
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::buffers::Buffers;
 use super::generated::*;
-use super::info::{Info, OfiSummary, choose};
+use super::info::{Info, OfiOffer, OfiSummary};
 use super::library::Library;
 use super::memory::{Mr, Registrar, RemoteKey};
 use super::operations::{Operation, Operations};
@@ -110,21 +110,15 @@ pub struct Capacity {
 }
 
 impl OfiEndpoint {
-    /// Opens an endpoint of the provider that [`super::ofi_available`] names,
-    /// at the address `source` where it is given.
-    pub fn open(provider: Option<&str>, source: Option<&str>, capacity: Capacity) -> Result<OfiEndpoint, String> {
-        OfiEndpoint::demanding(provider, source, capacity, 0)
+    /// Opens an endpoint as offered.
+    pub fn open(offer: OfiOffer, capacity: Capacity) -> Result<OfiEndpoint, String> {
+        OfiEndpoint::demanding(offer, capacity, 0)
     }
 
     /// The same, as if the provider demanded more of memory than it does.
-    fn demanding(
-        provider: Option<&str>,
-        source: Option<&str>,
-        capacity: Capacity,
-        more: u32,
-    ) -> Result<OfiEndpoint, String> {
+    fn demanding(offer: OfiOffer, capacity: Capacity, more: u32) -> Result<OfiEndpoint, String> {
         let library = Library::get()?;
-        let (info, summary) = choose(library, provider, source)?;
+        let OfiOffer { info, summary } = offer;
         let named = |error: OfiError| format!("provider {} on {}: {error}", summary.full_name, summary.domain);
         // The fd of shm is not signalled by other processes.
         let may_wait = summary.provider != "shm";
@@ -553,8 +547,28 @@ impl OfiEndpoint {
     }
 }
 
+impl OfiEndpoint {
+    /// Ends the registrations that the provider lets go. Memory that an
+    /// operation may still touch stays.
+    fn unregister(&mut self) {
+        let regions = std::mem::take(&mut *self.regions).into_iter();
+        *self.regions = regions.filter_map(|(region, mr)| Some((region, mr.close().err()?))).collect();
+        self.unclosed = std::mem::take(&mut self.unclosed).into_iter().filter_map(|mr| mr.close().err()).collect();
+        for transfer in self.transfers.iter_mut().flatten() {
+            transfer.mr = transfer.mr.take().and_then(|mr| mr.close().err());
+        }
+        self.receives.unregister();
+        self.sends.unregister();
+    }
+}
+
 impl Drop for OfiEndpoint {
     fn drop(&mut self) {
+        // Registrations that are bound to the endpoint keep it open. Others are
+        // best closed after it, when no operation uses them.
+        if self.registrar.binds_to_endpoint() {
+            self.unregister();
+        }
         let Handles { fabric, domain, completions, addresses, endpoint } = self.handles;
         // SAFETY: each is open and closed once, the endpoint before what it is
         // bound to. After it the provider has no operation under way, so that
@@ -564,22 +578,18 @@ impl Drop for OfiEndpoint {
             if !close(&raw mut (*endpoint.as_ptr()).fid) {
                 return;
             }
-            let mut regions = ManuallyDrop::take(&mut self.regions);
-            for (region, mr) in regions.drain(..) {
-                if mr.close().is_err() {
-                    std::mem::forget(region);
-                }
-            }
-            for mr in self.unclosed.drain(..) {
-                let _ = mr.close();
+            self.unregister();
+            // What is left in the list is still registered.
+            if self.regions.is_empty() {
+                ManuallyDrop::drop(&mut self.regions);
             }
             for transfer in ManuallyDrop::take(&mut self.transfers).drain(..).flatten() {
-                if let Some(Err(_)) = transfer.mr.map(Mr::close) {
+                if transfer.mr.is_some() {
                     std::mem::forget(transfer.lease);
                 }
             }
             for buffers in [&mut self.receives, &mut self.sends] {
-                if buffers.unregister() {
+                if !buffers.are_registered() {
                     ManuallyDrop::drop(buffers);
                 }
             }

@@ -1,6 +1,7 @@
 //! Which providers there are, and which one to take.
 
 use std::ffi::{CStr, CString, c_char};
+use std::net::IpAddr;
 use std::ptr::NonNull;
 
 use super::OfiError;
@@ -36,29 +37,42 @@ pub struct OfiSummary {
     pub caveat: Option<&'static str>,
 }
 
-/// The provider that would be taken: the one named, any one for [`ANY`], or the
-/// best one with hardware. An error says why there is none.
-///
-/// Loading libfabric and asking takes a third of a second, so that it is not
-/// asked for hardware where the system shows none.
-pub fn available(provider: Option<&str>) -> Result<OfiSummary, String> {
-    if provider.is_none() && !has_fabric_adapter() {
-        return Err("there is no network adapter that libfabric has a provider for".into());
-    }
-    let library = Library::get()?;
-    choose(library, provider, None).map(|(_, summary)| summary)
+/// What a provider offers, to open an endpoint of it.
+pub struct OfiOffer {
+    pub(super) info: Info,
+    pub(super) summary: OfiSummary,
 }
 
-/// One offer of a provider, and what can be told of it. `source` is the
-/// address to use, where the provider has addresses of hosts.
-pub(super) fn choose(
-    library: &'static Library,
-    provider: Option<&str>,
-    source: Option<&str>,
-) -> Result<(Info, OfiSummary), String> {
+impl OfiOffer {
+    /// The provider that would be taken: the one named, any one for [`ANY`], or
+    /// the best one with hardware. Where it offers several addresses of this
+    /// host, `source` is taken if it is among them. An error says why there is
+    /// no provider.
+    ///
+    /// Loading libfabric and asking takes a third of a second, so that it is
+    /// not asked for hardware where the system shows none.
+    pub fn find(provider: Option<&str>, source: Option<IpAddr>) -> Result<OfiOffer, String> {
+        if provider.is_none() && !has_fabric_adapter() {
+            return Err("there is no network adapter that libfabric has a provider for".into());
+        }
+        choose(Library::get()?, provider, source)
+    }
+
+    /// What is offered.
+    pub fn summary(&self) -> &OfiSummary {
+        &self.summary
+    }
+}
+
+/// The summary of [`OfiOffer::find`].
+pub fn available(provider: Option<&str>) -> Result<OfiSummary, String> {
+    OfiOffer::find(provider, None).map(|offer| offer.summary)
+}
+
+fn choose(library: &'static Library, provider: Option<&str>, source: Option<IpAddr>) -> Result<OfiOffer, String> {
     // Asked by name, the other providers need not look for their hardware.
     let named = provider.filter(|name| *name != ANY);
-    let offers = Info::query(library, named, source).map_err(|error| match named {
+    let offers = Info::query(library, named).map_err(|error| match named {
         Some(name) => format!("libfabric has no provider `{name}` with messages and reads here ({error}){}", others(library)),
         None => format!("libfabric has no provider with messages and reads here ({error})"),
     })?;
@@ -66,15 +80,16 @@ pub(super) fn choose(
     let best = offers.iter().filter(|offer| is_usable(offer)).filter_map(|offer| {
         let summary = summary(library, offer);
         let place = wanted.iter().position(|name| *name == summary.provider)?;
-        Some((place, offer, summary))
+        let is_elsewhere = source.is_some() && address_of(offer) != source;
+        Some(((place, is_elsewhere), offer, summary))
     });
-    let Some((_, offer, summary)) = best.min_by_key(|(place, ..)| *place) else {
+    let Some((_, offer, summary)) = best.min_by_key(|(rating, ..)| *rating) else {
         return Err(match named {
             Some(name) => format!("libfabric has no usable provider `{name}` here{}", others(library)),
             None => format!("libfabric has no provider for this machine's network{}", others(library)),
         });
     };
-    Ok((offer.duplicate(library)?, summary))
+    Ok(OfiOffer { info: offer.duplicate(library)?, summary })
 }
 
 /// The names that will do, the best one first.
@@ -88,7 +103,7 @@ fn wanted(provider: Option<&str>) -> Vec<&str> {
 
 /// What to say about the providers that were not asked for.
 fn others(library: &'static Library) -> String {
-    let Ok(offers) = Info::query(library, None, None) else { return String::new() };
+    let Ok(offers) = Info::query(library, None) else { return String::new() };
     let mut names: Vec<String> =
         offers.iter().filter(|offer| is_usable(offer)).map(|offer| summary(library, offer).provider).collect();
     names.sort();
@@ -107,6 +122,16 @@ fn is_usable(offer: &fi_info) -> bool {
     let (tx, rx) = unsafe { (&*offer.tx_attr, &*offer.rx_attr) };
     let is_ordered = (tx.msg_order & rx.msg_order) & u64::from(FI_ORDER_SAS) != 0;
     is_ordered && !(offer.addr_format == FI_SOCKADDR_IN6 && bytes_of_source(offer).get(8..10) == Some(&[0xfe, 0x80]))
+}
+
+/// The host's address that an endpoint of the offer would have.
+fn address_of(offer: &fi_info) -> Option<IpAddr> {
+    let bytes = bytes_of_source(offer);
+    match offer.addr_format {
+        FI_SOCKADDR_IN => bytes.get(4..8)?.try_into().map(|ip: [u8; 4]| ip.into()).ok(),
+        FI_SOCKADDR_IN6 => bytes.get(8..24)?.try_into().map(|ip: [u8; 16]| ip.into()).ok(),
+        _ => None,
+    }
 }
 
 fn bytes_of_source(offer: &fi_info) -> &[u8] {
@@ -149,7 +174,7 @@ pub(super) struct Info {
 impl Info {
     /// Asks for reliable-datagram endpoints with messages and reads, at any
     /// demands on memory registration that we can meet.
-    fn query(library: &'static Library, provider: Option<&str>, source: Option<&str>) -> Result<Info, OfiError> {
+    fn query(library: &'static Library, provider: Option<&str>) -> Result<Info, OfiError> {
         let hints = Info::empty(library)?;
         // SAFETY: fi_dupinfo(NULL) allocates the structure with all attributes,
         // zeroed; it is ours until it is freed. The name is allocated by
@@ -172,14 +197,10 @@ impl Info {
                 (*hints.fabric_attr).prov_name = libc::strdup(name.as_ptr());
             }
         }
-        let source = source.and_then(|name| CString::new(name).ok());
-        let node = source.as_ref().map_or(std::ptr::null(), |name| name.as_ptr());
-        let flags = if source.is_some() { FI_SOURCE | FI_NUMERICHOST } else { 0 };
-        let mut head = std::ptr::null_mut();
-        // SAFETY: `node` is null or ends in NUL, the hints are live, and on
+        let (mut head, any) = (std::ptr::null_mut(), std::ptr::null());
+        // SAFETY: no node or service is named, the hints are live, and on
         // success the library stores a list that the caller owns.
-        let status =
-            unsafe { (library.get_info)(library.api(), node, std::ptr::null(), flags, hints.head.as_ptr(), &mut head) };
+        let status = unsafe { (library.get_info)(library.api(), any, any, 0, hints.head.as_ptr(), &mut head) };
         match NonNull::new(head) {
             Some(head) if status == 0 => Ok(Info { head, library }),
             _ => Err(library.error("fi_getinfo", if status == 0 { -(FI_ENODATA as isize) } else { status as isize })),
@@ -238,6 +259,20 @@ mod tests {
         assert_eq!(wanted(None)[0], "cxi");
         assert_eq!(wanted(Some(ANY)).last(), Some(&"sockets"));
         assert_eq!(wanted(Some("shm")), ["shm"]);
+    }
+
+    #[test]
+    fn the_address_that_is_asked_for_is_taken_where_it_is_offered() {
+        let Ok(unasked) = OfiOffer::find(Some("tcp"), None) else { return };
+        for loopback in [IpAddr::from([127, 0, 0, 1]), "::1".parse().unwrap()] {
+            let Ok(offers) = Info::query(Library::get().unwrap(), Some("tcp")) else { continue };
+            let is_offered = offers.iter().any(|offer| address_of(offer) == Some(loopback));
+            let found = OfiOffer::find(Some("tcp"), Some(loopback)).unwrap();
+            assert_eq!(address_of(found.info.get()) == Some(loopback), is_offered, "{loopback}");
+        }
+        // An address of no host: what there is must do.
+        let elsewhere = OfiOffer::find(Some("tcp"), Some([192, 0, 2, 77].into())).unwrap();
+        assert_eq!(elsewhere.summary(), unasked.summary());
     }
 
     #[test]

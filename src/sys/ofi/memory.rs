@@ -55,6 +55,11 @@ impl Registrar {
         self.mode & FI_MR_LOCAL != 0
     }
 
+    /// Whether registrations are the endpoint's.
+    pub fn binds_to_endpoint(&self) -> bool {
+        self.mode & FI_MR_ENDPOINT != 0
+    }
+
     /// Whether pages must be there before they are registered.
     pub fn wants_pages(&self) -> bool {
         self.mode & FI_MR_ALLOCATED != 0
@@ -107,7 +112,7 @@ impl Registrar {
 
     /// Binds a registration to the endpoint, where the provider wants that.
     fn enable(&self, mr: Mr) -> Result<Mr, OfiError> {
-        if self.mode & FI_MR_ENDPOINT == 0 {
+        if !self.binds_to_endpoint() {
             return Ok(mr);
         }
         let fid = mr.0.as_ptr();
@@ -139,6 +144,13 @@ impl Mr {
     pub fn descriptor(&self) -> *mut c_void {
         // SAFETY: a registration is live until `close` takes it.
         unsafe { (*self.0.as_ptr()).mem_desc }
+    }
+
+    /// What `close` closes.
+    #[cfg(test)]
+    pub fn fid(&self) -> *mut fid {
+        // SAFETY: as in `descriptor`; no reference is made.
+        unsafe { &raw mut (*self.0.as_ptr()).fid }
     }
 
     fn key(&self) -> u64 {

@@ -27,7 +27,7 @@ mod memory;
 mod operations;
 
 pub use endpoint::{Address, Capacity, OfiEndpoint, OfiEvent, Posted, TransferId};
-pub use info::{ANY as OFI_ANY, OfiSummary, available as ofi_available};
+pub use info::{ANY as OFI_ANY, OfiOffer, OfiSummary, available as ofi_available};
 pub use memory::RemoteKey;
 
 /// What libfabric can fail with.

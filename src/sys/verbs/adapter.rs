@@ -43,6 +43,17 @@ unsafe impl Send for Adapter {}
 // SAFETY: as above.
 unsafe impl Sync for Adapter {}
 
+/// How an adapter talks to others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Transport {
+    /// As InfiniBand does, or RoCE.
+    InfiniBand,
+    /// RDMA over TCP, whose connections are made in another way.
+    Iwarp,
+    /// In a way of its own, as EFA or usNIC, without reliable connections.
+    Other,
+}
+
 /// What a port is like now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Port {
@@ -139,6 +150,17 @@ impl Adapter {
     pub fn is_emulated(&self) -> bool {
         let place = std::fs::canonicalize(format!("/sys/class/infiniband/{}", self.name));
         place.is_ok_and(|place| place.starts_with("/sys/devices/virtual"))
+    }
+
+    /// How it talks to others.
+    pub fn transport(&self) -> Transport {
+        // SAFETY: the context is open, and so its device lives.
+        Transport::of(unsafe { (*(*self.context.as_ptr()).device).transport_type })
+    }
+
+    /// Queue pairs that it can have.
+    pub fn pairs_max(&self) -> u32 {
+        positive(self.attributes.max_qp)
     }
 
     /// How many ports it has.
@@ -283,6 +305,16 @@ impl fmt::Debug for Adapter {
     }
 }
 
+impl Transport {
+    fn of(number: ffi::ibv_transport_type) -> Transport {
+        match number {
+            ffi::IBV_TRANSPORT_IB => Transport::InfiniBand,
+            ffi::IBV_TRANSPORT_IWARP => Transport::Iwarp,
+            _ => Transport::Other,
+        }
+    }
+}
+
 impl Gid {
     /// Whether it is an IPv4 address in IPv6's clothes.
     pub fn is_ipv4(&self) -> bool {
@@ -348,4 +380,24 @@ fn name_of(verbs: &ffi::Library, device: *mut ffi::ibv_device) -> String {
 
 fn positive(number: i32) -> u32 {
     number.max(0) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_infiniband_and_roce_talk_as_infiniband() {
+        assert_eq!(Transport::of(ffi::IBV_TRANSPORT_IB), Transport::InfiniBand);
+        assert_eq!(Transport::of(ffi::IBV_TRANSPORT_IWARP), Transport::Iwarp);
+        let others = [
+            ffi::IBV_TRANSPORT_UNKNOWN,
+            ffi::IBV_TRANSPORT_USNIC,
+            ffi::IBV_TRANSPORT_USNIC_UDP,
+            // EFA's.
+            ffi::IBV_TRANSPORT_UNSPECIFIED,
+            99,
+        ];
+        others.into_iter().for_each(|number| assert_eq!(Transport::of(number), Transport::Other));
+    }
 }

@@ -15,8 +15,6 @@ const BATCH: usize = 32;
 /// A queue of completions, and a descriptor to sleep on.
 pub struct CompletionQueue {
     pub(super) inner: Arc<Inner>,
-    /// Events got from the channel and not acknowledged.
-    capacity: u32,
 }
 
 /// The queue itself, kept by what reports to it.
@@ -64,25 +62,7 @@ impl CompletionQueue {
         };
         let inner = Inner { queue, channel, adapter: adapter.clone() };
         rustix::io::ioctl_fionbio(inner.fd(), true)?;
-        // SAFETY: the queue lives; it has at least what was asked for.
-        let capacity = unsafe { (*queue.as_ptr()).cqe } as u32;
-        Ok(CompletionQueue { inner: Arc::new(inner), capacity })
-    }
-
-    /// Makes room for `entries`.
-    pub fn grow(&mut self, entries: u32) -> io::Result<()> {
-        if entries <= self.capacity {
-            return Ok(());
-        }
-        let wanted = entries.saturating_mul(2).min(self.inner.adapter.completions_max());
-        if wanted < entries {
-            return Err(io::Error::new(io::ErrorKind::OutOfMemory, "the device's completion queues are too short"));
-        }
-        // SAFETY: the queue lives; what is in it stays in it.
-        check(unsafe { (self.inner.adapter.verbs.ibv_resize_cq)(self.inner.queue.as_ptr(), wanted as i32) })?;
-        // SAFETY: as in `new`.
-        self.capacity = unsafe { (*self.inner.queue.as_ptr()).cqe } as u32;
-        Ok(())
+        Ok(CompletionQueue { inner: Arc::new(inner) })
     }
 
     /// Takes some of the completions that are there; fewer than [`Self::BATCH`]

@@ -32,7 +32,7 @@ mod memory;
 mod pair;
 mod receive;
 
-pub use adapter::{Adapter, AsyncEvent, Gid, GidKind, Port, adapter_names};
+pub use adapter::{Adapter, AsyncEvent, Gid, GidKind, Port, Transport, adapter_names};
 pub use completion::{Completion, CompletionQueue};
 pub use memory::{Memory, Window};
 pub use pair::{Address, PairCounts, QueuePair, ReadId, Remote};

@@ -16,9 +16,6 @@ use super::receive::{self, ReceiveQueue};
 use super::{check, ffi, next_owner, non_null, work_id};
 use crate::mem::{Lease, Region};
 
-/// Work requests without a completion of their own in a row, at most.
-const UNSIGNALLED_MAX: u32 = 31;
-
 /// Pieces that an inline send is gathered from.
 const GATHER_MAX: usize = 6;
 
@@ -64,6 +61,9 @@ pub struct QueuePair {
     /// Prepared, not posted.
     requests: Vec<ffi::ibv_send_wr>,
     pieces: Vec<ffi::ibv_sge>,
+    /// Sends of which only the last asks for a completion, and those since the
+    /// last that did.
+    sends_per_completion: u32,
     unsignalled: u32,
     unsignalled_bytes: usize,
     counts: PairCounts,
@@ -145,12 +145,14 @@ struct Read {
 
 impl QueuePair {
     /// A queue pair that sends nothing yet. It holds `depth` work requests, and
-    /// send memory of so many bytes for messages that do not go inline.
+    /// send memory of so many bytes for messages that do not go inline; one of
+    /// `sends_per_completion` sends asks for a completion.
     pub fn new(
         completions: &CompletionQueue,
         receives: &ReceiveQueue,
         port: &Port,
         depth: u32,
+        sends_per_completion: u32,
         send_bytes: usize,
     ) -> io::Result<QueuePair> {
         let adapter = completions.inner.adapter.clone();
@@ -191,6 +193,7 @@ impl QueuePair {
             ring: Ring { memory, region, head: 0, tail: 0 },
             requests: Vec::new(),
             pieces: Vec::new(),
+            sends_per_completion,
             unsignalled: 0,
             unsignalled_bytes: 0,
             counts: PairCounts::default(),
@@ -407,6 +410,13 @@ impl QueuePair {
         self.push(request, Some(piece));
     }
 
+    /// Makes what is prepared first one that no card takes: a read that says
+    /// that the bytes to send come with it.
+    #[cfg(test)]
+    pub(crate) fn spoil_first(&mut self) {
+        self.requests[0].send_flags |= ffi::IBV_SEND_INLINE;
+    }
+
     /// Ends the pair; afterwards nothing of it is under way. Gives back the
     /// leases of reads that were not over.
     pub fn dissolve(mut self) -> Vec<(ReadId, Lease)> {
@@ -461,8 +471,8 @@ impl QueuePair {
         if completion.owner != self.owner || self.has_done(completion.number) {
             return false;
         }
-        // A send queue completes in order: what came before is done, and well
-        // where it did not say otherwise.
+        // A send queue completes in order: what came before is done. A read says
+        // so itself; one that did not was never posted.
         while let Some((number, _)) = self.held.front()
             && completion.number.wrapping_sub(*number) < u32::MAX / 2
         {
@@ -471,7 +481,7 @@ impl QueuePair {
                 Held::Bytes(end) => self.ring.tail = end,
                 Held::Read(read) => {
                     self.reads[read].under_way -= 1;
-                    ended(ReadId(read), completion.is_ok() || number != completion.number);
+                    ended(ReadId(read), completion.is_ok() && number == completion.number);
                 }
             }
         }
@@ -485,7 +495,7 @@ impl QueuePair {
         assert!(self.room() > 0, "more work requests than the queue holds");
         self.unsignalled += 1;
         self.unsignalled_bytes += bytes;
-        let is_time = self.unsignalled > UNSIGNALLED_MAX || self.unsignalled_bytes >= self.ring.memory.len() / 4;
+        let is_time = self.unsignalled >= self.sends_per_completion || self.unsignalled_bytes >= self.ring.memory.len() / 4;
         let flags = if is_time { flags | ffi::IBV_SEND_SIGNALED } else { flags };
         if flags & ffi::IBV_SEND_SIGNALED != 0 {
             self.counts.signalled += 1;

@@ -15,18 +15,13 @@ use crate::mem::Region;
 pub struct ReceiveQueue {
     pub(super) inner: Arc<Inner>,
     owner: u32,
+    buffers: u32,
     buffer_bytes: usize,
-    /// As many buffers as each was grown by; never given back before the end.
-    chunks: Vec<Chunk>,
-    /// Buffers that are to be offered again.
-    waiting: Vec<u32>,
-}
-
-struct Chunk {
+    /// All buffers.
     memory: Memory,
     region: Arc<Region>,
-    first: u32,
-    count: u32,
+    /// Buffers that are to be offered again.
+    waiting: Vec<u32>,
 }
 
 /// The queue itself, kept by the queue pairs that receive from it.
@@ -53,7 +48,7 @@ impl Filled {
 }
 
 impl ReceiveQueue {
-    /// A queue that can hold `buffers`, and holds none.
+    /// A queue with so many buffers, which are all offered to the card.
     pub fn new(adapter: &Arc<Adapter>, buffers: u32, buffer_bytes: usize) -> io::Result<ReceiveQueue> {
         // SAFETY: all-zero bytes are valid: a null context and numbers.
         let mut attributes: ffi::ibv_srq_init_attr = unsafe { zeroed() };
@@ -62,17 +57,12 @@ impl ReceiveQueue {
         // SAFETY: the domain lives with the adapter.
         let queue = unsafe { (adapter.verbs.ibv_create_srq)(adapter.domain.as_ptr(), &raw mut attributes) };
         let inner = Arc::new(Inner { queue: non_null(queue)?, adapter: adapter.clone() });
-        Ok(ReceiveQueue { inner, owner: next_owner(), buffer_bytes, chunks: Vec::new(), waiting: Vec::new() })
-    }
-
-    /// Adds buffers and offers them to the card.
-    pub fn grow(&mut self, count: u32) -> io::Result<()> {
-        let region = Arc::new(Region::heap(count as usize * self.buffer_bytes));
-        let memory = Memory::private(&self.inner.adapter, &region, 0..region.len())?;
-        let first = self.chunks.last().map_or(0, |chunk| chunk.first + chunk.count);
-        self.chunks.push(Chunk { memory, region, first, count });
-        self.waiting.extend(first..first + count);
-        self.flush()
+        let region = Arc::new(Region::heap(buffers as usize * buffer_bytes));
+        let memory = Memory::private(adapter, &region, 0..region.len())?;
+        let waiting = (0..buffers).collect();
+        let mut queue = ReceiveQueue { inner, owner: next_owner(), buffers, buffer_bytes, memory, region, waiting };
+        queue.flush()?;
+        Ok(queue)
     }
 
     /// The buffer that a completion is about, or the completion if it is about
@@ -87,14 +77,14 @@ impl ReceiveQueue {
     pub fn bytes(&self, Filled(completion): &Filled) -> &[u8] {
         let len = if completion.is_ok() { completion.bytes() as usize } else { 0 };
         assert!(completion.owner == self.owner && len <= self.buffer_bytes, "a buffer of another queue");
-        let (chunk, offset) = self.place(completion.number);
-        // SAFETY: within the chunk's region: `place` says that the buffer lies
-        // there, and the length was checked. The card wrote it and has given it
+        let offset = self.offset(completion.number);
+        // SAFETY: within the region: `offset` says that the buffer lies there,
+        // and the length was checked. The card wrote it and has given it
         // back: that is what a `Filled` stands for, and there is one at most for
         // each time, since it is made of the one completion. So nobody writes
         // it before `give_back`, which takes the `Filled`; and it is zeroed
         // where the card wrote nothing.
-        unsafe { std::slice::from_raw_parts(chunk.region.base().as_ptr().add(offset), len) }
+        unsafe { std::slice::from_raw_parts(self.region.base().as_ptr().add(offset), len) }
     }
 
     /// Lets the card have the buffer again at the next [`ReceiveQueue::flush`].
@@ -114,11 +104,10 @@ impl ReceiveQueue {
             // SAFETY: all-zero bytes are valid work requests: null and numbers.
             let mut requests: [ffi::ibv_recv_wr; AT_ONCE] = unsafe { zeroed() };
             for (i, buffer) in self.waiting[from..].iter().enumerate() {
-                let (chunk, offset) = self.place(*buffer);
                 pieces[i] = ffi::ibv_sge {
-                    addr: chunk.memory.address() + offset as u64,
+                    addr: self.memory.address() + self.offset(*buffer) as u64,
                     length: self.buffer_bytes as u32,
-                    lkey: chunk.memory.local_key(),
+                    lkey: self.memory.local_key(),
                 };
                 requests[i].wr_id = work_id(self.owner, *buffer);
                 requests[i].sg_list = &raw mut pieces[i];
@@ -133,27 +122,34 @@ impl ReceiveQueue {
             // them. Each buffer lies in registered memory that lives until the
             // queue is destroyed (`drop`), and nobody refers to its bytes: it
             // is new or was given back.
-            check(unsafe {
+            let offered = check(unsafe {
                 let post = (*(*queue).context).ops.post_srq_recv.expect("every provider with shared queues posts");
                 post(queue, &raw mut requests[0], &raw mut bad)
-            })?;
-            self.waiting.truncate(from);
+            });
+            let taken = if offered.is_ok() { count } else { taken_before(&requests[..count], bad) };
+            self.waiting.drain(from..from + taken);
+            offered?;
         }
         Ok(())
     }
 
-    fn place(&self, buffer: u32) -> (&Chunk, usize) {
-        let chunk = self.chunks.partition_point(|chunk| chunk.first + chunk.count <= buffer);
-        let chunk = &self.chunks[chunk];
-        (chunk, (buffer - chunk.first) as usize * self.buffer_bytes)
+    fn offset(&self, buffer: u32) -> usize {
+        assert!(buffer < self.buffers, "no buffer {buffer}");
+        buffer as usize * self.buffer_bytes
     }
+}
+
+/// How many of the requests the card took before a bad one. Those that it took
+/// must not be offered again, so without a word about that it took all.
+fn taken_before(requests: &[ffi::ibv_recv_wr], bad: *const ffi::ibv_recv_wr) -> usize {
+    requests.iter().position(|request| std::ptr::eq(request, bad)).unwrap_or(requests.len())
 }
 
 impl Drop for ReceiveQueue {
     fn drop(&mut self) {
         // While a queue pair is left, the card may still fill buffers.
         if Arc::strong_count(&self.inner) > 1 {
-            std::mem::forget(std::mem::take(&mut self.chunks));
+            std::mem::forget(self.region.clone());
         }
     }
 }
@@ -163,5 +159,21 @@ impl Drop for Inner {
         // SAFETY: made by `new`, destroyed once, and no queue pair uses it: each
         // keeps an `Arc` of this value.
         unsafe { (self.adapter.verbs.ibv_destroy_srq)(self.queue.as_ptr()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_card_took_is_not_offered_again() {
+        // SAFETY: all-zero bytes are valid work requests: null and numbers.
+        let requests: [ffi::ibv_recv_wr; 4] = unsafe { zeroed() };
+        for (i, bad) in requests.iter().enumerate() {
+            assert_eq!(taken_before(&requests, bad), i);
+        }
+        assert_eq!(taken_before(&requests, std::ptr::null()), 4);
+        assert_eq!(taken_before(&requests[..2], &requests[3]), 2);
     }
 }

@@ -20,12 +20,9 @@ fn adapter() -> Option<(Arc<Adapter>, Port, Gid)> {
 }
 
 fn end(adapter: &Arc<Adapter>, port: &Port) -> End {
-    let mut completions = CompletionQueue::new(adapter, 64).unwrap();
-    completions.grow(200).unwrap();
-    assert!(completions.grow(u32::MAX).is_err());
-    let mut receives = ReceiveQueue::new(adapter, 64, 256).unwrap();
-    receives.grow(8).unwrap();
-    let pair = QueuePair::new(&completions, &receives, port, 16, 4096).unwrap();
+    let completions = CompletionQueue::new(adapter, 64).unwrap();
+    let receives = ReceiveQueue::new(adapter, 8, 256).unwrap();
+    let pair = QueuePair::new(&completions, &receives, port, 16, 32, 4096).unwrap();
     End { completions, receives, pair, taken: Vec::new() }
 }
 
@@ -128,5 +125,29 @@ fn a_failed_pair_gives_everything_back() {
     assert!(a.pair.complete(&completion, |read, ok| ended.push((read, ok))));
     assert_eq!(ended, [(read, false)]);
     assert!(a.pair.end_read(read).is_some());
+    drop(b);
+}
+
+/// The card refuses the first of two reads, and so hears of neither; the pair
+/// is failed, and what completes is what is posted then.
+#[test]
+fn a_read_that_was_never_posted_is_no_success() {
+    let Some((adapter, mut a, b)) = two_ends() else { return };
+    let target = Arc::new(Region::heap(2 << 12));
+    let memory = Arc::new(Memory::private(&adapter, &target, 0..target.len()).unwrap());
+    let read = a.pair.begin_read(test_lease(&target, 0..2 << 12), memory);
+    a.pair.push_read(read, 0..1 << 12, 0, 0);
+    a.pair.push_read(read, 1 << 12..2 << 12, 0, 0);
+    a.pair.spoil_first();
+    a.pair.flush().unwrap_err();
+    a.pair.fail().unwrap();
+    a.pair.push_touch(0, 0);
+    a.pair.signal_last();
+    a.pair.flush().unwrap();
+    let completion = a.next();
+    let mut ended = Vec::new();
+    assert!(a.pair.complete(&completion, |read, ok| ended.push((read, ok))));
+    assert_eq!(ended, [(read, false); 2]);
+    assert!(a.pair.is_idle() && a.pair.end_read(read).is_some());
     drop(b);
 }

@@ -1,12 +1,14 @@
 //! Two endpoints of one process, with what providers with hardware demand of
 //! memory: local registration, and pages that are there.
 
+use std::cell::RefCell;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use super::super::ofi_available as available;
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+const CAPACITY: Capacity = Capacity { message_bytes_max: 10_000, receives: 16, sends_max: 16 };
 const DEMANDS: [u32; 2] = [0, FI_MR_LOCAL | FI_MR_ALLOCATED];
 
 #[derive(Default)]
@@ -17,11 +19,14 @@ struct Seen {
 }
 
 fn endpoints(demands: u32) -> impl Iterator<Item = [OfiEndpoint; 2]> {
-    let there = [("tcp", Some("127.0.0.1")), ("shm", None)].into_iter().filter(|(name, _)| available(Some(name)).is_ok());
-    let capacity = Capacity { message_bytes_max: 10_000, receives: 16, sends_max: 16 };
-    there.map(move |(name, source)| {
-        [0, 1].map(|_| OfiEndpoint::demanding(Some(name), source, capacity, demands).unwrap())
+    let is_there = |name: &&str| offer(name).is_ok();
+    ["tcp", "shm"].into_iter().filter(is_there).map(move |name| {
+        [0, 1].map(|_| OfiEndpoint::demanding(offer(name).unwrap(), CAPACITY, demands).unwrap())
     })
+}
+
+fn offer(provider: &str) -> Result<OfiOffer, String> {
+    OfiOffer::find(Some(provider), Some(Ipv4Addr::LOCALHOST.into()))
 }
 
 fn run(endpoints: &mut [OfiEndpoint; 2], seen: &mut [Seen; 2], what: &str, done: impl Fn(&[Seen; 2]) -> bool) {
@@ -143,5 +148,68 @@ fn a_lease_stays_while_a_read_is_under_way() {
                 endpoint.progress(&mut |event| assert!(!matches!(event, OfiEvent::Read(..)), "nobody waits")).unwrap();
             }
         }
+    }
+}
+
+type Close = unsafe extern "C" fn(*mut fid) -> c_int;
+
+thread_local! {
+    /// The objects that are watched and open, with their real `close`. The
+    /// first one is the endpoint.
+    static OPEN: RefCell<Vec<(*mut fid, Close)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// As a provider does whose registrations belong to the endpoint: that one is
+/// busy while they are open.
+unsafe extern "C" fn close_watched(object: *mut fid) -> c_int {
+    let close = OPEN.with_borrow_mut(|open| {
+        let place = open.iter().position(|(known, _)| *known == object).expect("watched and open");
+        let is_endpoint = place == 0;
+        (!is_endpoint || open.len() == 1).then(|| open.remove(place).1)
+    });
+    let Some(close) = close else { return -(FI_EBUSY as c_int) };
+    // SAFETY: the provider's own, for its object.
+    unsafe { close(object) }
+}
+
+/// Has an object closed by `close_watched`.
+///
+/// # Safety
+/// The object is open, and is closed on this thread.
+unsafe fn watch(object: *mut fid) {
+    // SAFETY: an open object has its table, of which this is a copy with one
+    // function replaced; it stays for ever.
+    unsafe {
+        let mut ops = std::ptr::read((*object).ops);
+        let close = ops.close.replace(close_watched).expect("every object can be closed");
+        (*object).ops = Box::leak(Box::new(ops));
+        OPEN.with_borrow_mut(|open| open.push((object, close)));
+    }
+}
+
+#[test]
+fn what_is_bound_to_an_endpoint_is_closed_before_it() {
+    for [mut endpoint, mut other] in endpoints(FI_MR_LOCAL) {
+        let region = Arc::new(crate::sys::create_region(1 << 20).unwrap());
+        let kept = Arc::downgrade(&region);
+        endpoint.register(region).unwrap();
+        let transfer = endpoint.begin_transfer(Lease::heap(10_000), 1).unwrap();
+        let key = other.register(Arc::new(crate::sys::create_region(1 << 20).unwrap())).unwrap();
+        let from = endpoint.insert(&other.address().unwrap()).unwrap();
+        let _ = endpoint.read(transfer, 0, 10_000, from, key, 0).unwrap();
+        // SAFETY: all are open and are closed below; the attributes are the
+        // domain's. The provider itself binds nothing.
+        unsafe {
+            let attr = &*endpoint.info.get().domain_attr;
+            let Handles { domain, endpoint: handle, .. } = endpoint.handles;
+            endpoint.registrar = Registrar::new(endpoint.library, domain, handle, attr, FI_MR_LOCAL | FI_MR_ENDPOINT);
+            watch(&raw mut (*handle.as_ptr()).fid);
+            watch(endpoint.regions[0].1.fid());
+            let of_transfer = endpoint.transfers.iter().flatten().find_map(|transfer| transfer.mr.as_ref());
+            watch(of_transfer.expect("it is registered").fid());
+        }
+        drop(endpoint);
+        assert!(OPEN.take().is_empty(), "everything was closed");
+        assert!(kept.strong_count() == 0, "the memory is free");
     }
 }
