@@ -35,9 +35,12 @@ const LAUNCHER_GIVES_UP: Duration =
 /// How long a short cut lasts.
 const SHORT_CUT: Duration = Duration::from_secs(3);
 
+/// Bytes of an array that comes from its owner as a whole.
+const BLOCK: usize = 1 << 20;
+
 /// Bytes of an array that its readers take from each other, in chunks.
-const BLOCK: usize = 8 << 20;
-const _: () = assert!(BLOCK as u64 > BULK_BYTES_MIN);
+const OBJECT: usize = 8 << 20;
+const _: () = assert!((BLOCK as u64) < BULK_BYTES_MIN && OBJECT as u64 >= BULK_BYTES_MIN);
 
 /// The variable that names the file which the driver makes when all ranks work.
 const MARKER: &str = "COLLIMATE_TEST_MARKER";
@@ -184,7 +187,7 @@ fn block(value: u32) -> Result<Array<u8>, Error> {
 /// for those who read from here; bytes that this rank has had from copies.
 #[collimate::task]
 fn check(bytes: Array<u8>, value: u8) -> Result<u64, String> {
-    if bytes != vec![value; BLOCK] {
+    if *bytes != *vec![value; OBJECT] {
         return Err(format!("rank {} has other bytes", collimate::rank()));
     }
     *KEPT.lock().unwrap() = Some(bytes);
@@ -244,7 +247,7 @@ fn broadcasts() -> Result<(), Error> {
     let mut value = 0;
     // One host after the other, so that the last ones find it with the first.
     let mut from_copies = 0;
-    let object = collimate::put(&vec![value; BLOCK])?;
+    let object = collimate::put(&vec![value; OBJECT])?;
     for rank in 1..collimate::size() {
         from_copies += check_on(rank, &object, value).get()?;
     }
@@ -255,7 +258,7 @@ fn broadcasts() -> Result<(), Error> {
     let mut gone = Vec::new();
     while gone.len() < CUT_RANKS.len() {
         value = value.wrapping_add(1);
-        let object = collimate::put(&vec![value; BLOCK])?;
+        let object = collimate::put(&vec![value; OBJECT])?;
         let ranks = (1..collimate::size()).filter(|rank| !gone.contains(rank));
         let calls: Vec<(u32, Ref<u64>)> = ranks.map(|rank| (rank, check_on(rank, &object, value))).collect();
         for (rank, call) in calls {
