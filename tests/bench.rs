@@ -95,7 +95,8 @@ fn info_says_what_there_is() {
     let info: Value = serde_json::from_slice(&out.stdout).expect("one JSON object");
     assert_eq!(info["version"], env!("CARGO_PKG_VERSION"));
     let fabrics: Vec<_> = info["fabrics"].as_array().unwrap().iter().map(|f| text(f, "name")).collect();
-    assert_eq!(fabrics, ["shm", "uring", "epoll"]);
+    assert_eq!(fabrics, ["shm", "rdma", "ofi", "uring", "epoll"]);
+    assert!(["rdma", "ofi", "uring", "epoll"].contains(&text(&info["to_other_hosts"], "fabric")), "{info}");
     assert!(info["cores"].as_array().is_some_and(|c| !c.is_empty()), "{info}");
     assert!(info["config"]["COLLIMATE_FABRIC"] == "auto", "{info}");
     let words = String::from_utf8(run(&["info"]).stdout).unwrap();
