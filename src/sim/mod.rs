@@ -1,0 +1,6 @@
+//! Whole clusters of the real cores in virtual time: what decides is the code
+//! that ranks run, what moves bytes is a model of a network. A run with the
+//! same arguments is the same run.
+
+#[cfg(test)]
+mod gcs;
