@@ -39,8 +39,7 @@ pub enum Failure {
     /// The store cannot do this, and did nothing.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// No answer within the deadline. A command may have happened or not, and
-    /// will not happen later.
+    /// No answer within the deadline. A command may have happened, or may still.
     #[error("no answer within the deadline{}", because(.0))]
     Deadline(Option<Refusal>),
 }

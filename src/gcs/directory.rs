@@ -17,6 +17,9 @@ pub struct Directory {
     /// The latest life of each rank that was in a shard's chain. None up to it
     /// comes back.
     used: BTreeMap<(ShardId, Rank), u32>,
+    /// The life in which a member came into the chain by a way other than from
+    /// its own disk: what that life and later ones left is the chain's.
+    origins: BTreeMap<(ShardId, Rank), u32>,
 }
 
 /// What one change does to a chain.
@@ -56,7 +59,8 @@ impl Directory {
         let used = chains.iter().flat_map(|chain| {
             chain.members.iter().map(|member| ((chain.shard, member.rank), member.incarnation)).collect::<Vec<_>>()
         });
-        Directory { used: used.collect(), chains: chains.into_iter().map(|chain| (chain.shard, chain)).collect() }
+        let used: BTreeMap<_, _> = used.collect();
+        Directory { origins: used.clone(), used, chains: chains.into_iter().map(|chain| (chain.shard, chain)).collect() }
     }
 
     /// The chain of a shard.
@@ -74,11 +78,21 @@ impl Directory {
         self.used.get(&(shard, replica.rank)).is_none_or(|used| *used < replica.incarnation)
     }
 
+    /// Whether what a life of a rank left on disk is what its chain's present
+    /// member had on disk.
+    pub fn is_state_of(&self, shard: ShardId, member: ReplicaId, left_by: u32) -> bool {
+        let origin = self.origins.get(&(shard, member.rank)).copied().unwrap_or(u32::MAX);
+        (origin..=member.incarnation).contains(&left_by)
+    }
+
     /// Makes a change, if it is allowed.
     pub fn apply(&mut self, next: &ChainConfig) -> Result<Change, Rejection> {
         let change = self.judge(next)?;
         for replica in next.members.iter().chain(&next.joining) {
             self.used.insert((next.shard, replica.rank), replica.incarnation);
+        }
+        if let (Change::Joins, Some(joining)) = (change, next.joining) {
+            self.origins.insert((next.shard, joining.rank), joining.incarnation);
         }
         self.chains.insert(next.shard, next.clone());
         Ok(change)

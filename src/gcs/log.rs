@@ -4,7 +4,7 @@
 //! A record is a length, a checksum of all that follows, a kind and the bytes. A
 //! log begins with a snapshot or with nothing, and goes on with commands.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use thiserror::Error;
 use twox_hash::XxHash3_128;
 
@@ -19,6 +19,8 @@ const KIND_ENTRY: u8 = 2;
 /// What a log holds.
 #[derive(Debug, Default)]
 pub struct Recovered {
+    /// Which life of a replica the log is of; 0 if it does not say.
+    pub owner: u32,
     /// The state to begin with.
     pub state: State,
     /// The commands that follow it, without a gap.
@@ -76,8 +78,8 @@ impl Recovered {
     fn take(&mut self, record: Record) -> Result<(), Damage> {
         let last = self.entries.last().map_or(self.state.applied(), |entry| entry.seq);
         match record {
-            Record::Snapshot(state) if self.clean_bytes == 0 => self.state = state,
-            Record::Snapshot(_) => return Err(Damage::Record("a snapshot that is not the first record")),
+            Record::Snapshot(owner, state) if self.clean_bytes == 0 => (self.owner, self.state) = (owner, state),
+            Record::Snapshot(..) => return Err(Damage::Record("a snapshot that is not the first record")),
             Record::Entry(entry) if entry.seq == last.next() => self.entries.push(entry),
             Record::Entry(_) => return Err(Damage::Record("a command out of its order")),
         }
@@ -91,7 +93,7 @@ impl Recovered {
 }
 
 enum Record {
-    Snapshot(State),
+    Snapshot(u32, State),
     Entry(Entry),
 }
 
@@ -106,7 +108,10 @@ fn next_record(bytes: &[u8]) -> Result<(Record, usize), Damage> {
     }
     let undecodable = |_| Damage::Record("its bytes have no meaning");
     let record = match body.split_first() {
-        Some((&KIND_SNAPSHOT, body)) => Record::Snapshot(postcard::from_bytes(body).map_err(undecodable)?),
+        Some((&KIND_SNAPSHOT, body)) => {
+            let (owner, state) = postcard::from_bytes(body).map_err(undecodable)?;
+            Record::Snapshot(owner, state)
+        }
         Some((&KIND_ENTRY, body)) => Record::Entry(postcard::from_bytes(body).map_err(undecodable)?),
         _ => return Err(Damage::Record("its kind is unknown")),
     };
@@ -118,17 +123,17 @@ pub(super) fn encode_entry(entry: &Entry, log: &mut Vec<u8>) {
     encode(KIND_ENTRY, entry, log);
 }
 
-/// A log that begins with this state.
-pub(super) fn encode_snapshot(state: &State) -> Vec<u8> {
+/// A log that begins with this state, of this life of a replica.
+pub(super) fn encode_snapshot(owner: u32, state: &State) -> Vec<u8> {
     let mut log = Vec::new();
-    encode(KIND_SNAPSHOT, state, &mut log);
+    encode(KIND_SNAPSHOT, &(owner, state), &mut log);
     log
 }
 
 /// The state that a log of nothing else begins with.
 pub(super) fn decode_snapshot(bytes: &[u8]) -> Result<State, Damage> {
     match next_record(bytes)? {
-        (Record::Snapshot(state), len) if len == bytes.len() => Ok(state),
+        (Record::Snapshot(_, state), len) if len == bytes.len() => Ok(state),
         _ => Err(Damage::Record("not a snapshot")),
     }
 }
@@ -138,7 +143,7 @@ pub(super) fn entry_bytes(entry: &Entry) -> usize {
     HEADER_BYTES + entry.command.op.bytes()
 }
 
-fn encode<T: Serialize + for<'de> Deserialize<'de>>(kind: u8, what: &T, log: &mut Vec<u8>) {
+fn encode<T: Serialize>(kind: u8, what: &T, log: &mut Vec<u8>) {
     let start = log.len();
     log.extend_from_slice(&[0; HEADER_BYTES]);
     log.push(kind);
@@ -176,7 +181,7 @@ mod tests {
     fn log() -> (Vec<u8>, Vec<usize>) {
         let mut state = State::default();
         (1..=5).for_each(|seq| drop(state.apply(Seq(seq), &entry(seq).command, Bugs::default())));
-        let mut bytes = encode_snapshot(&state);
+        let mut bytes = encode_snapshot(4, &state);
         let mut offsets = vec![0, bytes.len()];
         for seq in 6..=9 {
             encode_entry(&entry(seq), &mut bytes);
@@ -189,7 +194,7 @@ mod tests {
     fn a_log_is_read_back() {
         let (bytes, _) = log();
         let recovered = recover(&bytes);
-        assert_eq!((recovered.state.applied(), recovered.last()), (Seq(5), Seq(9)));
+        assert_eq!((recovered.owner, recovered.state.applied(), recovered.last()), (4, Seq(5), Seq(9)));
         assert_eq!(recovered.entries[3], entry(9));
         assert_eq!((recovered.clean_bytes, recovered.damage), (bytes.len(), None));
     }
@@ -231,7 +236,7 @@ mod tests {
         assert_eq!(damage.offset, first);
         assert!(damage.to_string().contains("out of its order"), "{damage}");
         bytes.truncate(first);
-        bytes.extend(encode_snapshot(&State::default()));
+        bytes.extend(encode_snapshot(4, &State::default()));
         assert!(recover(&bytes).damage.unwrap().to_string().contains("not the first"));
     }
 }

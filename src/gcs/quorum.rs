@@ -298,8 +298,8 @@ impl Member {
             let first = ReplicaId { rank: member.rank, incarnation: member.incarnation + 1 };
             let last = ReplicaId { rank: member.rank, incarnation: u32::MAX };
             let (id, heard) = self.heard.range((chain.shard, first)..=(chain.shard, last)).next_back()?;
-            let left = heard.beat.restored == Some(member.incarnation);
-            left.then_some((heard.beat.received?, id.1))
+            let left = heard.beat.restored.filter(|life| self.directory.is_state_of(chain.shard, *member, *life));
+            left.and(heard.beat.received).map(|received| (received, id.1))
         };
         let mut lives: Vec<_> = chain.members.iter().map(later_life).collect::<Option<_>>()?;
         lives.sort_by_key(|(received, _)| std::cmp::Reverse(*received));

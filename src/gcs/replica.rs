@@ -19,7 +19,7 @@ use self::link::{Downstream, Taking};
 use self::order::Dirty;
 use self::reads::{Lease, Parked, Watcher};
 use super::bug::{Bug, Bugs};
-use super::log;
+use super::log::{self, Recovered};
 use super::message::{
     Action, Address, Beat, Body, ChainConfig, DiskEvent, Entry, Epoch, Message, Nanos, ReplicaId, ShardId,
 };
@@ -146,16 +146,15 @@ impl Replica {
         replica
     }
 
-    /// A replica that has what an earlier life of this rank, with number
-    /// `former`, left on disk. It answers nobody until the quorum has found that
+    /// A replica that has what an earlier life of this rank left on disk. It answers nobody until the quorum has found that
     /// no life of the chain goes on, and makes a chain of such replicas.
-    pub fn restored(options: Options, former: u32, state: State, entries: Vec<Entry>) -> Replica {
+    pub fn restored(options: Options, recovered: Recovered) -> Replica {
         let mut replica = Replica::spare(options);
-        replica.restored = Some(former);
+        replica.restored = Some(recovered.owner);
         replica.complete = true;
-        replica.last = state.applied();
-        replica.state = state;
-        for entry in entries {
+        replica.last = recovered.state.applied();
+        replica.state = recovered.state;
+        for entry in recovered.entries {
             if entry.seq == replica.last.next() {
                 replica.keep(Arc::new(entry));
             }
@@ -189,6 +188,12 @@ impl Replica {
     /// Whether its link of this epoch stands.
     pub fn is_linked(&self) -> bool {
         self.linked
+    }
+
+    /// Whether it has all that was ever committed, so that a chain can go on
+    /// with it alone.
+    pub fn may_lead(&self) -> bool {
+        self.proven && !self.retired
     }
 
     /// The committed state.
@@ -284,7 +289,8 @@ impl Replica {
             // What was being added when the space ended may be torn.
             self.log_bytes = usize::MAX;
         }
-        self.turn.commit_to_tell |= event != DiskEvent::Synced(Seq(0));
+        self.turn.commit_to_tell = true;
+        self.link_up();
     }
 
     /// Time has passed: says what is due.
@@ -431,7 +437,7 @@ impl Replica {
 
     /// The whole state as it goes to a successor or to disk.
     fn snapshot(&self) -> Vec<u8> {
-        log::encode_snapshot(&self.state)
+        log::encode_snapshot(self.options.me.incarnation, &self.state)
     }
 
     /// Why commands cannot be taken, if they cannot.

@@ -128,16 +128,23 @@ impl Replica {
         if let Some(target) = forward.link {
             self.link_target = Some(target);
         }
-        if !self.linked && self.link_target.is_some_and(|target| self.last >= target) {
-            self.linked = true;
-            self.proven |= self.position().is_some();
-            self.turn.beat_due = true;
-        }
+        self.link_up();
         // The one before may not know what it is told again.
         self.turn.commit_to_tell |= self.last == had || self.is_tail();
         if self.position().is_none() {
             self.turn.link_due.get_or_insert(false);
             self.advance(self.last);
+        }
+    }
+
+    /// The link stands when everything is here that the predecessor had when it
+    /// was made, and on disk where that counts.
+    pub(super) fn link_up(&mut self) {
+        let has = if self.options.durable { self.last.min(self.synced) } else { self.last };
+        if !self.linked && self.complete && self.link_target.is_some_and(|target| has >= target) {
+            self.linked = true;
+            self.proven |= self.position().is_some();
+            self.turn.beat_due = true;
         }
     }
 
