@@ -53,8 +53,8 @@ fn because(cause: &Option<Refusal>) -> String {
 pub enum Notice {
     /// A command has ended.
     Command(Token, Result<Seq, Failure>),
-    /// A query has.
-    Query(Token, Result<Found, Failure>),
+    /// A query has: what was found, and as of which command.
+    Query(Token, Result<(Seq, Found), Failure>),
     /// What is watched has changed, in this order.
     Changed(Token, Vec<Event>),
     /// A watch begins: read what is there, at this place in the order or later.
@@ -185,6 +185,11 @@ impl Client {
         let watch = WatchState { prefix, since: None, renew_at: now, replica, heard_at: now };
         self.shards[usize::from(shard.0)].watches.insert(token.0, watch);
         token
+    }
+
+    /// Up to where a watch has told of everything; nothing before it begins.
+    pub fn watched_through(&self, token: Token) -> Option<Seq> {
+        self.shards.iter().find_map(|shard| shard.watches.get(&token.0))?.since
     }
 
     /// Ends a watch.

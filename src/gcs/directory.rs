@@ -112,10 +112,8 @@ impl Directory {
         let fewer = next.members.iter().all(|member| rest.any(|other| other == member));
         let fresh = |replica: &ReplicaId| self.is_fresh(next.shard, *replica);
         match (current.joining, next.joining) {
-            (before, after) if fewer && (after == before || after.is_none()) && next != current => {
-                let shrinks = !same_members || after != before;
-                if shrinks { Ok(Change::Shrinks) } else { Err(Rejection::NotAllowed) }
-            }
+            (before, after) if same_members && after == before => Err(Rejection::NotAllowed),
+            (before, after) if fewer && (after == before || after.is_none()) => Ok(Change::Shrinks),
             (None, Some(joining)) if same_members => {
                 let other_rank = current.members.iter().all(|member| member.rank != joining.rank);
                 match fresh(&joining) {
@@ -165,7 +163,7 @@ mod tests {
         assert_eq!(directory.apply(&chain(2, &[b, c], None)), Ok(Change::Shrinks));
         assert_eq!(directory.apply(&chain(2, &[b], None)), Err(Rejection::Outdated));
         assert_eq!(directory.apply(&chain(3, &[], None)), Err(Rejection::NotAllowed));
-        assert_eq!(directory.apply(&chain(3, &[c, b], None)), Err(Rejection::NotAllowed));
+        assert_eq!(directory.apply(&chain(3, &[c, b], None)), Err(Rejection::Removed));
         assert_eq!(directory.apply(&chain(3, &[b, c], None)), Err(Rejection::NotAllowed));
         assert_eq!(directory.apply(&chain(3, &[b, c], Some(a))), Err(Rejection::Removed));
         assert_eq!(directory.apply(&chain(3, &[b, c], Some(id(1, 2)))), Err(Rejection::NotAllowed));

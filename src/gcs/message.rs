@@ -116,8 +116,8 @@ pub enum Body {
     Outcomes(Vec<(ClientId, u64, Outcome)>),
     /// Client to any replica: answer these, by a number of the client's.
     Queries(ClientId, Vec<(u64, Query)>),
-    /// Replica to client: the answers.
-    Answers(ClientId, Vec<(u64, Result<Found, Refusal>)>),
+    /// Replica to client: the answers, and as of which command.
+    Answers(ClientId, Vec<(u64, Result<(Seq, Found), Refusal>)>),
     /// Replica to client: these commands must be sent again later, and why.
     NotNow(ClientId, Vec<u64>, Refusal),
     /// Client to any replica: tell of the changes; repeated to stay alive and

@@ -37,7 +37,7 @@ impl Timing {
             hold: Timing::hold_for(lease),
             detection,
             resend: detection / 5,
-            watch: detection * 20,
+            watch: detection * 8,
             quorum_tick: detection / 5,
         }
     }

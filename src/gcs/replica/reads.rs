@@ -81,7 +81,7 @@ impl Replica {
             if let Err(refusal) = query.check() {
                 answers.push((number, Err(refusal)));
             } else if is_tail || self.options.bugs.has(Bug::ReadDirty) || !self.dirty.touches(&query) {
-                answers.push((number, Ok(self.state.answer(&query))));
+                answers.push((number, Ok((self.state.applied(), self.state.answer(&query)))));
             } else {
                 let question = self.asked + 1;
                 self.parked.push_back(Parked { question, client, number, query });
@@ -120,7 +120,7 @@ impl Replica {
         while self.parked.front().is_some_and(|parked| parked.question <= number) {
             let Some(parked) = self.parked.pop_front() else { break };
             if reads {
-                let answer = Ok(self.state.answer(&parked.query));
+                let answer = Ok((self.state.applied(), self.state.answer(&parked.query)));
                 let body = Body::Answers(parked.client, vec![(parked.number, answer)]);
                 self.send(Address::Client(parked.client.rank), body, out);
             } else {

@@ -85,170 +85,142 @@ pub fn linearizable(seen: &[Seen], truth: &Truth) -> Result<(), String> {
     Ok(())
 }
 
+/// The tester looks through all orders, which takes for ever; so every operation
+/// says which place it claims by the versions and places that the store told.
+/// Whether that order is one, with these results and these times, is for the
+/// tester to find out. The store's claims are exact unless it is wrong.
 fn key_is_linearizable(seen: &[&Seen], truth: &Truth) -> Result<(), String> {
+    let ended = what_happened(seen, truth);
+    let writes: BTreeSet<Seq> = ended.iter().filter_map(|(_, _, got)| got.as_ref()?.wrote()).collect();
+    let interval = |got: &Got| match got {
+        Got::Wrote(version) => Some((writes.range(..=version).count(), 0)),
+        Got::Read(as_of, _) => Some((writes.range(..=as_of).count(), 1)),
+        Got::Mismatch(Seq(0)) => None,
+        Got::Mismatch(current) => Some((writes.range(..=current).count(), 1)),
+    };
+    let mut order: Vec<_> = ended
+        .iter()
+        .enumerate()
+        .filter_map(|(number, (seen, _, got))| Some((interval(got.as_ref()?)?, seen.invoked_at, number)))
+        .collect();
+    order.sort_unstable();
+    let places: BTreeMap<usize, usize> = order.iter().enumerate().map(|(place, (_, _, number))| (*number, place)).collect();
+
     // By time; what begins when something else ends is taken to overlap it.
     let mut moments: Vec<(u64, bool, usize)> = Vec::new();
-    let mut operations = Vec::new();
-    for seen in seen {
-        let operation = match &seen.did {
-            Did::Put(text) => Operation::Put(digest(0, text)),
-            Did::Append(text) => Operation::Append(text.clone()),
-            Did::Swap(expected, text) => Operation::Swap(expected.0, digest(0, text)),
-            Did::Delete => Operation::Delete,
-            Did::Read => Operation::Read,
-        };
-        let mut returned = seen.returned.clone();
-        if let (None, Did::Put(text) | Did::Append(text) | Did::Swap(_, text)) = (&returned, &seen.did) {
-            // Whether it happened is not known to its client, but it is known.
-            match truth.version_of(&seen.key, text) {
-                Some(version) => returned = Some((u64::MAX, Got::Wrote(version))),
-                None => continue,
-            }
-        }
-        moments.push((seen.invoked_at, false, operations.len()));
-        if let Some((at, _)) = &returned {
-            moments.push((*at, true, operations.len()));
-        }
-        operations.push((operation, returned.map(|(_, got)| got)));
+    for (number, (seen, returned_at, _)) in ended.iter().enumerate() {
+        moments.push((seen.invoked_at, false, number));
+        moments.push((*returned_at, true, number));
     }
     moments.sort_unstable();
-
     let mut tester = LinearizabilityTester::new(Register::default());
     let mut threads: BTreeMap<usize, u32> = BTreeMap::new();
     let mut free: Vec<u32> = Vec::new();
     let mut count = 0;
     for (_, ends, number) in moments {
-        let (operation, got) = &operations[number];
+        let (seen, _, got) = &ended[number];
         if ends {
-            let thread = threads[&number];
-            let result = match got {
-                Some(Got::Wrote(version)) => Ended::Wrote(version.0),
-                Some(Got::Mismatch(version)) => Ended::Mismatch(version.0),
-                Some(Got::Read(None)) => Ended::Found(None),
-                Some(Got::Read(Some((version, text)))) => Ended::Found(Some((version.0, digest(0, text)))),
-                None => continue,
-            };
-            tester.on_return(thread, result).map_err(|e| format!("the checker: {e}"))?;
-            free.push(thread);
+            let Some(got) = got else { continue };
+            tester.on_return(threads[&number], got.clone()).map_err(|e| format!("the checker: {e}"))?;
+            free.push(threads[&number]);
         } else {
             let thread = free.pop().unwrap_or_else(|| {
                 count += 1;
                 count
             });
             threads.insert(number, thread);
-            tester.on_invoke(thread, operation.clone()).map_err(|e| format!("the checker: {e}"))?;
+            let operation = (places.get(&number).copied(), seen.did.clone());
+            tester.on_invoke(thread, operation).map_err(|e| format!("the checker: {e}"))?;
         }
     }
     if tester.is_consistent() {
         return Ok(());
     }
-    let mut lines: Vec<String> = seen
-        .iter()
-        .map(|s| format!("  {:>10} {:?} -> {:?}", s.invoked_at, s.did, s.returned))
-        .collect();
+    let line = |(seen, at, got): &(&Seen, u64, Option<Got>)| (seen.invoked_at, format!("to {at}: {:?} -> {got:?}", seen.did));
+    let mut lines: Vec<_> = ended.iter().map(line).collect();
     lines.sort();
-    Err(format!("not linearizable: {:?}\n{}", seen[0].key, lines.join("\n")))
+    Err(format!("not linearizable: {:?}\n{lines:#?}", seen[0].key))
 }
 
-/// Stands for a text of parts that each end with `;`, appended to another.
-fn digest(before: u64, text: &str) -> u64 {
-    text.split_inclusive(';').fold(before, |digest, part| {
-        part.bytes().fold(digest.rotate_left(7) ^ 0x9e37_79b9_7f4a_7c15, |d, byte| {
-            (d ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        })
-    })
+/// What each client saw, and for what no client knows, what became of it. What
+/// has left no trace has not happened.
+fn what_happened<'s>(seen: &[&'s Seen], truth: &Truth) -> Vec<(&'s Seen, u64, Option<Got>)> {
+    let mut ended = Vec::new();
+    let mut deletes: Vec<&'s Seen> = Vec::new();
+    let mut known: BTreeSet<Seq> = BTreeSet::new();
+    for seen in seen {
+        match (&seen.returned, &seen.did) {
+            (Some((at, got)), _) => {
+                known.extend(got.wrote());
+                ended.push((*seen, *at, Some(got.clone())));
+            }
+            (None, Did::Put(text) | Did::Append(text) | Did::Swap(_, text)) => {
+                if let Some(version) = truth.version_of(&seen.key, text) {
+                    ended.push((*seen, u64::MAX, Some(Got::Wrote(version))));
+                }
+            }
+            (None, Did::Delete) => deletes.push(seen),
+            (None, Did::Read) => {}
+        }
+    }
+    // A deletion that nobody has seen the end of is taken for the one that was
+    // begun first, which fits whenever any of them does.
+    deletes.sort_by_key(|seen| seen.invoked_at);
+    let key = seen.first().map(|seen| &seen.key);
+    let events = truth.changes.values().flatten();
+    let unexplained = events.filter(|e| Some(&e.key) == key && e.value.is_none() && !known.contains(&e.version));
+    for (seen, event) in deletes.into_iter().zip(unexplained) {
+        ended.push((seen, u64::MAX, Some(Got::Wrote(event.version))));
+    }
+    ended
+}
+
+impl Got {
+    fn wrote(&self) -> Option<Seq> {
+        match self {
+            Got::Wrote(version) => Some(*version),
+            Got::Mismatch(_) | Got::Read(..) => None,
+        }
+    }
 }
 
 /// One record, as it should behave.
 #[derive(Clone, Debug, Default)]
 struct Register {
-    value: Option<u64>,
-    /// The version, as far as it is known.
-    version: Version,
-    /// All versions so far are at most this.
-    floor: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Debug, Default)]
-enum Version {
-    #[default]
-    None,
-    Is(u64),
-    Unknown,
-}
-
-#[derive(Clone, PartialEq, Debug)]
-enum Operation {
-    Put(u64),
-    Append(String),
-    Swap(u64, u64),
-    Delete,
-    Read,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-enum Ended {
-    Wrote(u64),
-    Mismatch(u64),
-    Found(Option<(u64, u64)>),
-}
-
-impl Register {
-    fn has_version(&self, version: u64) -> bool {
-        match self.version {
-            Version::None => version == 0,
-            Version::Is(mine) => version == mine,
-            Version::Unknown => version > 0,
-        }
-    }
-
-    fn write(&mut self, operation: &Operation) {
-        self.value = match operation {
-            Operation::Put(value) | Operation::Swap(_, value) => Some(*value),
-            Operation::Append(text) => Some(digest(self.value.unwrap_or(0), text)),
-            Operation::Delete => None,
-            Operation::Read => self.value,
-        };
-    }
+    record: Option<(Seq, String)>,
+    place: usize,
 }
 
 impl SequentialSpec for Register {
-    type Op = Operation;
-    type Ret = Ended;
+    /// An operation and the place that it claims.
+    type Op = (Option<usize>, Did);
+    type Ret = Got;
 
-    /// Only for what nobody knows the result of.
-    fn invoke(&mut self, operation: &Operation) -> Ended {
-        self.write(operation);
-        self.version = if self.value.is_some() { Version::Unknown } else { Version::None };
-        Ended::Wrote(0)
+    /// Not asked for: every operation that is looked at has ended.
+    fn invoke(&mut self, _: &Self::Op) -> Got {
+        Got::Read(Seq(0), None)
     }
 
-    fn is_valid_step(&mut self, operation: &Operation, result: &Ended) -> bool {
-        match (operation, result) {
-            (Operation::Read, Ended::Found(None)) => self.value.is_none(),
-            (Operation::Read, Ended::Found(Some((version, value)))) => {
-                let fits = self.value == Some(*value) && self.has_version(*version);
-                self.version = Version::Is(*version);
-                fits
-            }
-            (Operation::Swap(expected, _), Ended::Mismatch(current)) => {
-                self.has_version(*current) && current != expected
-            }
-            (Operation::Read, _) | (_, Ended::Mismatch(_) | Ended::Found(_)) => false,
-            (operation, Ended::Wrote(version)) => {
-                if let Operation::Swap(expected, _) = operation
-                    && !self.has_version(*expected)
-                {
-                    return false;
-                }
-                if *version <= self.floor {
-                    return false;
-                }
-                self.floor = *version;
-                let deletes = *operation == Operation::Delete;
-                self.write(operation);
-                self.version = if deletes { Version::None } else { Version::Is(*version) };
-                true
+    fn is_valid_step(&mut self, (place, did): &Self::Op, got: &Got) -> bool {
+        if place.is_some_and(|place| place != self.place) {
+            return false;
+        }
+        self.place += usize::from(place.is_some());
+        let current = self.record.as_ref().map_or(Seq(0), |(version, _)| *version);
+        match (did, got) {
+            (Did::Read, Got::Read(_, found)) => *found == self.record,
+            (Did::Swap(expected, _), Got::Mismatch(found)) => *found == current && found != expected,
+            (Did::Read, _) | (_, Got::Read(..) | Got::Mismatch(_)) => false,
+            (Did::Swap(expected, _), Got::Wrote(_)) if *expected != current => false,
+            (did, Got::Wrote(version)) => {
+                self.record = match (did, self.record.take()) {
+                    (Did::Put(text) | Did::Swap(_, text), _) => Some((*version, text.clone())),
+                    (Did::Append(text), before) => {
+                        Some((*version, before.map_or_else(String::new, |(_, before)| before) + text))
+                    }
+                    _ => None,
+                };
+                *version > current
             }
         }
     }

@@ -82,7 +82,7 @@ impl Plan {
             partitions: pick(&[0, 1, 1]) == 1,
             slow_disks: pick(&[0, 1]) == 1,
             drift_ppm: pick(&[0, CLOCK_DRIFT_PPM]),
-            safety_ns: pick(&[40, 60, 80]) * MS,
+            safety_ns: pick(&[25, 40, 60]) * MS,
             liveness_ns: 200 * MS,
             pipeline: pick(&[1, 2, 4]) as usize,
             think_ns: pick(&[200 * US, 600 * US, 1_500 * US]),

@@ -35,7 +35,8 @@ pub enum Did {
 pub enum Got {
     Wrote(Seq),
     Mismatch(Seq),
-    Read(Option<(Seq, String)>),
+    /// As of which command, and what was there.
+    Read(Seq, Option<(Seq, String)>),
 }
 
 /// What a watch told.
@@ -186,9 +187,9 @@ impl User {
                 }
                 Notice::Query(token, result) => {
                     let Some((invoked_at, doing)) = self.under_way.remove(&token) else { continue };
-                    let Ok(found) = result else { continue };
+                    let Ok((as_of, found)) = result else { continue };
                     self.done_since_heal += 1;
-                    self.note_found(invoked_at, now, doing, found);
+                    self.note_found(invoked_at, now, doing, as_of, found);
                 }
                 Notice::WatchBegins(token, began) => {
                     let Some((shard, place)) = self.watches.get_mut(&token) else { continue };
@@ -206,7 +207,7 @@ impl User {
         }
     }
 
-    fn note_found(&mut self, invoked_at: u64, now: u64, doing: Doing, found: Found) {
+    fn note_found(&mut self, invoked_at: u64, now: u64, doing: Doing, as_of: Seq, found: Found) {
         let text = |value: &Blob| String::from_utf8_lossy(value).into_owned();
         let pairs: Vec<(Key, Option<(Seq, String)>)> = match (doing, found) {
             (Doing::Read(keys), Found::Records(records)) if keys.len() == records.len() => {
@@ -233,7 +234,7 @@ impl User {
             if let Some((version, _)) = &read {
                 self.known.insert(key.clone(), *version);
             }
-            self.seen.push(Seen { key, did: Did::Read, invoked_at, returned: Some((now, Got::Read(read))) });
+            self.seen.push(Seen { key, did: Did::Read, invoked_at, returned: Some((now, Got::Read(as_of, read))) });
         }
     }
 
@@ -250,6 +251,12 @@ impl User {
                 self.seen.push(Seen { key, did, invoked_at, returned: None });
             }
         }
+    }
+
+    /// Whether its watch of a shard, if it has one, has told of all up to here.
+    pub fn has_seen(&self, shard: ShardId, seq: Seq) -> bool {
+        let mut of_shard = self.watches.iter().filter(|(_, (of, _))| *of == shard);
+        of_shard.all(|(token, _)| self.client.watched_through(*token).is_some_and(|through| through >= seq))
     }
 
     /// Operations that have not ended.

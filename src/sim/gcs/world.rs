@@ -41,7 +41,7 @@ pub fn play(plan: &Plan) -> Report {
 
 const MEMBERS: u32 = 3;
 const FIRST_CLIENT: u32 = 100;
-const TICK: u64 = 250 * US;
+const TICK: u64 = 400 * US;
 /// Whoever had trouble so long ago is not suspected any more.
 const QUIET: u64 = 20 * MS;
 
@@ -286,7 +286,7 @@ impl World {
             Event::DiskDone { server, shard, life } => self.disk_done(server, shard, life),
             Event::Think(number) => {
                 self.think(number);
-                self.after(100 * US, Event::Think(number));
+                self.after(150 * US, Event::Think(number));
             }
             Event::Fault => {
                 if self.faults_on {
@@ -687,17 +687,25 @@ impl World {
         };
         let whole = (0..self.founding.len()).all(|shard| self.is_whole(shard));
         let served = self.users.iter().all(|user| user.done_since_heal >= 8 && user.pending() == 0);
-        if whole && served && self.now > healed_at + 2 * self.plan.timing.watch / 8 {
+        let watched = whole && served && (0..self.founding.len()).all(|shard| self.is_watched(shard));
+        if watched {
             self.report.recovery_ns = self.now - healed_at;
             return true;
         }
         if self.now > healed_at + self.plan.liveness_ns {
             let waiting: Vec<usize> = self.users.iter().map(|user| user.pending()).collect();
             let latest = &self.latest;
-            self.fail(format!("not well again: chains {latest:?}, operations under way {waiting:?}, whole: {whole}"));
+            self.fail(format!("not well again: chains {latest:?}, operations under way {waiting:?}, whole: {whole}, served: {served}"));
             return true;
         }
         false
+    }
+
+    /// Whether every watch has told of all that is committed.
+    fn is_watched(&self, shard: usize) -> bool {
+        let head = self.latest[shard].members[0].rank.index();
+        let applied = self.servers[head].replicas[shard].state().applied();
+        self.users.iter().all(|user| user.has_seen(ShardId(shard as u16), applied))
     }
 
     /// Whether a chain has all its replicas, linked and with the same state.
@@ -724,7 +732,7 @@ impl World {
             user.give_up();
             seen.append(&mut user.seen);
             for (place, watched) in user.watched.iter().enumerate() {
-                let last = place + 1 == count && self.plan.shards == 1;
+                let last = place + 1 == count && self.plan.shards == 1 && self.healed_at.is_some();
                 self.truth[usize::from(watched.shard.0)].explains(watched, last)?;
             }
         }
