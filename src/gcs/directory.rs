@@ -2,7 +2,7 @@
 //! configuration quorum agrees on. Whoever proposes a change may be wrong about
 //! what is alive; what is not allowed here does not happen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -123,7 +123,7 @@ impl Directory {
                 }
             }
             (Some(joining), None) if grown(current, joining) == next.members => Ok(Change::Grows),
-            (_, None) if same_ranks(current, next) => {
+            (_, None) if ranks_are_among(next, current) => {
                 if next.members.iter().all(fresh) { Ok(Change::Revives) } else { Err(Rejection::Removed) }
             }
             _ => Err(Rejection::NotAllowed),
@@ -135,13 +135,10 @@ fn grown(current: &ChainConfig, joining: ReplicaId) -> Vec<ReplicaId> {
     current.members.iter().copied().chain([joining]).collect()
 }
 
-fn same_ranks(current: &ChainConfig, next: &ChainConfig) -> bool {
-    let sorted = |chain: &ChainConfig| {
-        let mut ranks: Vec<Rank> = chain.members.iter().map(|member| member.rank).collect();
-        ranks.sort_unstable();
-        ranks
-    };
-    sorted(current) == sorted(next)
+/// Whether no rank of a chain is twice in it, and all are in the other.
+fn ranks_are_among(next: &ChainConfig, current: &ChainConfig) -> bool {
+    let ranks = |chain: &ChainConfig| chain.members.iter().map(|member| member.rank).collect::<BTreeSet<Rank>>();
+    ranks(next).len() == next.members.len() && ranks(next).is_subset(&ranks(current))
 }
 
 #[cfg(test)]
@@ -181,7 +178,8 @@ mod tests {
     fn only_later_lives_revive_a_chain() {
         let mut directory = Directory::founded(vec![chain(1, &[id(0, 1), id(1, 1)], None)]);
         assert_eq!(directory.apply(&chain(2, &[id(1, 2), id(0, 1)], None)), Err(Rejection::Removed));
-        assert_eq!(directory.apply(&chain(2, &[id(1, 2)], None)), Err(Rejection::NotAllowed));
+        assert_eq!(directory.apply(&chain(2, &[id(1, 2), id(1, 3)], None)), Err(Rejection::NotAllowed));
+        assert_eq!(directory.apply(&chain(2, &[id(2, 2)], None)), Err(Rejection::NotAllowed));
         assert_eq!(directory.apply(&chain(2, &[id(1, 2), id(0, 2)], None)), Ok(Change::Revives));
         let elsewhere = ChainConfig { shard: ShardId(1), ..chain(3, &[id(1, 2)], None) };
         assert_eq!(directory.apply(&elsewhere), Err(Rejection::NoSuchShard));

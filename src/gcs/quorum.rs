@@ -60,6 +60,8 @@ pub struct Member {
     leads_since: Option<Nanos>,
     proposed: BTreeMap<ShardId, (Epoch, Nanos)>,
     next_tick: Nanos,
+    behind: bool,
+    next_catch_up: Nanos,
 }
 
 /// What is known of a replica.
@@ -111,6 +113,8 @@ impl Member {
             leads_since: None,
             proposed: BTreeMap::new(),
             next_tick: now,
+            behind: false,
+            next_catch_up: now,
             options,
         })
     }
@@ -139,6 +143,8 @@ impl Member {
                 } else if message.epoch < chain.epoch {
                     answer(from, chain, Body::Chain(Some(chain.clone())), out);
                 }
+                // Somebody else has learned more: what told this member was lost.
+                self.behind |= message.epoch > chain.epoch;
                 let heard = Heard { at: now, epoch: message.epoch, beat };
                 let known = self.heard.entry((message.shard, heard.beat.from)).or_insert_with(|| heard.clone());
                 known.at = now;
@@ -167,6 +173,13 @@ impl Member {
             self.manage(now);
         } else {
             self.leads_since = None;
+        }
+        if self.behind && now >= self.next_catch_up {
+            self.behind = false;
+            self.next_catch_up = now + self.options.timing.detection;
+            if let Some((leader, _)) = self.paxos.get_current_leader().filter(|(leader, _)| *leader != me) {
+                self.paxos.reconnected(leader);
+            }
         }
         let forgotten = 20 * self.options.timing.detection;
         self.heard.retain(|_, heard| heard.at + forgotten > now);
@@ -292,18 +305,28 @@ impl Member {
     }
 
     /// The later lives of all members, if all have ended and left their state on
-    /// disk: the one that has most is the head.
+    /// disk: the one that has most is the head. A member that lives and never got
+    /// all of the state has nothing to add, and cannot get it any more.
     fn revived(&self, chain: &ChainConfig) -> Option<Vec<ReplicaId>> {
-        let later_life = |member: &ReplicaId| {
+        let mut lives = Vec::new();
+        for member in &chain.members {
             let first = ReplicaId { rank: member.rank, incarnation: member.incarnation + 1 };
             let last = ReplicaId { rank: member.rank, incarnation: u32::MAX };
-            let (id, heard) = self.heard.range((chain.shard, first)..=(chain.shard, last)).next_back()?;
-            let left = heard.beat.restored.filter(|life| self.directory.is_state_of(chain.shard, *member, *life));
-            left.and(heard.beat.received).map(|received| (received, id.1))
-        };
-        let mut lives: Vec<_> = chain.members.iter().map(later_life).collect::<Option<_>>()?;
+            if let Some((id, heard)) = self.heard.range((chain.shard, first)..=(chain.shard, last)).next_back() {
+                let left_by = heard.beat.restored?;
+                if !self.directory.is_state_of(chain.shard, *member, left_by) {
+                    return None;
+                }
+                lives.push((heard.beat.received?, id.1));
+            } else {
+                let heard = self.heard.get(&(chain.shard, *member))?;
+                if heard.epoch != chain.epoch || heard.beat.received.is_some() {
+                    return None;
+                }
+            }
+        }
         lives.sort_by_key(|(received, _)| std::cmp::Reverse(*received));
-        Some(lives.into_iter().map(|(_, id)| id).collect())
+        (!lives.is_empty()).then(|| lives.into_iter().map(|(_, id)| id).collect())
     }
 }
 

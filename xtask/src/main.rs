@@ -1,12 +1,13 @@
 //! Chores of the tree. `cargo xtask schema` regenerates the control
 //! messages from `schema/`, and `header` the C header from `ffi/src`; with
-//! `--check` they only compare.
+//! `--check` they only compare. `sim --seed S` plays one simulated run of the
+//! control store and says what came of it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
-const USAGE: &str = "usage: cargo xtask schema|header [--check]";
+const USAGE: &str = "usage: cargo xtask schema|header [--check] | sim --seed S";
 
 /// A file that is made from others.
 struct Generated {
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     let outcome = match (chosen, &arguments[..]) {
         (Some(generated), [_]) => generated.write(),
         (Some(generated), [_, "--check"]) => generated.check(),
+        (None, ["sim", "--seed", seed]) => simulate(seed),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -97,6 +99,21 @@ fn control_messages() -> Result<String, String> {
         "// Generated from {SCHEMA} by `cargo xtask schema`; not to be edited.\n{}",
         prettyplease::unparse(&tree)
     ))
+}
+
+/// Plays one seed, as the tests do.
+fn simulate(seed: &str) -> Result<String, String> {
+    let seed: u64 = seed.parse().map_err(|_| format!("{seed} is no seed: a number from 0"))?;
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let words = ["test", "--quiet", "--locked", "--profile", "sim", "--lib", "--"];
+    let status = Command::new(cargo)
+        .current_dir(root())
+        .args(words)
+        .args(["--exact", "sim::gcs::tests::replay", "--nocapture"])
+        .env("COLLIMATE_SIM_SEED", seed.to_string())
+        .status()
+        .map_err(|e| format!("cannot start cargo: {e}"))?;
+    if status.success() { Ok(format!("seed {seed}: nothing found")) } else { Err(format!("seed {seed}: see above")) }
 }
 
 /// The workspace's folder.

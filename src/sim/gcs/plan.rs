@@ -32,6 +32,8 @@ pub struct Plan {
     /// Operations of a client under way at once, and the pause between them.
     pub pipeline: usize,
     pub think_ns: u64,
+    /// How often a client looks whether something is due.
+    pub idle_ns: u64,
     /// How many keys there are.
     pub keys: usize,
     /// Of a client's operations, how many are short of time.
@@ -86,10 +88,35 @@ impl Plan {
             liveness_ns: 200 * MS,
             pipeline: pick(&[1, 2, 4]) as usize,
             think_ns: pick(&[200 * US, 600 * US, 1_500 * US]),
+            idle_ns: 150 * US,
             keys: pick(&[1, 2, 4, 8]) as usize,
             impatient_percent: pick(&[0, 0, 15]) as usize,
             client_crashes: pick(&[0, 0, 1]) == 1,
             watches: pick(&[0, 1]) == 1,
+        }
+    }
+
+    /// Many ranks on a good network, without a fault of its own.
+    pub fn large(ranks: u32) -> Plan {
+        let servers = 6;
+        let net = Net { delay_min: 5 * US, delay_max: 60 * US, lost: 0, doubled: 0, late: 0, late_by: MS };
+        Plan {
+            servers,
+            clients: ranks - servers,
+            replicas: 3,
+            shards: 1,
+            durable: false,
+            net,
+            fault_every: None,
+            safety_ns: u64::MAX,
+            pipeline: 1,
+            think_ns: 50 * MS,
+            idle_ns: 2 * MS,
+            keys: 8,
+            impatient_percent: 0,
+            client_crashes: false,
+            watches: false,
+            ..Plan::of_seed(0)
         }
     }
 

@@ -7,9 +7,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use super::plan::Plan;
-use super::world::{Report, play};
-use crate::gcs::Bug;
+use super::plan::{MS, Plan};
+use super::world::{Report, World, play};
+use crate::gcs::{Bug, Epoch};
 
 /// Seeds within which every deliberate bug must be caught.
 const SEEDS: u64 = 2_000;
@@ -93,4 +93,27 @@ fn every_deliberate_bug_is_caught() {
 fn a_seed_is_one_run() {
     let runs = [0, 1].map(|_| format!("{:?}", play(&Plan::of_seed(3))));
     assert_eq!(runs[0], runs[1]);
+}
+
+/// A thousand ranks, most of them clients with little to do; the head of the
+/// chain ends. Until a spare has taken a place in it and every rank knows.
+#[test]
+fn a_thousand_ranks_settle_within_a_second() {
+    let ranks = 1_000;
+    let mut world = World::new(Plan::large(ranks));
+    let killed_at = 100 * MS;
+    while world.now < killed_at && world.step() {}
+    let rate = |bytes: u64, ns: u64| bytes * 1_000_000_000 / ns / u64::from(ranks);
+    let at_rest = rate(world.report.control_bytes, world.now);
+    let before = world.report.control_bytes;
+    world.kill(0);
+    while !world.has_settled(Epoch(1)) && world.now < killed_at + 1_000 * MS && world.step() {}
+    let took = world.now - killed_at;
+    let during = rate(world.report.control_bytes - before, took);
+    println!(
+        "{ranks} ranks settled after {} us; control bytes per rank and second: {at_rest} at rest, {during} meanwhile",
+        took / 1_000
+    );
+    assert_eq!(world.report.violation, None);
+    assert!(world.has_settled(Epoch(1)), "not settled after a second: {:?}", world.latest);
 }

@@ -286,7 +286,7 @@ impl World {
             Event::DiskDone { server, shard, life } => self.disk_done(server, shard, life),
             Event::Think(number) => {
                 self.think(number);
-                self.after(150 * US, Event::Think(number));
+                self.after(self.plan.idle_ns, Event::Think(number));
             }
             Event::Fault => {
                 if self.faults_on {
@@ -436,7 +436,7 @@ impl World {
                 }
                 MemberAction::Send(to, message) => self.send(Address::Quorum(rank), to, message),
                 MemberAction::Consensus(to, message) => {
-                    self.report.control_bytes += 100;
+                    self.report.control_bytes += postcard::to_stdvec(&message).map_or(0, |bytes| bytes.len() as u64);
                     for delay in self.delays(rank, to) {
                         let message = Box::new(message.clone());
                         self.after(delay, Event::Consensus { from: rank, to, message });
@@ -479,7 +479,7 @@ impl World {
             Body::Beat(_) | Body::Grant { .. } | Body::Chain(_) | Body::Locate | Body::Watch(_) | Body::Link(_)
         );
         if control {
-            self.report.control_bytes += 40;
+            self.report.control_bytes += postcard::to_stdvec(&message).map_or(0, |bytes| bytes.len() as u64);
         }
         for delay in self.delays(rank_of(from), rank_of(to)) {
             self.after(delay, Event::Deliver { from, to, message: message.clone() });
@@ -515,6 +515,28 @@ impl World {
 
     fn fail(&mut self, what: String) {
         self.report.violation.get_or_insert(format!("at {} us: {what}", self.now / US));
+    }
+}
+
+/// What a test of one change of a chain needs.
+impl World {
+    /// A server ends, whatever that does.
+    pub fn kill(&mut self, number: usize) {
+        let server = &mut self.servers[number];
+        server.up = false;
+        server.replicas.clear();
+        server.seen_applied.clear();
+        server.member = None;
+    }
+
+    /// Whether every chain is whole again after `epoch` and every client knows it.
+    pub fn has_settled(&self, after: Epoch) -> bool {
+        let shards = 0..self.founding.len();
+        shards.into_iter().all(|shard| {
+            let epoch = self.latest[shard].epoch;
+            let known = |user: &User| user.client.epoch(ShardId(shard as u16)) == epoch;
+            epoch > after && self.is_whole(shard) && self.users.iter().all(known)
+        })
     }
 }
 
@@ -695,7 +717,12 @@ impl World {
         if self.now > healed_at + self.plan.liveness_ns {
             let waiting: Vec<usize> = self.users.iter().map(|user| user.pending()).collect();
             let latest = &self.latest;
-            self.fail(format!("not well again: chains {latest:?}, operations under way {waiting:?}, whole: {whole}, served: {served}"));
+            let replicas: Vec<String> = self.servers.iter().flat_map(|s| &s.replicas).map(state_of).collect();
+            let members = self.servers.iter().filter_map(|server| server.member.as_ref());
+            let members: Vec<_> = members.map(|m| (m.leads(), m.directory().chains().map(|c| c.epoch.0).collect::<Vec<_>>())).collect();
+            self.fail(format!(
+                "not well again: whole: {whole}, operations under way {waiting:?}, chains {latest:?}, replicas {replicas:?}, quorum {members:?}"
+            ));
             return true;
         }
         false
@@ -756,7 +783,8 @@ impl World {
             for member in &chain.members {
                 let (sizes, log) = self.servers[member.rank.index()].replicas[shard].sizes();
                 let clients = self.plan.clients as usize;
-                let outcomes_max = clients * (self.plan.pipeline + 1) * 2;
+                // One command that is lost on its way keeps back those behind it.
+                let outcomes_max = clients * 50;
                 if sizes.records > keys(&self.plan).len()
                     || sizes.sessions > clients
                     || sizes.outcomes > outcomes_max
@@ -768,6 +796,13 @@ impl World {
         }
         Ok(())
     }
+}
+
+fn state_of(replica: &Replica) -> String {
+    let ReplicaId { rank, incarnation } = replica.id();
+    let (applied, last) = (replica.state().applied().0, replica.last().0);
+    let (linked, leads) = (replica.is_linked(), replica.may_lead());
+    format!("{rank}.{incarnation} epoch {} has {applied}..{last}, linked {linked}, may lead {leads}", replica.epoch().0)
 }
 
 fn rank_of(address: Address) -> Rank {
