@@ -34,7 +34,8 @@ impl Truth {
     /// The first change whose value ends so: the write of that text.
     fn version_of(&self, key: &Key, text: &str) -> Option<Seq> {
         let mut events = self.changes.values().flatten();
-        let ends = |event: &&Event| event.value.as_ref().is_some_and(|v| event.key == *key && v.ends_with(text.as_bytes()));
+        let ends =
+            |event: &&Event| event.value.as_ref().is_some_and(|v| event.key == *key && v.ends_with(text.as_bytes()));
         events.find(ends).map(|event| event.version)
     }
 
@@ -104,7 +105,8 @@ fn key_is_linearizable(seen: &[&Seen], truth: &Truth) -> Result<(), String> {
         .filter_map(|(number, (seen, _, got))| Some((interval(got.as_ref()?)?, seen.invoked_at, number)))
         .collect();
     order.sort_unstable();
-    let places: BTreeMap<usize, usize> = order.iter().enumerate().map(|(place, (_, _, number))| (*number, place)).collect();
+    let places: BTreeMap<usize, usize> =
+        order.iter().enumerate().map(|(place, (_, _, number))| (*number, place)).collect();
 
     // By time; what begins when something else ends is taken to overlap it.
     let mut moments: Vec<(u64, bool, usize)> = Vec::new();
@@ -136,7 +138,8 @@ fn key_is_linearizable(seen: &[&Seen], truth: &Truth) -> Result<(), String> {
     if tester.is_consistent() {
         return Ok(());
     }
-    let line = |(seen, at, got): &(&Seen, u64, Option<Got>)| (seen.invoked_at, format!("to {at}: {:?} -> {got:?}", seen.did));
+    let line =
+        |(seen, at, got): &(&Seen, u64, Option<Got>)| (seen.invoked_at, format!("to {at}: {:?} -> {got:?}", seen.did));
     let mut lines: Vec<_> = ended.iter().map(line).collect();
     lines.sort();
     Err(format!("not linearizable: {:?}\n{lines:#?}", seen[0].key))

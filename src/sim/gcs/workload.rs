@@ -147,9 +147,10 @@ impl User {
                 let shard = self.client.shard_of(&key);
                 let (query, doing) = if self.rng.below(3) > 0 {
                     let mut some = vec![key.clone()];
-                    some.extend(all.into_iter().filter(|k| {
-                        self.client.shard_of(k) == shard && *k != key && self.rng.below(3) == 0
-                    }));
+                    some.extend(
+                        all.into_iter()
+                            .filter(|k| self.client.shard_of(k) == shard && *k != key && self.rng.below(3) == 0),
+                    );
                     (Query::Get(some.clone()), Doing::Read(some))
                 } else {
                     let query = Query::Scan { table: Table::Names, prefix: Blob::from(PREFIX), after: None };

@@ -207,11 +207,7 @@ impl World {
             } else {
                 let recovered = recover(server.disks[shard].bytes());
                 server.disks[shard].truncate(recovered.clean_bytes);
-                if recovered.owner > 0 {
-                    Replica::restored(options, recovered)
-                } else {
-                    Replica::spare(options)
-                }
+                if recovered.owner > 0 { Replica::restored(options, recovered) } else { Replica::spare(options) }
             };
             if first {
                 // A rank takes part once its log is on disk.
@@ -719,7 +715,8 @@ impl World {
             let latest = &self.latest;
             let replicas: Vec<String> = self.servers.iter().flat_map(|s| &s.replicas).map(state_of).collect();
             let members = self.servers.iter().filter_map(|server| server.member.as_ref());
-            let members: Vec<_> = members.map(|m| (m.leads(), m.directory().chains().map(|c| c.epoch.0).collect::<Vec<_>>())).collect();
+            let members: Vec<_> =
+                members.map(|m| (m.leads(), m.directory().chains().map(|c| c.epoch.0).collect::<Vec<_>>())).collect();
             self.fail(format!(
                 "not well again: whole: {whole}, operations under way {waiting:?}, chains {latest:?}, replicas {replicas:?}, quorum {members:?}"
             ));
