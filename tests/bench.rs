@@ -56,6 +56,16 @@ fn objects_are_put_and_read_in_place() {
     }
 }
 
+#[test]
+fn broadcasts_are_compared_with_one_transfer() {
+    let lines = bench(&["broadcast", "--json", "--quick"]);
+    let target = lines.iter().find(|l| !l["target"].is_null()).expect("a line with the target");
+    assert_eq!((number(target, "ranks"), number(target, "bytes")), (8.0, (1u64 << 30) as f64));
+    assert!(number(target, "ratio") < 1.3, "{target}");
+    let died = lines.iter().find(|l| text(l, "variant").contains("dies")).expect("a line with a death");
+    assert!(number(died, "ratio") < 1.3, "{died}");
+}
+
 /// Ranks that a launcher gave are used, and what does not fit them is named.
 #[test]
 fn given_ranks_are_used() {
@@ -128,7 +138,7 @@ fn records(out: &Output) -> Vec<Value> {
         .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
         .collect();
     for line in &lines {
-        let paths = ["in_worker", "cross_worker", "cross_process", "tcp"];
+        let paths = ["in_worker", "cross_worker", "cross_process", "tcp", "simulated"];
         assert!(paths.contains(&text(line, "path").as_str()), "{line}");
         assert!(!text(&line["reference"], "name").is_empty(), "{line}");
         let ratio = number(line, "ratio");

@@ -59,6 +59,9 @@ pub struct Config {
     /// `COLLIMATE_OFI_PROVIDER`: the libfabric provider to use, as `cxi` or
     /// `tcp`; `None` takes the best that has hardware here.
     pub ofi_provider: Option<String>,
+    /// `COLLIMATE_LANES`: connections to each peer by TCP for large transfers,
+    /// besides the one for messages; `None` means as many as pay.
+    pub lanes: Option<u8>,
     /// `COLLIMATE_STACK`: bytes of a task's stack.
     pub stack_bytes: usize,
     /// `COLLIMATE_INTERFACE`: the address that other hosts reach this one by;
@@ -83,6 +86,7 @@ impl Default for Config {
             rdma_device: None,
             rdma_gid_index: None,
             ofi_provider: None,
+            lanes: None,
             stack_bytes: limits::STACK_BYTES_DEFAULT,
             interface: None,
             port: 0,
@@ -170,6 +174,12 @@ impl Config {
                 false => return Err(bad(v, "the name of a libfabric provider, as cxi or tcp".into())),
             };
         }
+        if let Some(v) = var("COLLIMATE_LANES") {
+            config.lanes = match v.1.parse() {
+                Ok(n) if usize::from(n) <= limits::LANES_MAX => Some(n),
+                _ => return Err(bad(v, format!("a number from 0 to {}", limits::LANES_MAX))),
+            };
+        }
         if let Some(v) = var("COLLIMATE_STACK") {
             config.stack_bytes = match parse_bytes(&v.1) {
                 Some(n) if n >= 64 << 10 => n.next_multiple_of(4096),
@@ -254,6 +264,8 @@ mod tests {
             ("COLLIMATE_RDMA_DEVICE", "a device"),
             ("COLLIMATE_RDMA_GID_INDEX", "256"),
             ("COLLIMATE_OFI_PROVIDER", "x\n"),
+            ("COLLIMATE_LANES", "9"),
+            ("COLLIMATE_LANES", "-1"),
             ("COLLIMATE_STACK", "1"),
             ("COLLIMATE_INTERFACE", "here"),
             ("COLLIMATE_PORT", "70000"),
@@ -269,6 +281,7 @@ mod tests {
     fn good_values_are_taken() {
         assert_eq!(parse("COLLIMATE_STORE", "512M").unwrap().store_bytes, Some(512 << 20));
         assert_eq!(parse("COLLIMATE_FABRIC", "epoll").unwrap().fabric, FabricChoice::Epoll);
+        assert_eq!(parse("COLLIMATE_LANES", "0").unwrap().lanes, Some(0));
         assert_eq!(parse("NONE", "").unwrap(), Config::default());
     }
 }

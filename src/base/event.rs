@@ -51,6 +51,12 @@ events! {
     WorkerParked => "sched.worker_parked",
     /// A put failed because the arena was full.
     StoreFull => "store.full",
+    /// Bytes of objects that were read from their owners' memory.
+    ReadFromOwner => "store.bytes_read_from_owner",
+    /// Bytes of objects that were read from another reader's copy.
+    ReadFromCopy => "store.bytes_read_from_copy",
+    /// A read of a peer's memory failed.
+    ReadFailed => "store.read_failed",
 }
 
 /// A process's counters, one per event.
@@ -66,6 +72,11 @@ impl Counters {
     /// Counts `event` once.
     pub fn count(&self, event: Event) {
         self.0[event as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts `event` `times`.
+    pub fn add(&self, event: Event, times: u64) {
+        self.0[event as usize].fetch_add(times, Ordering::Relaxed);
     }
 
     /// How often `event` happened.

@@ -31,15 +31,184 @@ pub const OBJECT_ALIGN: usize = 64;
 /// The smallest arena a rank starts with.
 pub const ARENA_BYTES_MIN: usize = 1 << 20;
 
-/// Chunk of a one-sided read over a stream fabric.
+/// Chunk of a one-sided read on the connection that carries messages too: they
+/// take turns.
 pub const READ_CHUNK_BYTES: usize = 256 * 1024;
+
+/// The same on a connection that carries nothing else.
+pub const LANE_CHUNK_BYTES: usize = 4 << 20;
+
+/// Bytes of a read handed to the kernel, or taken from it, in one call: some 50
+/// microseconds of copying, for which messages wait.
+pub const BULK_CALL_BYTES: usize = 256 * 1024;
+
+/// Connections to one peer for large reads, besides the one for messages.
+pub const LANES_MAX: usize = 8;
+
+/// How many of them unless `COLLIMATE_LANES` says otherwise: measured in
+/// docs/adr/0011-tcp-bulk.md.
+pub const LANES_DEFAULT: usize = 1;
+
+/// Such connections of one rank in all: each has socket buffers of megabytes.
+pub const LANE_CONNECTIONS_MAX: usize = 1024;
+
+/// Reads from this size on go to an extra connection. Shorter ones are quicker
+/// than what may be under way there, and hold up messages by microseconds.
+pub const LANE_READ_BYTES_MIN: u64 = 64 * 1024;
+
+/// Descriptors that a rank leaves to everything but its connections.
+pub const DESCRIPTORS_SPARE: u64 = 256;
 
 /// Bytes that wait to be sent to one peer over a stream fabric: enough to fill
 /// a long fast link while its rank is busy.
 pub const STREAM_QUEUE_BYTES: usize = 1 << 20;
 
-/// One-sided reads under way from one peer over a stream fabric.
+/// Of these, what each peer may always have waiting, however much waits for
+/// others: so a peer that reads nothing cannot keep messages from the rest.
+pub const STREAM_QUEUE_RESERVE: usize = 128 * 1024;
+
+/// Bytes beyond that reserve that wait to be sent to all peers together.
+pub const STREAM_QUEUES_BYTES: usize = 64 << 20;
+
+/// One-sided reads under way from one peer over one connection.
 pub const STREAM_READS_MAX: usize = 256;
+
+/// Messages that a peer may send over RDMA before it is given room again: each
+/// has a buffer of the receiver waiting for it.
+pub const RDMA_CREDITS: u32 = 64;
+
+/// Buffers of a peer beyond its credits, for what needs none: room given back
+/// (no more than two at a time for messages, two for slots) and a goodbye.
+pub const RDMA_SPARE_BUFFERS: u32 = 6;
+
+/// A receive buffer: arguments or results that travel inside a message, with
+/// the headers of the message and of the fabric.
+pub const RDMA_BUFFER_BYTES: usize = INLINE_BYTES_MAX + 512;
+
+/// Messages too long for a buffer that a peer may have written before it is
+/// given room again.
+pub const RDMA_SLOTS: u32 = 4;
+
+/// Where such a message is written: the longest one, and the fabric's header.
+pub const RDMA_SLOT_BYTES: usize = MESSAGE_BYTES_MAX + LINE_BYTES;
+
+/// Memory that an RDMA fabric locks for messages of all peers together. These
+/// limits of a peer are for some hundred; with more, each has less of all.
+pub const RDMA_MEMORY_MAX: usize = 1 << 30;
+
+/// Sends over RDMA of which only the last asks for a completion.
+pub const RDMA_SENDS_PER_COMPLETION: u32 = 32;
+
+/// Work requests kept for what the fabric itself has to say.
+pub const RDMA_WORK_REQUESTS_OWN: u32 = 8;
+
+/// Reads under way from one peer over RDMA; a device may take fewer.
+pub const RDMA_READS_MAX: u8 = 16;
+
+/// Chunk of a read over RDMA: with [`RDMA_READS_MAX`] it bounds what is under
+/// way from one peer, and what another read waits for.
+pub const RDMA_READ_BYTES: usize = 1 << 20;
+
+/// Regions of one rank that RDMA peers can read.
+pub const RDMA_REGIONS_MAX: usize = 64;
+
+/// How often an idle RDMA connection is tried: with the half second that the
+/// card takes to give up, a dead host is noticed in about one.
+pub const RDMA_HEARTBEAT: Duration = Duration::from_millis(500);
+
+/// How long the end of an RDMA connection may take: what was sent is
+/// acknowledged, or the card has given up by then.
+pub const RDMA_END_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Buffers that wait for messages at an endpoint of libfabric: what may arrive
+/// between two polls without being sent again.
+pub const OFI_RECEIVES: usize = 64;
+
+/// Messages to all peers that an endpoint of libfabric may have under way.
+pub const OFI_SENDS_MAX: usize = 2048;
+
+/// Messages to one peer that an endpoint of libfabric may have under way, so
+/// that a peer that stops reading leaves room for the others.
+pub const OFI_SENDS_PEER_MAX: usize = 64;
+
+/// Messages that may be sent to one peer over libfabric after the oldest that
+/// is under way: as many may arrive before it and wait for it.
+pub const OFI_WINDOW_MESSAGES: u64 = 4096;
+
+/// Bytes of those messages.
+pub const OFI_WINDOW_BYTES: u64 = 4 << 20;
+
+/// Part of a one-sided read over libfabric: some providers copy it within the
+/// call, which must stay short.
+pub const OFI_READ_BYTES: usize = 1 << 20;
+
+/// Parts of reads under way from one peer over libfabric.
+pub const OFI_READS_PEER_MAX: usize = 8;
+
+/// The largest set-up message of libfabric: an address and some regions.
+pub const OFI_SETUP_BYTES_MAX: usize = 64 * 1024;
+
+/// How long the messages and reads of a peer that has ended are waited for.
+pub const OFI_DRAIN_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Objects from this size on are read in chunks, from whoever has them. Asking
+/// who that is costs a round trip, which is little beside the time that so many
+/// bytes take.
+pub const BULK_BYTES_MIN: u64 = 2 << 20;
+
+/// Objects from this size on are read from whoever has them if enough ranks read
+/// them at the same time.
+pub const SHARED_BYTES_MIN: u64 = 64 << 10;
+
+/// Ranks that have such an object on loan, from which on a further one is told
+/// to ask: the first ones are served by the owner as soon.
+pub const SHARED_FROM: usize = 3;
+
+/// The smallest chunk: what comes in one is on its way for longer than a
+/// message about it.
+pub const CHUNK_BYTES_MIN: u64 = 256 << 10;
+
+/// Chunks of an object that is neither small nor huge: each rank of a chain is
+/// one chunk behind the rank before it.
+pub const CHUNKS_AIM: u64 = 1024;
+
+/// Chunks of an object; from `CHUNKS_AIM` on they have `CHUNK_BYTES_MAX`, and
+/// only the largest objects have larger ones.
+pub const CHUNKS_MAX: usize = 4096;
+
+/// See [`CHUNKS_MAX`].
+pub const CHUNK_BYTES_MAX: u64 = 4 << 20;
+
+/// Bytes under way for one object from one rank, but two chunks always: what a
+/// link of 100 Gb/s holds in 300 us, and little to wait for at the end.
+pub const FETCH_SOURCE_BYTES_MAX: u64 = 4 << 20;
+
+/// Bytes under way from one rank over all objects.
+pub const FETCH_PEER_BYTES_MAX: u64 = 16 << 20;
+
+/// Bytes under way from all ranks.
+pub const FETCH_BYTES_MAX: u64 = 64 << 20;
+
+/// Ranks that a reader is told at once to read an object from.
+pub const BULK_SOURCES_MAX: usize = 4;
+
+/// How long a rank may send nothing of what was asked of it before it is asked
+/// of another, if there is one: a process that is stopped, or worse.
+pub const SOURCE_STALL_MAX: Duration = Duration::from_secs(1);
+
+/// How often transfers are looked at for such ranks.
+pub const STALL_CHECK_EVERY: Duration = Duration::from_millis(250);
+
+/// How long an object waits for memory that others have taken, once none of
+/// those is on its way any more: tasks that are done give it back.
+pub const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How often at a time one rank may use a copy in another's memory in place.
+pub const IN_PLACE_MAX: usize = 1024;
+
+/// How often a reader asks for other sources of an object before it gives up:
+/// each answer follows a rank that was lost or had no copy any more.
+pub const BULK_LOCATES_MAX: u32 = 64;
 
 /// How long a peer's host may be silent, with data or keep-alive probes under
 /// way, before the connection counts as ended; and how long a peer may take
@@ -57,6 +226,14 @@ pub const PENDING_MAX: usize = 256;
 /// its peers at once, as far as `net.core.somaxconn` lets them.
 pub const BACKLOG: i32 = RANKS_MAX as i32;
 
+/// How long the first connection of a peer is read for what it said before it
+/// closed another one.
+pub const LANE_GRACE: Duration = Duration::from_secs(1);
+
+/// How long a rank waits for what a peer's fabric says to set a connection up:
+/// that peer sets up those to lower ranks first, which takes milliseconds each.
+pub const SET_UP_DEADLINE: Duration = Duration::from_secs(30);
+
 /// How long ranks wait for each other at start.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -70,6 +247,10 @@ pub const LOSS_GRACE: Duration = Duration::from_secs(2);
 
 /// How long ranks have between SIGTERM and SIGKILL.
 pub const TERM_GRACE: Duration = Duration::from_secs(2);
+
+/// How long the launcher waits for word that killed ranks have ended: only a
+/// host that cannot be reached sends none.
+pub const KILL_GRACE: Duration = Duration::from_secs(2);
 
 /// The largest frame between a launcher and its ranks: every rank's card.
 pub const LAUNCH_FRAME_BYTES_MAX: usize = RANKS_MAX as usize * CARD_BYTES_MAX;
@@ -175,12 +356,22 @@ const _: () = assert!(GCS_KEY_BYTES_MAX + GCS_VALUE_BYTES_MAX + 1024 <= MESSAGE_
 const _: () = assert!(GCS_PAGE_BYTES_MAX + GCS_VALUE_BYTES_MAX + 1024 <= MESSAGE_BYTES_MAX);
 const _: () = assert!(GCS_FORWARD_BYTES_MAX + GCS_VALUE_BYTES_MAX + 1024 <= MESSAGE_BYTES_MAX);
 const _: () = assert!(GCS_PART_BYTES + 1024 <= MESSAGE_BYTES_MAX);
+const _: () = assert!(OFI_SENDS_PEER_MAX <= OFI_SENDS_MAX && (OFI_SENDS_PEER_MAX as u64) < OFI_WINDOW_MESSAGES);
+const _: () = assert!(OFI_WINDOW_BYTES > MESSAGE_BYTES_MAX as u64);
 const _: () = assert!(RING_LINES.is_power_of_two());
+const _: () = assert!(STREAM_QUEUE_RESERVE > MESSAGE_BYTES_MAX + LINE_BYTES);
+const _: () = assert!(READ_CHUNK_BYTES <= LANE_CHUNK_BYTES && LANE_CHUNK_BYTES < u32::MAX as usize);
+const _: () = assert!(LANES_MAX < 64 && LANES_DEFAULT <= LANES_MAX && RANKS_MAX <= 1 << 24);
 const _: () = assert!(RING_LINES * LINE_BYTES >= 4 * MESSAGE_BYTES_MAX);
 const _: () = assert!(INLINE_BYTES_MAX * 2 <= MESSAGE_BYTES_MAX);
 const _: () = assert!(DEQUE_SLOTS.is_power_of_two());
+const _: () = assert!(RDMA_CREDITS <= u16::MAX as u32 && RDMA_SLOTS <= u8::MAX as u32 && RDMA_CREDITS >= RDMA_SLOTS);
 const _: () = assert!(PMI_VALUE_BYTES_MIN <= 1024);
 const _: () = assert!(OBJECT_ALIGN.is_power_of_two());
 const _: () = assert!(INLINE_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(MESSAGE_BYTES_MAX <= 1 << 16);
 const _: () = assert!(TEXT_BYTES_MAX + TRAIL_HOPS_MAX * (NAME_BYTES_MAX + 64) <= MESSAGE_BYTES_MAX / 2);
+const _: () = assert!(CHUNKS_MAX.is_multiple_of(64) && CHUNKS_AIM <= CHUNKS_MAX as u64);
+const _: () = assert!(SHARED_BYTES_MIN < BULK_BYTES_MIN && SHARED_BYTES_MIN > INLINE_BYTES_MAX as u64);
+const _: () = assert!(CHUNK_BYTES_MIN < BULK_BYTES_MIN && CHUNK_BYTES_MIN <= CHUNK_BYTES_MAX);
+const _: () = assert!(FETCH_SOURCE_BYTES_MAX <= FETCH_PEER_BYTES_MAX && FETCH_PEER_BYTES_MAX <= FETCH_BYTES_MAX);

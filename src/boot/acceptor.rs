@@ -3,7 +3,7 @@
 //! thread of a rank that no user code can hold up.
 
 use std::io::{self, Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -27,6 +27,9 @@ pub(super) struct Identity {
     pub(super) job: JobId,
     pub(super) me: Rank,
     pub(super) size: u32,
+    /// By rank, how many connections besides the first there are to be with
+    /// each, if that one is TCP.
+    pub(super) lanes: Vec<u8>,
 }
 
 /// Where peers call; nothing for a job of one rank.
@@ -34,6 +37,13 @@ pub(super) struct Identity {
 pub(super) struct Listeners {
     pub(super) tcp: Option<TcpListener>,
     pub(super) unix: Option<UnixListener>,
+}
+
+/// Who has connected.
+pub(super) struct Arrived {
+    pub(super) links: Vec<(Rank, Stream)>,
+    /// The other connections of those that came by TCP, in order.
+    pub(super) lanes: Vec<(Rank, u8, TcpStream)>,
 }
 
 /// The running thread; dropping it ends the thread and closes the listeners.
@@ -58,7 +68,11 @@ impl Acceptor {
         }
         let shared = Arc::new(Shared {
             stop: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            arrivals: Mutex::new(Arrivals { links: Vec::new(), known: vec![false; identity.size as usize] }),
+            arrivals: Mutex::new(Arrivals {
+                links: Vec::new(),
+                lanes: Vec::new(),
+                seen: vec![Seen::default(); identity.size as usize],
+            }),
             changed: Condvar::new(),
         });
         let turn = Turn {
@@ -75,19 +89,21 @@ impl Acceptor {
         Ok(Acceptor { shared, thread: Some(thread) })
     }
 
-    /// Waits until all `ranks` have connected, or says which have not by then
-    /// or when `give_up` first returns true.
+    /// Waits until all `ranks` have connected with all their lanes, or says which
+    /// have not by then or when `give_up` first returns true.
     pub(super) fn wait_for(
         &self,
         ranks: std::ops::Range<u32>,
         deadline: Instant,
         give_up: impl Fn() -> bool,
-    ) -> Result<Vec<(Rank, Stream)>, Vec<Rank>> {
+    ) -> Result<Arrived, Vec<Rank>> {
         let mut arrivals = self.shared.lock();
         loop {
-            let missing: Vec<Rank> = ranks.clone().map(Rank).filter(|rank| !arrivals.known[rank.index()]).collect();
+            let missing: Vec<Rank> = ranks.clone().map(Rank).filter(|rank| !arrivals.seen[rank.index()].is_complete()).collect();
             if missing.is_empty() {
-                return Ok(std::mem::take(&mut arrivals.links));
+                let mut lanes = std::mem::take(&mut arrivals.lanes);
+                lanes.sort_by_key(|(rank, lane, _)| (*rank, *lane));
+                return Ok(Arrived { links: std::mem::take(&mut arrivals.links), lanes });
             }
             if Instant::now() >= deadline || give_up() {
                 return Err(missing);
@@ -137,7 +153,30 @@ impl Shared {
 #[derive(Debug)]
 struct Arrivals {
     links: Vec<(Rank, Stream)>,
-    known: Vec<bool>,
+    lanes: Vec<(Rank, u8, TcpStream)>,
+    /// By rank.
+    seen: Vec<Seen>,
+}
+
+/// Which connections of a rank have come.
+#[derive(Clone, Copy, Default, Debug)]
+struct Seen {
+    /// A bit for each lane.
+    lanes: u64,
+    /// A bit for each that is to come; known with the first.
+    due: u64,
+}
+
+impl Seen {
+    fn is_complete(self) -> bool {
+        self.lanes != 0 && self.lanes == self.due
+    }
+
+    /// Whether a lane is still to come.
+    fn lacks(self, lane: u32) -> bool {
+        let due = if self.lanes == 0 { 1 } else { self.due };
+        lane < u64::BITS && due & !self.lanes & 1 << lane != 0
+    }
 }
 
 /// A connection within the handshake.
@@ -286,16 +325,19 @@ impl Turn {
                         return self.refuse(index, Event::RefusedClosed);
                     }
                 }
-                Ok(Step::Proven(rank)) => return self.admit(index, rank),
+                Ok(Step::Proven(rank, lane)) => return self.admit(index, rank, lane),
                 Err(refusal) => return self.refuse(index, refusal.event()),
             }
         }
     }
 
-    fn admit(&mut self, index: usize, rank: Rank) {
+    fn admit(&mut self, index: usize, rank: Rank, lane: u32) {
         let mut arrivals = self.shared.lock();
-        // Ranks call lower ranks, and once.
-        let expected = rank > self.identity.me && arrivals.known.get(rank.index()) == Some(&false);
+        // Ranks call lower ranks, once for each lane, and lanes are TCP.
+        let is_tcp = matches!(self.pending[index].stream, Stream::Tcp(_));
+        let expected = rank > self.identity.me
+            && arrivals.seen.get(rank.index()).is_some_and(|seen| seen.lacks(lane))
+            && (lane == 0 || is_tcp);
         if !expected {
             drop(arrivals);
             return self.refuse(index, Event::RefusedRank);
@@ -307,8 +349,15 @@ impl Turn {
             return;
         }
         self.counters.count(Event::Admitted);
-        arrivals.known[rank.index()] = true;
-        arrivals.links.push((rank, stream));
+        if lane == 0 {
+            let more = if is_tcp { self.identity.lanes.get(rank.index()).copied().unwrap_or(0) } else { 0 };
+            arrivals.seen[rank.index()].due = (1 << (more + 1)) - 1;
+        }
+        arrivals.seen[rank.index()].lanes |= 1 << lane;
+        match stream {
+            Stream::Tcp(socket) if lane > 0 => arrivals.lanes.push((rank, lane as u8, socket)),
+            first => arrivals.links.push((rank, first)),
+        }
         self.shared.changed.notify_all();
     }
 
@@ -377,7 +426,7 @@ mod tests {
     }
 
     fn identity(rank: u32, key: u8) -> Identity {
-        Identity { key: Key([key; 32]), job: JobId(5), me: Rank(rank), size: 4 }
+        Identity { key: Key([key; 32]), job: JobId(5), me: Rank(rank), size: 4, lanes: vec![0, 0, 0, 2] }
     }
 
     fn open() -> Door {
@@ -386,7 +435,7 @@ mod tests {
         let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
         let unix = UnixListener::bind_addr(&address).unwrap();
         rustix::net::listen(&tcp, crate::base::limits::BACKLOG).unwrap();
-        let card = Card { rank: Rank(1), host: HostId(0), tcp: tcp.local_addr().unwrap(), unix: name, pid: 0 };
+        let card = Card { rank: Rank(1), host: HostId(0), tcp: tcp.local_addr().unwrap(), unix: name, pid: 0, lanes: 2 };
         let counters = Arc::new(Counters::new());
         let listeners = Listeners { tcp: Some(tcp), unix: Some(unix) };
         let acceptor = Acceptor::start(identity(1, 1), listeners, Launcher::none(), counters.clone()).unwrap();
@@ -401,7 +450,11 @@ mod tests {
         }
 
         fn call(&self, rank: u32, key: u8, via: Via) -> Result<Stream, BootError> {
-            dial::call(&identity(rank, key), &self.card, via, &Launcher::none())
+            self.call_for(rank, 0, key, via)
+        }
+
+        fn call_for(&self, rank: u32, lane: u8, key: u8, via: Via) -> Result<Stream, BootError> {
+            dial::call(&identity(rank, key), &self.card, lane, via, &Launcher::none())
         }
 
         /// Waits until `event` has been counted `times`.
@@ -414,7 +467,7 @@ mod tests {
         }
 
         fn wait_for(&self, ranks: std::ops::Range<u32>) -> Vec<(Rank, Stream)> {
-            self.acceptor.wait_for(ranks, Instant::now() + ADMISSION_DEADLINE, || false).unwrap()
+            self.acceptor.wait_for(ranks, Instant::now() + ADMISSION_DEADLINE, || false).unwrap().links
         }
     }
 
@@ -431,6 +484,7 @@ mod tests {
         let door = open();
         let mut unix = door.call(2, 1, Via::Unix).unwrap();
         let mut tcp = door.call(3, 1, Via::Tcp).unwrap();
+        let lanes = [1, 2].map(|lane| door.call_for(3, lane, 1, Via::Tcp).unwrap());
         unix.write_all(&[2]).unwrap();
         tcp.write_all(&[3]).unwrap();
         for (rank, mut link) in door.wait_for(2..4) {
@@ -438,7 +492,39 @@ mod tests {
             link.read_exact(&mut byte).unwrap();
             assert_eq!(u32::from(byte[0]), rank.0);
         }
-        door.expect(Event::Admitted, 2);
+        door.expect(Event::Admitted, 4);
+        drop(lanes);
+    }
+
+    #[test]
+    fn a_rank_is_there_with_its_last_lane_and_each_comes_once_and_after_the_first() {
+        let door = open();
+        let is_refused = |rank, lane, via| {
+            let error = door.call_for(rank, lane, 1, via).unwrap_err();
+            assert!(error.to_string().contains("it refused this rank"), "{error}");
+        };
+        is_refused(3, 1, Via::Tcp);
+        let _first = door.call(3, 1, Via::Tcp).unwrap();
+        let mut second = door.call_for(3, 2, 1, Via::Tcp).unwrap();
+        is_refused(3, 2, Via::Tcp);
+        is_refused(3, 3, Via::Tcp);
+        is_refused(3, 1, Via::Unix);
+        let soon = Instant::now() + Duration::from_millis(50);
+        assert_eq!(door.acceptor.wait_for(3..4, soon, || false).err(), Some(vec![Rank(3)]));
+        let mut first = door.call_for(3, 1, 1, Via::Tcp).unwrap();
+        first.write_all(&[1]).unwrap();
+        second.write_all(&[2]).unwrap();
+        let arrived = door.acceptor.wait_for(3..4, Instant::now() + ADMISSION_DEADLINE, || false).unwrap();
+        assert_eq!(arrived.links.len(), 1);
+        for ((rank, lane, mut socket), expected) in arrived.lanes.into_iter().zip([1, 2]) {
+            let mut byte = [0];
+            socket.read_exact(&mut byte).unwrap();
+            assert_eq!((rank, lane, byte[0]), (Rank(3), expected, expected));
+        }
+        // One that came by the Unix door has no lanes.
+        let _unix = door.call(2, 1, Via::Unix).unwrap();
+        is_refused(2, 1, Via::Tcp);
+        door.wait_for(2..3);
     }
 
     #[test]
@@ -449,7 +535,7 @@ mod tests {
         let drip = door.connect();
         let dripping = {
             let mut drip = drip.try_clone().unwrap();
-            let hello = *Caller::new(Key([1; 32]), JobId(5), Rank(2), Rank(1), [0; 32]).hello();
+            let hello = *Caller::new(Key([1; 32]), JobId(5), Rank(2), Rank(1), 0, [0; 32]).hello();
             std::thread::spawn(move || {
                 for byte in hello.iter().cycle() {
                     if drip.write_all(&[*byte]).is_err() {
@@ -494,7 +580,7 @@ mod tests {
     fn a_wrong_key_is_refused_on_both_sides() {
         let door = open();
         let mut stranger = door.connect();
-        let mut caller = Caller::new(Key([9; 32]), JobId(5), Rank(2), Rank(1), [3; 32]);
+        let mut caller = Caller::new(Key([9; 32]), JobId(5), Rank(2), Rank(1), 0, [3; 32]);
         stranger.write_all(caller.hello()).unwrap();
         let mut challenge = [0; REPLY_BYTES];
         stranger.read_exact(&mut challenge).unwrap();
@@ -514,7 +600,7 @@ mod tests {
             stream.write_all(&[8; REPLY_BYTES]).unwrap();
         });
         let card = Card { tcp: address, ..door.card.clone() };
-        let error = dial::call(&identity(2, 1), &card, Via::Tcp, &Launcher::none()).unwrap_err();
+        let error = dial::call(&identity(2, 1), &card, 0, Via::Tcp, &Launcher::none()).unwrap_err();
         assert!(error.to_string().contains("does not have this job's key"), "{error}");
         answering.join().unwrap();
     }
@@ -523,7 +609,7 @@ mod tests {
     fn a_recorded_handshake_cannot_be_replayed() {
         let door = open();
         let mut honest = door.connect();
-        let mut caller = Caller::new(Key([1; 32]), JobId(5), Rank(2), Rank(1), [3; 32]);
+        let mut caller = Caller::new(Key([1; 32]), JobId(5), Rank(2), Rank(1), 0, [3; 32]);
         honest.write_all(caller.hello()).unwrap();
         let mut challenge = [0; REPLY_BYTES];
         honest.read_exact(&mut challenge).unwrap();
@@ -550,7 +636,7 @@ mod tests {
         for (times, rank) in [2, 1, 0, 4].into_iter().enumerate() {
             // One call by hand: the caller itself would try again.
             let mut stream = door.connect();
-            let mut caller = Caller::new(Key([1; 32]), JobId(5), Rank(rank), Rank(1), [rank as u8; 32]);
+            let mut caller = Caller::new(Key([1; 32]), JobId(5), Rank(rank), Rank(1), 0, [rank as u8; 32]);
             stream.write_all(caller.hello()).unwrap();
             let mut challenge = [0; REPLY_BYTES];
             stream.read_exact(&mut challenge).unwrap();
@@ -567,11 +653,11 @@ mod tests {
         let door = open();
         door.call(3, 1, Via::Unix).unwrap();
         let missing = door.acceptor.wait_for(2..4, Instant::now() + Duration::from_millis(50), || false);
-        assert_eq!(missing.unwrap_err(), [Rank(2)]);
+        assert_eq!(missing.err(), Some(vec![Rank(2)]));
         let (address, card): (SocketAddr, Card) = (door.card.tcp, door.card.clone());
         drop(door);
         assert!(TcpStream::connect(address).is_err());
-        let error = dial::call(&identity(2, 1), &card, Via::Unix, &Launcher::none()).unwrap_err();
+        let error = dial::call(&identity(2, 1), &card, 0, Via::Unix, &Launcher::none()).unwrap_err();
         assert!(error.to_string().contains("rank 2 cannot reach rank 1"), "{error}");
     }
 }

@@ -4,7 +4,7 @@
 //! Four messages of fixed size, the caller (the higher rank) first:
 //!
 //! ```text
-//! hello      magic, version, job, from, to, nonce of the caller     60 bytes
+//! hello      magic, version, job, from, to, lane, caller's nonce    64 bytes
 //! challenge  nonce of the listener                                  32
 //! proof      MAC(key, "caller",   hello, challenge)                 32
 //! admission  MAC(key, "listener", hello, challenge)                 32
@@ -35,7 +35,7 @@ pub const KEY_BYTES: usize = 32;
 pub const NONCE_BYTES: usize = 32;
 
 /// Bytes of the first message.
-pub const HELLO_BYTES: usize = 60;
+pub const HELLO_BYTES: usize = 64;
 
 /// Bytes of the other three.
 pub const REPLY_BYTES: usize = 32;
@@ -73,9 +73,10 @@ pub enum Step {
     More,
     /// Send these bytes, then read on.
     Send([u8; REPLY_BYTES]),
-    /// The caller has proven to be that rank: send [`Listener::admission`] to
-    /// let it in, or close.
-    Proven(Rank),
+    /// The caller has proven to be that rank, and that the connection is to be
+    /// that one of its lanes: send [`Listener::admission`] to let it in, or
+    /// close.
+    Proven(Rank, u32),
 }
 
 /// The side that accepted the connection.
@@ -117,11 +118,12 @@ impl Listener {
         // What the hello claims counts only as it should have been sent to this
         // rank of this job: a caller that meant another fails the proof.
         let from = Rank(u32_at(&self.hello.bytes, FROM_AT));
+        let lane = u32_at(&self.hello.bytes, LANE_AT);
         let nonce = self.hello.bytes[NONCE_AT..].try_into().expect("the hello ends with the nonce");
-        let expected = hello(self.job, from, self.me, nonce);
+        let expected = hello(self.job, from, self.me, lane, nonce);
         let mac = mac(&self.key, Role::Caller, &expected, &self.nonce);
         mac.verify_slice(&self.proof.bytes).map_err(|_| Refusal::Proof)?;
-        Ok(Step::Proven(from))
+        Ok(Step::Proven(from, lane))
     }
 
     /// The last message, which proves this side and lets the caller in.
@@ -150,9 +152,10 @@ pub enum CallerStep {
 }
 
 impl Caller {
-    /// Calls `peer`; `nonce` must never be used twice.
-    pub fn new(key: Key, job: JobId, me: Rank, peer: Rank, nonce: [u8; NONCE_BYTES]) -> Self {
-        Caller { key, hello: hello(job, me, peer, nonce), challenge: Message::new(), admission: Message::new() }
+    /// Calls `peer` for the connection with number `lane`; `nonce` must never be
+    /// used twice.
+    pub fn new(key: Key, job: JobId, me: Rank, peer: Rank, lane: u32, nonce: [u8; NONCE_BYTES]) -> Self {
+        Caller { key, hello: hello(job, me, peer, lane, nonce), challenge: Message::new(), admission: Message::new() }
     }
 
     /// The first message.
@@ -186,10 +189,11 @@ impl Caller {
 }
 
 const MAGIC: [u8; 8] = *b"COLLIMAT";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const PREFIX_BYTES: usize = 12;
 const FROM_AT: usize = 20;
-const NONCE_AT: usize = 28;
+const LANE_AT: usize = 28;
+const NONCE_AT: usize = 32;
 const _: () = assert!(NONCE_AT + NONCE_BYTES == HELLO_BYTES);
 
 /// Who makes a proof.
@@ -229,12 +233,13 @@ fn prefix() -> [u8; PREFIX_BYTES] {
     prefix
 }
 
-fn hello(job: JobId, from: Rank, to: Rank, nonce: [u8; NONCE_BYTES]) -> [u8; HELLO_BYTES] {
+fn hello(job: JobId, from: Rank, to: Rank, lane: u32, nonce: [u8; NONCE_BYTES]) -> [u8; HELLO_BYTES] {
     let mut hello = [0; HELLO_BYTES];
     hello[..PREFIX_BYTES].copy_from_slice(&prefix());
     hello[PREFIX_BYTES..FROM_AT].copy_from_slice(&job.0.to_le_bytes());
     hello[FROM_AT..FROM_AT + 4].copy_from_slice(&from.0.to_le_bytes());
-    hello[FROM_AT + 4..NONCE_AT].copy_from_slice(&to.0.to_le_bytes());
+    hello[FROM_AT + 4..LANE_AT].copy_from_slice(&to.0.to_le_bytes());
+    hello[LANE_AT..NONCE_AT].copy_from_slice(&lane.to_le_bytes());
     hello[NONCE_AT..].copy_from_slice(&nonce);
     hello
 }
@@ -277,9 +282,9 @@ mod tests {
 
     #[test]
     fn both_sides_prove_themselves() {
-        let mut caller = Caller::new(key(1), JOB, Rank(3), Rank(0), [9; NONCE_BYTES]);
+        let mut caller = Caller::new(key(1), JOB, Rank(3), Rank(0), 0, [9; NONCE_BYTES]);
         let mut listener = listener(5);
-        assert_eq!(prove(&mut caller, &mut listener).0, Ok(Step::Proven(Rank(3))));
+        assert_eq!(prove(&mut caller, &mut listener).0, Ok(Step::Proven(Rank(3), 0)));
         assert_eq!(caller.feed(&listener.admission()), Ok(CallerStep::Admitted));
         assert_eq!((caller.wanted(), listener.wanted()), (0, 0));
     }
@@ -287,27 +292,31 @@ mod tests {
     #[test]
     fn any_other_key_job_or_addressee_is_refused() {
         for (key, job, to) in [(key(2), JOB, Rank(0)), (key(1), JobId(8), Rank(0)), (key(1), JOB, Rank(1))] {
-            let mut caller = Caller::new(key, job, Rank(3), to, [9; NONCE_BYTES]);
+            let mut caller = Caller::new(key, job, Rank(3), to, 0, [9; NONCE_BYTES]);
             assert_eq!(prove(&mut caller, &mut listener(5)).0, Err(Refusal::Proof));
         }
     }
 
     #[test]
-    fn a_claimed_rank_stands_under_the_proof() {
-        let mut caller = Caller::new(key(1), JOB, Rank(3), Rank(0), [9; NONCE_BYTES]);
-        let mut listener = listener(5);
-        let mut hello = *caller.hello();
-        hello[FROM_AT] = 4;
-        let Step::Send(challenge) = listener.feed(&hello).unwrap() else { panic!("no challenge") };
-        let CallerStep::Send(proof) = caller.feed(&challenge).unwrap() else { panic!("no proof") };
-        assert_eq!(listener.feed(&proof), Err(Refusal::Proof));
+    fn the_claimed_rank_and_lane_stand_under_the_proof() {
+        for at in [FROM_AT, LANE_AT] {
+            let mut caller = Caller::new(key(1), JOB, Rank(3), Rank(0), 1, [9; NONCE_BYTES]);
+            let mut listener = listener(5);
+            let mut hello = *caller.hello();
+            hello[at] += 1;
+            let Step::Send(challenge) = listener.feed(&hello).unwrap() else { panic!("no challenge") };
+            let CallerStep::Send(proof) = caller.feed(&challenge).unwrap() else { panic!("no proof") };
+            assert_eq!(listener.feed(&proof), Err(Refusal::Proof));
+        }
+        let mut caller = Caller::new(key(1), JOB, Rank(3), Rank(0), 1, [9; NONCE_BYTES]);
+        assert_eq!(prove(&mut caller, &mut listener(5)).0, Ok(Step::Proven(Rank(3), 1)));
     }
 
     #[test]
     fn a_recorded_proof_is_worthless() {
-        let mut caller = Caller::new(key(1), JOB, Rank(3), Rank(0), [9; NONCE_BYTES]);
+        let mut caller = Caller::new(key(1), JOB, Rank(3), Rank(0), 0, [9; NONCE_BYTES]);
         let (verdict, proof) = prove(&mut caller, &mut listener(5));
-        assert_eq!(verdict, Ok(Step::Proven(Rank(3))));
+        assert_eq!(verdict, Ok(Step::Proven(Rank(3), 0)));
         let mut again = listener(6);
         again.feed(caller.hello()).unwrap();
         assert_eq!(again.feed(&proof), Err(Refusal::Proof));
@@ -315,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_listener_without_the_key_or_with_a_reflected_proof_is_refused() {
-        let mut caller = Caller::new(key(1), JOB, Rank(3), Rank(0), [9; NONCE_BYTES]);
+        let mut caller = Caller::new(key(1), JOB, Rank(3), Rank(0), 0, [9; NONCE_BYTES]);
         let CallerStep::Send(proof) = caller.feed(&[5; NONCE_BYTES]).unwrap() else { panic!("no proof") };
         assert_eq!(caller.feed(&proof), Err(Refusal::Proof));
     }
@@ -327,15 +336,15 @@ mod tests {
         let mut split = listener(5);
         assert_eq!(split.feed(b"COLL"), Ok(Step::More));
         assert_eq!(split.feed(b"ISION"), Err(Refusal::Garbage));
-        let mut newer = Caller::new(key(1), JOB, Rank(3), Rank(0), [9; NONCE_BYTES]).hello;
-        newer[8] = 2;
+        let mut newer = Caller::new(key(1), JOB, Rank(3), Rank(0), 0, [9; NONCE_BYTES]).hello;
+        newer[8] = 3;
         assert_eq!(listener(5).feed(&newer), Err(Refusal::Garbage));
         assert_eq!(listener(5).feed(&[0; HELLO_BYTES + 1]), Err(Refusal::Garbage));
     }
 
     #[test]
     fn single_bytes_make_a_handshake_too() {
-        let mut caller = Caller::new(key(1), JOB, Rank(3), Rank(0), [9; NONCE_BYTES]);
+        let mut caller = Caller::new(key(1), JOB, Rank(3), Rank(0), 0, [9; NONCE_BYTES]);
         let mut listener = listener(5);
         let mut challenge = None;
         for byte in *caller.hello() {
@@ -345,6 +354,6 @@ mod tests {
         }
         let CallerStep::Send(proof) = caller.feed(&challenge.unwrap()).unwrap() else { panic!("no proof") };
         let steps: Vec<_> = proof.iter().map(|b| listener.feed(&[*b]).unwrap()).collect();
-        assert_eq!(steps.last(), Some(&Step::Proven(Rank(3))));
+        assert_eq!(steps.last(), Some(&Step::Proven(Rank(3), 0)));
     }
 }

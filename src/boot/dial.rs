@@ -13,8 +13,15 @@ use super::stream::Stream;
 use super::{BootError, Card, Launcher, Via};
 use crate::base::limits::{ADMISSION_DEADLINE, CALLS_MAX};
 
-/// Calls `peer` until it lets this rank in or clearly will not.
-pub(super) fn call(identity: &Identity, peer: &Card, via: Via, launcher: &Launcher) -> Result<Stream, BootError> {
+/// Calls `peer`, for the connection with number `lane`, until it lets this rank
+/// in or clearly will not.
+pub(super) fn call(
+    identity: &Identity,
+    peer: &Card,
+    lane: u8,
+    via: Via,
+    launcher: &Launcher,
+) -> Result<Stream, BootError> {
     let unreachable = |cause: String| BootError::Unreachable {
         me: identity.me,
         peer: peer.rank,
@@ -26,7 +33,7 @@ pub(super) fn call(identity: &Identity, peer: &Card, via: Via, launcher: &Launch
     };
     let mut attempt = 1;
     loop {
-        match call_once(identity, peer, via) {
+        match call_once(identity, peer, lane, via) {
             Ok(stream) => return Ok(stream),
             Err(CallError::Refused(text)) => return Err(unreachable(text)),
             Err(CallError::Io(e)) if attempt == CALLS_MAX || e.kind() == io::ErrorKind::ConnectionRefused => {
@@ -60,7 +67,7 @@ impl From<io::Error> for CallError {
     }
 }
 
-fn call_once(identity: &Identity, peer: &Card, via: Via) -> Result<Stream, CallError> {
+fn call_once(identity: &Identity, peer: &Card, lane: u8, via: Via) -> Result<Stream, CallError> {
     let deadline = Instant::now() + ADMISSION_DEADLINE;
     let mut stream = match via {
         Via::Tcp => Stream::Tcp(TcpStream::connect_timeout(&peer.tcp, ADMISSION_DEADLINE)?),
@@ -68,7 +75,8 @@ fn call_once(identity: &Identity, peer: &Card, via: Via) -> Result<Stream, CallE
     };
     let mut nonce = [0; NONCE_BYTES];
     getrandom::fill(&mut nonce).map_err(|e| CallError::Refused(format!("no random numbers: {e}")))?;
-    let mut caller = Caller::new(identity.key.clone(), identity.job, identity.me, peer.rank, nonce);
+    let Identity { key, job, me, .. } = identity;
+    let mut caller = Caller::new(key.clone(), *job, *me, peer.rank, u32::from(lane), nonce);
     stream.set_timeout(Some(ADMISSION_DEADLINE))?;
     stream.write_all(caller.hello())?;
     let mut buffer = [0; HELLO_BYTES];

@@ -9,6 +9,7 @@ mod dial;
 mod error;
 mod frame;
 mod hostfile;
+mod lanes;
 mod launch;
 mod launcher;
 mod local;
@@ -22,7 +23,8 @@ mod remote;
 mod stream;
 mod verdict;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -44,7 +46,7 @@ use admission::{KEY_BYTES, Key};
 use bootstrap::Bootstrap;
 
 use crate::base::event::{Counters, Event};
-use crate::base::limits::{BACKLOG, BOOT_DEADLINE, RANKS_MAX};
+use crate::base::limits::{BACKLOG, BOOT_DEADLINE, LANES_MAX, RANKS_MAX};
 use crate::base::{Config, HostId, JobId, Rank};
 
 /// How one rank connects to another.
@@ -69,6 +71,9 @@ pub struct Card {
     pub unix: String,
     /// Its process.
     pub pid: u32,
+    /// How many connections, besides the first, it can have with each peer that
+    /// it reaches by TCP; a pair has as many as both can.
+    pub lanes: u8,
 }
 
 /// A rank connected to all others.
@@ -88,6 +93,11 @@ pub struct Mesh {
     pub cards: Vec<Card>,
     /// One connection per peer, in no order.
     pub links: Vec<(Rank, Stream)>,
+    /// Further connections to peers that were reached by TCP, as authenticated
+    /// as the first, and in the same order on both sides.
+    pub lanes: HashMap<Rank, Vec<TcpStream>>,
+    /// Why there are fewer of them than were asked for.
+    pub lanes_note: Option<String>,
     /// What started this rank.
     pub launcher: Launcher,
     /// Keeps strangers and latecomers out for as long as it lives; `None` when
@@ -127,7 +137,7 @@ fn single(launcher: Launcher, job: Option<JobId>) -> Result<Mesh, BootError> {
     };
     let me = Rank(0);
     let acceptor = if launcher.exists() {
-        let identity = Identity { key: Key([0; KEY_BYTES]), job, me, size: 1 };
+        let identity = Identity { key: Key([0; KEY_BYTES]), job, me, size: 1, lanes: vec![0] };
         let acceptor = Acceptor::start(identity, Listeners::default(), launcher.clone(), counters.clone());
         Some(acceptor.map_err(BootError::os("start a thread"))?)
     } else {
@@ -139,6 +149,7 @@ fn single(launcher: Launcher, job: Option<JobId>) -> Result<Mesh, BootError> {
         tcp: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         unix: String::new(),
         pid: std::process::id(),
+        lanes: 0,
     };
     Ok(Mesh {
         rank: me,
@@ -148,6 +159,8 @@ fn single(launcher: Launcher, job: Option<JobId>) -> Result<Mesh, BootError> {
         job,
         cards: vec![card],
         links: Vec::new(),
+        lanes: HashMap::new(),
+        lanes_note: None,
         launcher,
         acceptor,
         counters,
@@ -162,8 +175,11 @@ fn join(
     let (me, size) = (bootstrap.rank(), bootstrap.size());
     let deadline = Instant::now() + BOOT_DEADLINE;
 
+    let one_host = bootstrap.one_host();
+    let (most_lanes, lanes_note) = lanes::afford(config, size, one_host);
     // Listen first and publish then: whoever has the card can call at once.
-    let (listeners, card) = listen(config, me, bootstrap.one_host())?;
+    let (listeners, mut card) = listen(config, me, one_host)?;
+    card.lanes = most_lanes;
     let launcher_secret = bootstrap.secret();
     let drawn = if me == Rank(0) && launcher_secret.is_none() { Some(draw_secret()?) } else { None };
     let offers = bootstrap.exchange(&Offer::new(&card, drawn.as_ref()).encode())?;
@@ -172,19 +188,33 @@ fn join(
     let (job, key) = launcher_secret.or(published).ok_or(BootError::Card(Rank(0)))?;
 
     let counters = Arc::new(Counters::new());
-    let identity = Identity { key, job, me, size };
+    let agreed = cards.iter().map(|peer| peer.lanes.min(card.lanes)).collect();
+    let identity = Identity { key, job, me, size, lanes: agreed };
     let acceptor = Acceptor::start(identity.clone(), listeners, launcher.clone(), counters.clone())
         .map_err(BootError::os("start a thread"))?;
     let mut links = Vec::with_capacity(size as usize - 1);
+    let mut lanes: HashMap<Rank, Vec<TcpStream>> = HashMap::new();
     for peer in &cards[..me.index()] {
-        links.push((peer.rank, dial::call(&identity, peer, choose(&card, peer), &launcher)?));
-        counters.count(Event::Admitted);
+        let call = |lane| dial::call(&identity, peer, lane, choose(&card, peer), &launcher);
+        let first = call(0)?;
+        let more = if let Stream::Tcp(_) = &first { identity.lanes[peer.rank.index()] } else { 0 };
+        for lane in 1..=more {
+            if let Stream::Tcp(socket) = call(lane)? {
+                lanes.entry(peer.rank).or_default().push(socket);
+            }
+        }
+        links.push((peer.rank, first));
+        (0..=more).for_each(|_| counters.count(Event::Admitted));
     }
     let higher = acceptor.wait_for(me.0 + 1..size, deadline, || launcher.lost().is_some());
-    links.extend(higher.map_err(|missing| match launcher.lost() {
+    let higher = higher.map_err(|missing| match launcher.lost() {
         Some(why) => BootError::Launcher(why),
         None => BootError::Missing { me, missing: list(&missing), seconds: BOOT_DEADLINE.as_secs() },
-    })?);
+    })?;
+    links.extend(higher.links);
+    for (rank, _, socket) in higher.lanes {
+        lanes.entry(rank).or_default().push(socket);
+    }
 
     let of_my_host = || cards.iter().filter(|c| c.host == card.host);
     Ok(Mesh {
@@ -194,6 +224,8 @@ fn join(
         local_size: of_my_host().count() as u32,
         job,
         links,
+        lanes,
+        lanes_note,
         launcher,
         acceptor: Some(acceptor),
         counters,
@@ -257,7 +289,8 @@ fn listen(config: &Config, me: Rank, one_host: bool) -> Result<(Listeners, Card)
     rustix::net::listen(&tcp, BACKLOG).map_err(BootError::os("listen"))?;
     rustix::net::listen(&unix_listener, BACKLOG).map_err(BootError::os("listen"))?;
 
-    let card = Card { rank: me, host: host_id()?, tcp: SocketAddr::new(address, port), unix, pid: std::process::id() };
+    let address = SocketAddr::new(address, port);
+    let card = Card { rank: me, host: host_id()?, tcp: address, unix, pid: std::process::id(), lanes: 0 };
     Ok((Listeners { tcp: Some(tcp), unix: Some(unix_listener) }, card))
 }
 
@@ -293,10 +326,11 @@ struct Offer {
     tcp: SocketAddr,
     unix: String,
     pid: u32,
+    lanes: u8,
     secret: Option<(u64, Key)>,
 }
 
-const OFFER_VERSION: u32 = 1;
+const OFFER_VERSION: u32 = 2;
 
 impl Offer {
     fn new(card: &Card, secret: Option<&Secret>) -> Offer {
@@ -307,6 +341,7 @@ impl Offer {
             tcp: card.tcp,
             unix: card.unix.clone(),
             pid: card.pid,
+            lanes: card.lanes,
             secret: secret.map(|(job, key)| (job.0, key.clone())),
         }
     }
@@ -326,7 +361,11 @@ fn read_offers(offers: &[Vec<u8>], size: u32) -> Result<(Vec<Card>, Option<Secre
             return Err(BootError::Card(rank));
         }
         secret = secret.or(offer.secret.map(|(job, key)| (JobId(job), key)));
-        cards.push(Card { rank, host: HostId(offer.host), tcp: offer.tcp, unix: offer.unix, pid: offer.pid });
+        let Offer { host, tcp, unix, pid, lanes, .. } = offer;
+        if usize::from(lanes) > LANES_MAX {
+            return Err(BootError::Card(rank));
+        }
+        cards.push(Card { rank, host: HostId(host), tcp, unix, pid, lanes });
     }
     if cards.len() == size as usize { Ok((cards, secret)) } else { Err(BootError::Card(Rank(cards.len() as u32))) }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::frame::Fate;
 use crate::base::Rank;
-use crate::base::limits::{GOODBYE_DEADLINE, LOSS_GRACE, TERM_GRACE};
+use crate::base::limits::{GOODBYE_DEADLINE, KILL_GRACE, LOSS_GRACE, TERM_GRACE};
 
 /// What the launcher is to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,7 +49,9 @@ enum Phase {
     /// A rank was lost; the others may notice and report it.
     Failing(Instant),
     Terminating(Instant),
-    Killing,
+    Killing(Instant),
+    /// What has not ended is on a host that cannot be reached.
+    Abandoned,
 }
 
 impl Verdict {
@@ -122,8 +124,8 @@ impl Verdict {
     pub(super) fn interrupted(&mut self, now: Instant, signal: i32) -> Vec<Action> {
         self.status = Some(SIGNAL_BASE + signal);
         match self.phase {
-            Phase::Terminating(_) | Phase::Killing => {
-                self.phase = Phase::Killing;
+            Phase::Terminating(_) | Phase::Killing(_) | Phase::Abandoned => {
+                self.phase = Phase::Killing(now + KILL_GRACE);
                 vec![Action::Kill]
             }
             _ => {
@@ -136,8 +138,8 @@ impl Verdict {
     /// When to call [`Verdict::tick`] next.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Closing(at) | Phase::Failing(at) | Phase::Terminating(at) => Some(at),
-            Phase::Running | Phase::Killing => None,
+            Phase::Closing(at) | Phase::Failing(at) | Phase::Terminating(at) | Phase::Killing(at) => Some(at),
+            Phase::Running | Phase::Abandoned => None,
         }
     }
 
@@ -161,16 +163,24 @@ impl Verdict {
                 self.phase = Phase::Terminating(now + TERM_GRACE);
                 vec![Action::Terminate]
             }
+            Phase::Killing(_) => {
+                self.phase = Phase::Abandoned;
+                let left = self.ranks.iter().enumerate().filter(|(_, state)| !state.ended);
+                let names: Vec<String> = left.map(|(rank, _)| Rank(rank as u32).to_string()).collect();
+                let names = names.join(", ");
+                let line = format!("no word of the end of {names}: such a rank may still run, on a host out of reach");
+                vec![Action::Say(line)]
+            }
             _ => {
-                self.phase = Phase::Killing;
+                self.phase = Phase::Killing(now + KILL_GRACE);
                 vec![Action::Kill]
             }
         }
     }
 
-    /// The job's exit status, once no rank runs any more.
+    /// The job's exit status, once no rank runs any more that can be reached.
     pub(super) fn exit_status(&self) -> Option<i32> {
-        (self.running == 0).then(|| self.status.unwrap_or(0))
+        (self.running == 0 || self.phase == Phase::Abandoned).then(|| self.status.unwrap_or(0))
     }
 
     /// Fails the job if a rank waits for one that has ended without joining.
@@ -249,6 +259,21 @@ mod tests {
         let now = now + TERM_GRACE;
         assert_eq!(verdict.tick(now), [Action::Kill]);
         assert_eq!(verdict.ended(now, 0, 10, Fate::Killed(9), ""), []);
+        assert_eq!(verdict.exit_status(), Some(1));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_host_out_of_reach() {
+        let now = Instant::now();
+        let mut verdict = Verdict::new(3);
+        verdict.ended(now, 0, 10, Fate::Exited(1), "");
+        verdict.ended(now, 1, 11, Fate::Exited(0), "");
+        let now = verdict.deadline().unwrap();
+        assert_eq!(verdict.tick(now), [Action::Terminate]);
+        assert_eq!(verdict.tick(now + TERM_GRACE), [Action::Kill]);
+        assert_eq!(verdict.exit_status(), None);
+        let actions = verdict.tick(now + TERM_GRACE + KILL_GRACE);
+        assert!(matches!(&actions[..], [Action::Say(line)] if line.contains("rank 2: ")), "{actions:?}");
         assert_eq!(verdict.exit_status(), Some(1));
     }
 

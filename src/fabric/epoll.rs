@@ -4,10 +4,11 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use super::streams::Streams;
+use super::streams::{Streams, Tuning};
+use super::zerocopy::Policy;
 use super::{Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan};
-use crate::base::Rank;
 use crate::base::event::Counters;
+use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region};
 
 /// Past this, asking epoll costs less than trying.
@@ -15,13 +16,21 @@ const ACTIVE_MAX: usize = 8;
 
 /// See the module.
 pub struct EpollFabric {
-    streams: Streams,
+    pub(super) streams: Streams,
 }
 
 impl EpollFabric {
     /// A fabric without peers.
     pub fn new(rank: Rank, counters: Arc<Counters>) -> Result<EpollFabric, FabricError> {
-        Ok(EpollFabric { streams: Streams::new(rank, ACTIVE_MAX, counters)? })
+        EpollFabric::with(rank, EpollFabric::tuning(), counters)
+    }
+
+    pub(super) fn with(rank: Rank, tuning: Tuning, counters: Arc<Counters>) -> Result<EpollFabric, FabricError> {
+        Ok(EpollFabric { streams: Streams::new(rank, tuning, counters)? })
+    }
+
+    pub(super) fn tuning() -> Tuning {
+        Tuning { active_max: ACTIVE_MAX, silence: limits::PEER_SILENCE_MAX, zero_copy: Policy::Measured }
     }
 }
 

@@ -4,9 +4,12 @@
 //! | kind | body |
 //! |---|---|
 //! | message | the message |
-//! | read | id u64, offset u64, length u64, region u32, 0 u32 |
+//! | read | id u64, offset u64, length u64, region u32, lane u32 |
 //! | chunk | id u64, the next bytes of that read |
 //! | refused | id u64 |
+//!
+//! A read's lane is the connection on which its chunks, or its refusal, are to
+//! come; ids count per lane. Messages and reads stand on lane 0 only.
 
 use super::{RegionKey, RemoteSpan};
 use crate::base::limits;
@@ -29,6 +32,7 @@ pub(super) enum Frame<'a> {
     Read {
         id: u64,
         span: RemoteSpan,
+        lane: u8,
     },
     /// The start of a chunk: `bytes` more follow.
     Chunk {
@@ -63,7 +67,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed<'_>, String> {
     let whole = match kind {
         MESSAGE if len <= limits::MESSAGE_BYTES_MAX => len,
         READ if len == READ_BODY => len,
-        CHUNK if (8..=8 + limits::READ_CHUNK_BYTES).contains(&len) => 8,
+        CHUNK if (8..=8 + limits::LANE_CHUNK_BYTES).contains(&len) => 8,
         REFUSED if len == 8 => 8,
         MESSAGE | READ | CHUNK | REFUSED => return Err(format!("kind {kind} with {len} bytes")),
         _ => return Err(format!("kind {kind}")),
@@ -80,6 +84,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed<'_>, String> {
                 len: u64_at(body, 16),
                 key: RegionKey(u64_at(body, 24) as u32),
             },
+            lane: lane_of(u64_at(body, 24))?,
         },
         CHUNK => Frame::Chunk { id: u64_at(body, 0), bytes: len - 8 },
         _ => Frame::Refused { id: u64_at(body, 0) },
@@ -91,13 +96,20 @@ pub(super) fn message_header(len: usize) -> [u8; HEADER] {
     header(len, MESSAGE)
 }
 
-pub(super) fn read_request(id: u64, span: RemoteSpan) -> [u8; HEADER + READ_BODY] {
+/// A read names a lane that there can be.
+fn lane_of(word: u64) -> Result<u8, String> {
+    let lane = word >> 32;
+    let known = u8::try_from(lane).ok().filter(|lane| usize::from(*lane) <= limits::LANES_MAX);
+    known.ok_or_else(|| format!("a read by way of lane {lane}"))
+}
+
+pub(super) fn read_request(id: u64, span: RemoteSpan, lane: u8) -> [u8; HEADER + READ_BODY] {
     join([
         header(READ_BODY, READ),
         id.to_le_bytes(),
         span.offset.to_le_bytes(),
         span.len.to_le_bytes(),
-        u64::from(span.key.0).to_le_bytes(),
+        (u64::from(lane) << 32 | u64::from(span.key.0)).to_le_bytes(),
     ])
 }
 
@@ -130,8 +142,8 @@ mod tests {
     #[test]
     fn what_is_written_is_parsed() {
         let span = RemoteSpan { key: RegionKey(7), offset: 1 << 40, len: 9 };
-        let request = read_request(3, span);
-        assert_eq!(parse(&request), Ok(Parsed::Frame(Frame::Read { id: 3, span }, 40)));
+        let request = read_request(3, span, 2);
+        assert_eq!(parse(&request), Ok(Parsed::Frame(Frame::Read { id: 3, span, lane: 2 }, 40)));
         assert_eq!(parse(&request[..39]), Ok(Parsed::Needs(40)));
         assert_eq!(parse(&chunk_header(4, 100)), Ok(Parsed::Frame(Frame::Chunk { id: 4, bytes: 100 }, 16)));
         assert_eq!(parse(&refusal(5)), Ok(Parsed::Frame(Frame::Refused { id: 5 }, 16)));
@@ -150,7 +162,7 @@ mod tests {
             header(limits::MESSAGE_BYTES_MAX + 1, MESSAGE),
             header(31, READ),
             header(7, CHUNK),
-            header(9 + limits::READ_CHUNK_BYTES, CHUNK),
+            header(9 + limits::LANE_CHUNK_BYTES, CHUNK),
             header(9, REFUSED),
             header(0, 0),
             header(0, 5),
@@ -158,5 +170,9 @@ mod tests {
         ] {
             assert!(parse(&bad).is_err(), "{bad:?}");
         }
+        let span = RemoteSpan { key: RegionKey(7), offset: 0, len: 9 };
+        let most = limits::LANES_MAX as u8;
+        assert!(parse(&read_request(1, span, most)).is_ok());
+        assert!(parse(&read_request(1, span, most + 1)).is_err());
     }
 }

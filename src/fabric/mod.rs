@@ -13,17 +13,28 @@ use crate::mem::{Lease, Region};
 mod choice;
 mod epoll;
 mod frame;
+mod inbox;
+mod lanes;
+mod ofi;
+mod outbox;
 mod peers;
+mod rdma;
 mod shm;
 mod stream;
 mod streams;
 mod uring;
+mod zerocopy;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use choice::{Choice, Grade, Offer, choose};
 pub use epoll::EpollFabric;
+pub use ofi::{OfiFabric, parse_ofi_frame};
+pub use rdma::{RdmaCounts, RdmaDevice, RdmaFabric, RdmaFrame, RdmaFrameKind, parse_rdma_frame, rdma_available};
 pub use shm::ShmFabric;
 pub use uring::UringFabric;
 
@@ -49,6 +60,8 @@ pub enum Link {
     Unix(UnixStream),
     /// To any rank.
     Tcp(TcpStream),
+    /// To any rank, with further connections for large reads.
+    Lanes(TcpStream, Vec<TcpStream>),
 }
 
 /// A registered region's name: the same number at its owner and at every peer.
@@ -119,6 +132,14 @@ pub enum FabricError {
     /// The peer has no such memory; the connection stays.
     #[error("{0} has no {1}")]
     NoSuchMemory(Rank, RemoteSpan),
+    /// The other side's host does not answer, or its process takes nothing.
+    #[error("{peer} has not answered for {seconds} s: is its host down, the network cut or its process stopped?")]
+    Silent {
+        /// Who.
+        peer: Rank,
+        /// For how long.
+        seconds: u64,
+    },
     /// The operating system refused something.
     #[error("{what} for {peer}: {cause}")]
     Os {
@@ -131,15 +152,22 @@ pub enum FabricError {
     },
 }
 
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Kind {
+    /// Its name, as `COLLIMATE_FABRIC` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
             Kind::Shm => "shm",
             Kind::Rdma => "rdma",
             Kind::Ofi => "ofi",
             Kind::Uring => "uring",
             Kind::Epoll => "epoll",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -167,7 +195,7 @@ pub trait Fabric: Send {
     fn register(&mut self, key: RegionKey, region: Arc<Region>) -> Result<(), FabricError>;
 
     /// Takes over an authenticated connection. May exchange set-up messages
-    /// with the peer's `connect` and wait for them, `limits::ADMISSION_DEADLINE`
+    /// with the peer's `connect` and wait for them, `limits::SET_UP_DEADLINE`
     /// at most.
     fn connect(&mut self, peer: Rank, link: Link) -> Result<(), FabricError>;
 

@@ -21,6 +21,11 @@ impl<T> Peers<T> {
     }
 
     #[inline]
+    pub(super) fn get(&self, rank: Rank) -> Option<&T> {
+        Some(&self.items[self.place(rank)?].1)
+    }
+
+    #[inline]
     pub(super) fn get_mut(&mut self, rank: Rank) -> Option<&mut T> {
         let place = self.place(rank)?;
         Some(&mut self.items[place].1)

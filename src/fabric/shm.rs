@@ -128,11 +128,11 @@ impl Fabric for ShmFabric {
         if peer == self.rank || self.peers.contains(peer) {
             return Err(FabricError::os(peer, "connect", "connected already"));
         }
-        let deadline = Instant::now() + limits::ADMISSION_DEADLINE;
+        let deadline = Instant::now() + limits::SET_UP_DEADLINE;
         let os = |what: &'static str| move |error: std::io::Error| FabricError::os(peer, what, error);
 
         stream.set_nonblocking(false).map_err(os("connect"))?;
-        stream.set_write_timeout(Some(limits::ADMISSION_DEADLINE)).map_err(os("connect"))?;
+        stream.set_write_timeout(Some(limits::SET_UP_DEADLINE)).map_err(os("connect"))?;
         let creates = self.rank < peer;
         let own =
             if creates { Some(SharedLines::create(2 * SEGMENT_LINES).map_err(os("memfd_create"))?) } else { None };

@@ -180,7 +180,7 @@ mod tests {
     /// A snapshot at 5 and the commands 6 to 9, with the offsets of the records.
     fn log() -> (Vec<u8>, Vec<usize>) {
         let mut state = State::default();
-        (1..=5).for_each(|seq| drop(state.apply(Seq(seq), &entry(seq).command, Bugs::default())));
+        (1..=5).for_each(|seq| _ = state.apply(Seq(seq), &entry(seq).command, Bugs::default()));
         let mut bytes = encode_snapshot(4, &state);
         let mut offsets = vec![0, bytes.len()];
         for seq in 6..=9 {

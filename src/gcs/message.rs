@@ -107,6 +107,9 @@ pub struct Message {
     pub body: Body,
 }
 
+/// The answer to a query, by the client's number, and as of which command.
+pub type Answer = (u64, Result<(Seq, Found), Refusal>);
+
 /// What a [`Message`] says.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum Body {
@@ -117,7 +120,7 @@ pub enum Body {
     /// Client to any replica: answer these, by a number of the client's.
     Queries(ClientId, Vec<(u64, Query)>),
     /// Replica to client: the answers, and as of which command.
-    Answers(ClientId, Vec<(u64, Result<(Seq, Found), Refusal>)>),
+    Answers(ClientId, Vec<Answer>),
     /// Replica to client: these commands must be sent again later, and why.
     NotNow(ClientId, Vec<u64>, Refusal),
     /// Client to any replica: tell of the changes; repeated to stay alive and

@@ -15,7 +15,7 @@ use std::fmt;
 use std::ops::{Deref, Range};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 use super::copy::copy;
 use super::extents::{Extents, Taken};
@@ -353,7 +353,8 @@ struct SealedBytes {
 }
 
 // SAFETY: nobody writes the bytes of a sealed block until the grant is
-// dropped, so any thread may read them; the grant is `Send`.
+// dropped, so any thread may read them, but for an `Assembly`, which lets nobody
+// read them before they are complete; the grant is `Send`.
 unsafe impl Send for SealedBytes {}
 // SAFETY: as above; the grant is used only in its drop.
 unsafe impl Sync for SealedBytes {}
@@ -362,7 +363,9 @@ impl Sealed {
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: as in `Block::bytes`; since the seal nobody has the right to
-        // write them, and `self` keeps the grant.
+        // write them, and `self` keeps the grant. (An `Assembly` has one whose
+        // chunks are written; it does not call this, and gives the value out
+        // when all are.)
         unsafe { std::slice::from_raw_parts(self.0.start.as_ptr(), self.0.len) }
     }
 
@@ -371,9 +374,41 @@ impl Sealed {
         self.0.grant.offset
     }
 
+    /// A handle that does not keep the object.
+    pub fn downgrade(&self) -> WeakSealed {
+        WeakSealed(Arc::downgrade(&self.0))
+    }
+
     /// A number that no other object has while this one lives.
     pub(super) fn identity(&self) -> usize {
         Arc::as_ptr(&self.0).addr()
+    }
+
+    /// The region that it lies in.
+    pub(super) fn region(&self) -> &Arc<Region> {
+        &self.0.grant.shard.pool.region
+    }
+}
+
+/// An object that may have been freed.
+#[derive(Clone)]
+pub struct WeakSealed(Weak<SealedBytes>);
+
+impl WeakSealed {
+    /// The object, if somebody still has it.
+    pub fn upgrade(&self) -> Option<Sealed> {
+        self.0.upgrade().map(Sealed)
+    }
+
+    /// Whether somebody still has it, or had just now.
+    pub fn is_alive(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
+impl fmt::Debug for WeakSealed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakSealed")
     }
 }
 

@@ -3,13 +3,15 @@
 //! Runs under plain heap memory too; what maps shared memory is in `sys`.
 
 mod arena;
+mod assembly;
 mod bytes;
 mod copy;
 mod extents;
 mod region;
 mod slab;
 
-pub use arena::{Arena, Block, Populate, Sealed, StoreFull, Usage};
+pub use arena::{Arena, Block, Populate, Sealed, StoreFull, Usage, WeakSealed};
+pub use assembly::{Assembly, Pin};
 pub use bytes::{Bytes, Foreign, ForeignError, Heap, Misfit};
 pub use region::{Lease, OutOfRange, Region};
 

@@ -127,6 +127,13 @@ impl Lease {
         Ok(Lease { region, range, owner: None })
     }
 
+    /// A lease on zeroed bytes of its own, in place of one that cannot be had
+    /// back.
+    pub fn heap(len: usize) -> Lease {
+        let region = Arc::new(Region::heap(len));
+        Lease { region, range: 0..len, owner: None }
+    }
+
     /// The same lease, with the value whose drop ends the exclusive right.
     pub(super) fn owned_by(self, owner: Box<dyn Any + Send>) -> Lease {
         Lease { owner: Some(owner), ..self }

@@ -5,8 +5,8 @@ use super::state::{ARENA, Arriving, Command, Core, Found, Read, Request, State, 
 use super::transfer::{Incoming, Received, Reply, Values};
 use crate::base::event::Event as Counted;
 use crate::base::{ErrorKind, Rank, TaskError};
-use crate::fabric::{Event, FabricError, RemoteSpan};
-use crate::mem::{Block, Bytes, Foreign, Lease};
+use crate::fabric::Event;
+use crate::mem::{Bytes, Foreign};
 use crate::store::ObjectId;
 use crate::sync::{Lineage, Task};
 use crate::wire::{
@@ -50,12 +50,15 @@ impl Core {
             Message::Result(result) => self.on_result(node, peer, result.request, result.outcome),
             Message::Release(Release { object, count }) => {
                 let id = ObjectId::from_bits(object);
-                self.index.give_back(id, peer, u64::from(count)).map_err(|e| e.to_string())
+                self.index.give_back(id, peer, u64::from(count)).map_err(|e| e.to_string())?;
+                self.given_back();
+                Ok(())
             }
             Message::StealRequest(_) => {
                 self.wishes.push(peer);
                 Ok(())
             }
+            Message::Bulk(message) => self.on_bulk(peer, message),
             Message::Control(control) => self.on_control(node, peer, control),
         }
     }
@@ -243,7 +246,9 @@ impl Core {
         node.set_lost(peer);
         self.newly_ready = true;
         state.backlog.clear();
-        if state.said_goodbye || node.ended().is_some() {
+        let said_goodbye = state.said_goodbye;
+        self.bulk_peer_lost(peer, &cause);
+        if said_goodbye || node.ended().is_some() {
             return;
         }
         node.counters.count(Counted::PeerLost);
@@ -269,7 +274,11 @@ impl Core {
         } else {
             self.views.get(record.owner.index()).ok_or("an object of a rank that does not exist")?.clone()
         };
-        let Some(view) = view.filter(|_| record.region == ARENA.0) else {
+        let Some(view) = view.filter(|_| u32::from(record.region) == ARENA.0) else {
+            if let Some(copy) = self.bulk.copy(lender, record) {
+                self.give_back(lender, record.object);
+                return Ok(Found::Here(copy));
+            }
             return match self.peers[record.owner.index()].route {
                 Some(_) => Ok(Found::Far),
                 None => Err(format!("an object of {}, which this rank cannot reach", record.owner)),
@@ -279,6 +288,13 @@ impl Core {
         let done = move || node.submit(Command::Release { lender, object });
         let foreign = Foreign::new(record.owner, view, record.offset, record.len, done);
         foreign.map(|f| Found::Here(f.into())).map_err(|e| format!("an object of {}: {e}", record.owner))
+    }
+
+    /// Tells a lender that this rank is done with an object.
+    fn give_back(&mut self, lender: Rank, object: u64) {
+        let mut release = Vec::new();
+        write_release(&mut release, Release { object, count: 1 });
+        self.out.push_back((lender, release));
     }
 
     /// Keeps a message until its objects have been read.
@@ -295,25 +311,13 @@ impl Core {
         });
         let arriving = Arriving { from, what, values: values.collect(), missing: far.len(), failed: None };
         let number = self.arriving.insert(arriving);
-        self.reads_wanted.extend(far.into_iter().map(|(at, record)| Read { number, at, record }));
-    }
-
-    fn on_read(&mut self, node: &'static Node, token: u64, lease: Lease, result: Result<(), FabricError>) {
-        let Some(read) = self.reads.try_remove(token as usize) else { return };
-        let object = match (result, Block::from_lease(lease)) {
-            (Ok(()), Ok(block)) => Ok(Bytes::from(block.seal())),
-            (Ok(()), Err(_)) => Err((ErrorKind::BadCall, "the memory that was read into is not an arena's".to_string())),
-            (Err(e), _) => Err((ErrorKind::RankLost, e.to_string())),
-        };
-        self.arrived(node, &read, object);
+        self.reads_wanted.extend(far.into_iter().map(|(at, record)| Read { number, at, record, lender: from }));
     }
 
     /// One object of a waiting message is here, or will never be.
     pub(super) fn arrived(&mut self, node: &'static Node, read: &Read, object: Result<Bytes, (ErrorKind, String)>) {
+        self.give_back(read.lender, read.record.object);
         let Some(waiting) = self.arriving.get_mut(read.number) else { return };
-        let mut release = std::mem::take(&mut self.scratch);
-        write_release(&mut release, Release { object: read.record.object, count: 1 });
-        self.out.push_back((waiting.from, release));
         match object {
             Ok(object) => waiting.values[read.at] = Value::Object(object),
             Err(why) => waiting.failed = Some(why),
@@ -404,40 +408,6 @@ impl State {
             }
             self.feed(node, peer);
         }
-    }
-
-    /// Starts the reads that messages wait for.
-    pub(super) fn start_reads(&mut self, node: &'static Node) {
-        while let Some(read) = self.core.reads_wanted.pop_front() {
-            if let Err(why) = self.start_read(node, &read) {
-                match why {
-                    Some(why) => self.core.arrived(node, &read, Err(why)),
-                    None => return self.core.reads_wanted.push_front(read),
-                }
-            }
-        }
-    }
-
-    /// `Err(None)`: the fabric has no room now.
-    fn start_read(&mut self, node: &'static Node, read: &Read) -> Result<(), Option<(ErrorKind, String)>> {
-        let Read { record, .. } = read;
-        let arena = node.arena.as_ref().ok_or_else(|| Some((ErrorKind::BadCall, "this rank has no object store".to_string())))?;
-        let route = self.core.peers[record.owner.index()].route;
-        let route = route.ok_or_else(|| Some((ErrorKind::RankLost, format!("{} cannot be reached", record.owner))))?;
-        let block = arena.alloc(record.len as usize).map_err(|full| {
-            node.counters.count(Counted::StoreFull);
-            Some((ErrorKind::StoreFull, full.to_string()))
-        })?;
-        let from = RemoteSpan { key: ARENA, offset: record.offset, len: record.len };
-        let token = self.core.reads.insert(*read);
-        let started = self.fabrics[route].read(record.owner, from, block.into_lease(), token as u64);
-        started.map_err(|e| {
-            self.core.reads.remove(token);
-            match e {
-                FabricError::Full(_) => None,
-                other => Some((ErrorKind::RankLost, other.to_string())),
-            }
-        })
     }
 }
 

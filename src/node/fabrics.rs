@@ -1,8 +1,9 @@
 //! Which fabric serves which peer: makes those that work here, agrees with each
 //! peer on one, and hands the connections over.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +13,10 @@ use crate::base::config::FabricChoice;
 use crate::base::event::Counters;
 use crate::base::{Config, Rank, limits};
 use crate::boot::Stream;
-use crate::fabric::{EpollFabric, Fabric, FabricError, Grade, Kind, Link, Offer, ShmFabric, UringFabric, choose};
+use crate::fabric::{
+    Choice, EpollFabric, Fabric, FabricError, Grade, Kind, Link, OfiFabric, Offer, RdmaFabric, ShmFabric, UringFabric,
+    choose, rdma_available,
+};
 use crate::mem::{Arena, Region};
 use crate::sys;
 
@@ -30,6 +34,7 @@ pub(super) fn connect(
     config: &Config,
     rank: Rank,
     mut links: Vec<(Rank, Stream)>,
+    mut lanes: HashMap<Rank, Vec<TcpStream>>,
     arena: Option<&Arena>,
     counters: &Arc<Counters>,
 ) -> Result<Connected, StartError> {
@@ -59,18 +64,58 @@ pub(super) fn connect(
         return Ok(table.finish());
     }
 
-    let means = Means::find(config, rank, region, counters)?;
+    let local = || far.iter().find_map(|(_, stream)| Some(stream.local_addr().ok()?.ip().to_canonical()));
+    let source = config.interface.or_else(local);
+    let site = Site { config, rank, source, peers: far.len() as u32, counters };
+    let means = Means::find(&site, region)?;
     for (peer, stream) in &far {
         send_offer(stream, &means.offer).map_err(|e| failed(os(*peer, "offer", e)))?;
     }
     table.connected.extend(means.fabrics.into_iter().map(|fabric| (fabric, Vec::new())));
-    for (peer, stream) in far {
-        let theirs = receive_offer(&stream, peer).map_err(failed)?;
+    // All offers first: who waits for a slow rank's would keep the others, who
+    // have this rank's, waiting in the midst of their set-up.
+    let theirs = far.iter().map(|(peer, stream)| receive_offer(stream, *peer)).collect::<Result<Vec<_>, _>>();
+    for ((peer, stream), theirs) in far.into_iter().zip(theirs.map_err(failed)?) {
         let choice = choose(&means.offer, &theirs).map_err(|why| StartError::NoFabric { rank, peer, why })?;
         let mine = means.missing.iter().map(|why| format!("; here {why}")).collect::<String>();
-        table.add(choice.kind, &(choice.reason + &mine), peer, Link::Tcp(stream))?;
+        // Others bring their own way for large reads.
+        let link = match (choice.kind, lanes.remove(&peer)) {
+            (Kind::Uring | Kind::Epoll, Some(more)) => Link::Lanes(stream, more),
+            _ => Link::Tcp(stream),
+        };
+        table.add(choice.kind, &(choice.reason + &mine), peer, link)?;
     }
     Ok(table.finish())
+}
+
+/// What a fabric is made for.
+struct Site<'a> {
+    config: &'a Config,
+    rank: Rank,
+    /// This rank's address.
+    source: Option<IpAddr>,
+    /// Peers that it may be chosen for.
+    peers: u32,
+    counters: &'a Arc<Counters>,
+}
+
+impl Site<'_> {
+    fn make(&self, kind: Kind, found: &mut Found) -> Result<Box<dyn Fabric>, FabricError> {
+        let Site { config, rank, peers, .. } = *self;
+        let counters = self.counters.clone();
+        Ok(match kind {
+            Kind::Rdma => {
+                let device = config.rdma_device.as_deref();
+                Box::new(RdmaFabric::new(rank, peers, device, config.rdma_gid_index, counters)?)
+            }
+            Kind::Ofi => {
+                let offer = found.ofi.take().expect("a probe that succeeds has an offer");
+                Box::new(OfiFabric::new(rank, offer, counters)?)
+            }
+            Kind::Uring => Box::new(UringFabric::new(rank, counters)?),
+            Kind::Shm | Kind::Epoll => Box::new(EpollFabric::new(rank, counters)?),
+        })
+    }
 }
 
 /// What this rank can use towards other hosts.
@@ -83,54 +128,161 @@ struct Means {
 }
 
 impl Means {
-    /// Tries what the configuration leaves open. What it asks for by name must
-    /// work.
-    fn find(
-        config: &Config,
-        rank: Rank,
-        region: Option<Arc<Region>>,
-        counters: &Arc<Counters>,
-    ) -> Result<Means, StartError> {
+    /// Makes what the configuration leaves open and is worth its memory. What
+    /// it asks for by name must work.
+    fn find(site: &Site<'_>, region: Option<Arc<Region>>) -> Result<Means, StartError> {
+        let Site { config, rank, source, .. } = *site;
         let mut means = Means {
             fabrics: Vec::new(),
             offer: Offer { wish: config.fabric, ..Offer::default() },
             missing: Vec::new(),
         };
-        for kind in [Kind::Uring, Kind::Epoll] {
+        for kind in FAR_KINDS {
             let (asked_for, is_open) = stance(config.fabric, kind);
-            // Epoll stands in for io_uring, never beside it.
-            let is_needless = kind == Kind::Epoll && means.offer.uring != Grade::Absent;
-            if !asked_for && (!is_open || is_needless) {
+            if !asked_for && (!is_open || is_needless(kind, &means.offer)) {
                 continue;
             }
-            let made = make(kind, rank, counters).and_then(|mut fabric| {
+            let failed = |cause| StartError::Fabric { rank, cause };
+            let mut found = match probe(kind, config, source) {
+                // Not made unasked: it would pin the arena for nothing.
+                Ok(found) if !asked_for && found.grade == Grade::Emulated => {
+                    means.missing.push(format!("{kind} only by {}", found.detail));
+                    continue;
+                }
+                Ok(found) => found,
+                Err(why) if asked_for => return Err(StartError::NotHere { rank, kind, why }),
+                Err(why) => {
+                    means.missing.push(why);
+                    continue;
+                }
+            };
+            let made = site.make(kind, &mut found).and_then(|mut fabric| {
                 if let Some(region) = &region {
                     fabric.register(ARENA, region.clone())?;
                 }
                 Ok(fabric)
             });
             match made {
-                Ok(fabric) => means.take(kind, fabric),
-                Err(cause) if asked_for => return Err(StartError::Fabric { rank, cause }),
-                Err(cause) => means.missing.push(format!("{kind} is not to be had: {cause}")),
+                Ok(fabric) => {
+                    found.offer(kind, &mut means.offer);
+                    means.fabrics.push(fabric);
+                }
+                Err(cause) if asked_for => return Err(failed(cause)),
+                Err(cause) => {
+                    // Slower by an order of magnitude, for a limit that one
+                    // line can raise: said unasked.
+                    if matches!(kind, Kind::Rdma | Kind::Ofi) {
+                        sys::say_line(format_args!("collimate: {rank}: goes on without {kind}: {cause}"));
+                    }
+                    means.missing.push(format!("{kind} is not to be had: {cause}"));
+                }
             }
         }
         Ok(means)
     }
+}
 
-    fn take(&mut self, kind: Kind, fabric: Box<dyn Fabric>) {
-        if kind == Kind::Uring {
-            self.offer.uring = Grade::Native;
+/// What could serve ranks of other hosts, in the order in which it is tried.
+const FAR_KINDS: [Kind; 4] = [Kind::Rdma, Kind::Ofi, Kind::Uring, Kind::Epoll];
+
+/// What a probe of one kind found.
+struct Found {
+    grade: Grade,
+    /// The device or provider.
+    detail: String,
+    /// libfabric's provider, and what it offers.
+    provider: String,
+    ofi: Option<sys::OfiOffer>,
+}
+
+impl Found {
+    fn plain(grade: Grade, detail: String) -> Found {
+        Found { grade, detail, provider: String::new(), ofi: None }
+    }
+
+    fn offer(self, kind: Kind, offer: &mut Offer) {
+        match kind {
+            Kind::Rdma => offer.rdma = self.grade,
+            Kind::Ofi => (offer.ofi, offer.provider) = (self.grade, self.provider),
+            Kind::Uring => offer.uring = self.grade,
+            Kind::Shm | Kind::Epoll => (),
         }
-        self.fabrics.push(fabric);
     }
 }
 
-fn make(kind: Kind, rank: Rank, counters: &Arc<Counters>) -> Result<Box<dyn Fabric>, FabricError> {
-    Ok(match kind {
-        Kind::Uring => Box::new(UringFabric::new(rank, counters.clone())?),
-        _ => Box::new(EpollFabric::new(rank, counters.clone())?),
-    })
+/// Whether this machine has what a kind needs, without registering anything.
+fn probe(kind: Kind, config: &Config, source: Option<IpAddr>) -> Result<Found, String> {
+    match kind {
+        Kind::Rdma => {
+            let device = rdma_available(config.rdma_device.as_deref(), config.rdma_gid_index)?;
+            let grade = if device.is_emulated { Grade::Emulated } else { Grade::Native };
+            Ok(Found::plain(grade, device.to_string()))
+        }
+        Kind::Ofi => {
+            let provider = ofi_provider(config);
+            if provider.is_none() && !sys::has_fabric_adapter() {
+                return Err("no network for libfabric here: no adapter in /sys/class/infiniband or /sys/class/cxi".into());
+            }
+            let offer = sys::OfiOffer::find(provider, source)?;
+            let found = offer.summary().clone();
+            let grade = if found.is_hardware { Grade::Native } else { Grade::Emulated };
+            let (major, minor) = found.version;
+            let mut detail = format!("provider {} on {}, libfabric {major}.{minor}", found.full_name, found.domain);
+            if let Some(caveat) = &found.caveat {
+                detail = format!("{detail}; {caveat}");
+            }
+            Ok(Found { grade, detail, provider: found.provider, ofi: Some(offer) })
+        }
+        Kind::Uring => {
+            let features = sys::UringFeatures::here();
+            features.suffice().map(|()| Found::plain(Grade::Native, String::new()))
+        }
+        Kind::Shm | Kind::Epoll => Ok(Found::plain(Grade::Native, String::new())),
+    }
+}
+
+/// The provider to ask libfabric for; `None` for one with hardware.
+fn ofi_provider(config: &Config) -> Option<&str> {
+    match (&config.ofi_provider, config.fabric) {
+        (Some(name), _) => Some(name),
+        (None, FabricChoice::Ofi) => Some(sys::OFI_ANY),
+        (None, _) => None,
+    }
+}
+
+/// Whether what is there already would always be preferred.
+fn is_needless(kind: Kind, offer: &Offer) -> bool {
+    match kind {
+        Kind::Ofi => offer.rdma == Grade::Native,
+        Kind::Epoll => offer.uring == Grade::Native,
+        _ => false,
+    }
+}
+
+/// What a rank that is started here finds: for `collimate info`.
+pub struct Survey {
+    /// Each fabric, with the device or provider, or why it cannot be used.
+    pub findings: Vec<(Kind, Result<String, String>)>,
+    /// What would serve a rank of another host with the same means.
+    pub far: Result<Choice, String>,
+}
+
+impl Survey {
+    /// Looks at this machine; opens devices, registers nothing.
+    pub fn take(config: &Config) -> Survey {
+        let mut offer = Offer { wish: config.fabric, ..Offer::default() };
+        let shm = ShmFabric::new(Rank(0), Arc::default()).map(|_| String::new()).map_err(|why| why.to_string());
+        let mut findings = vec![(Kind::Shm, shm)];
+        for kind in FAR_KINDS {
+            let found = probe(kind, config, config.interface).map(|found| {
+                let detail = found.detail.clone();
+                found.offer(kind, &mut offer);
+                detail
+            });
+            findings.push((kind, found));
+        }
+        Survey { findings, far: choose(&offer, &offer) }
+    }
 }
 
 /// Whether a kind is asked for by name, and whether it may be used unasked.
@@ -173,7 +325,7 @@ impl Table<'_> {
 fn send_offer(mut stream: &TcpStream, offer: &Offer) -> std::io::Result<()> {
     let body = postcard::to_stdvec(offer).map_err(std::io::Error::other)?;
     stream.set_nonblocking(false)?;
-    stream.set_write_timeout(Some(limits::ADMISSION_DEADLINE))?;
+    stream.set_write_timeout(Some(limits::SET_UP_DEADLINE))?;
     stream.write_all(&[&[OFFER_VERSION, body.len() as u8], &body[..]].concat())
 }
 

@@ -7,9 +7,11 @@
 //! | `worker` | the loop of a worker, waiting without blocking it |
 //! | `service` | the network and the timers while workers are busy or asleep |
 //! | `state`, `events` | connections, calls under way, lent objects; dispatch |
+//! | `bulk` | objects on their way between arenas |
 //! | `registry`, `transfer` | task functions; arguments and results in transit |
 //! | `start` | from a mesh of connections to a running rank, and its end |
 
+mod bulk;
 mod events;
 mod fabrics;
 mod rank;
@@ -20,6 +22,7 @@ mod state;
 mod transfer;
 mod worker;
 
+pub use fabrics::Survey;
 pub use linkme;
 pub use rank::{Ended, Node, Target};
 pub use registry::{Registry, TASKS, TaskType, declare};

@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::rank::{Ended, Node, lock};
+use super::state::Command;
 use super::worker::Waiter;
+use crate::base::limits::STALL_CHECK_EVERY;
 use crate::sys::WaitSet;
 
 /// Between two looks while workers are awake.
@@ -112,12 +114,17 @@ impl Service {
         let service = &node.service;
         let mut turns_seen = node.turns_taken.load(Ordering::Relaxed);
         let mut quiet = 0;
+        let mut next_check = Instant::now();
         // The first to poll should be a worker: see `Running`.
         service.bell.sleep(TICK);
         while !node.stopping.load(Ordering::Acquire) {
             let now = Instant::now();
             if let Some(why) = lost() {
                 node.end(Ended { status: 1, reason: Some(why) });
+            }
+            if now >= next_check {
+                next_check = now + STALL_CHECK_EVERY;
+                node.submit(Command::CheckTransfers);
             }
             let next_timer = service.fire_timers(now);
             let until_timer = next_timer.map_or(SLEEP_MAX, |t| t.saturating_duration_since(now).min(SLEEP_MAX));

@@ -16,7 +16,7 @@ use super::{Resolved, Target};
 use crate::base::config::FabricChoice;
 use crate::base::{Config, ErrorKind, Rank, Tag, TaskError, limits};
 use crate::boot::{self, Acceptor, BootError, Card, Launcher, Mesh, Via};
-use crate::fabric::FabricError;
+use crate::fabric::{FabricError, Kind};
 use crate::mem::{Arena, Region};
 use crate::sched::{Choice, Demand, Place, choose};
 use crate::sync::{Call, Fences, Handle, Idle, Lineage, Owner, Wake, frame};
@@ -38,6 +38,16 @@ pub enum StartError {
         rank: Rank,
         /// What went wrong.
         cause: FabricError,
+    },
+    /// The fabric that was asked for cannot be used here.
+    #[error("{rank}: COLLIMATE_FABRIC asks for {kind}: {why}")]
+    NotHere {
+        /// Which rank.
+        rank: Rank,
+        /// What was asked for.
+        kind: Kind,
+        /// Why it cannot be had.
+        why: String,
     },
     /// Two ranks have no fabric in common.
     #[error("{rank} and {peer} have no fabric in common: {why}")]
@@ -101,7 +111,10 @@ pub fn start(config: Config) -> Result<Running, StartError> {
 }
 
 fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, StartError> {
-    let Mesh { rank, size, local_size, links, launcher, acceptor, counters, .. } = mesh;
+    let Mesh { rank, size, local_size, links, lanes, lanes_note, launcher, acceptor, counters, .. } = mesh;
+    if let Some(note) = lanes_note.filter(|_| config.log) {
+        sys::say_line(format_args!("collimate: {rank}: {note}"));
+    }
     let share = Share::of_this_rank(local_size);
     let workers = config.workers.unwrap_or(share.cores.max(1));
     let oversubscribed = match share.own {
@@ -122,7 +135,7 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     let capacity = config.resources.clone();
     let capacity: Demand = capacity.parse().expect("checked when the configuration was read");
     let mut state = State::new(rank, size, capacity);
-    for (fabric, peers) in connect(&config, rank, links, arena.as_ref(), &counters)? {
+    for (fabric, peers) in connect(&config, rank, links, lanes, arena.as_ref(), &counters)? {
         state.add_fabric(fabric, &peers);
     }
 
@@ -305,6 +318,7 @@ impl Running {
             }
         }
         node.stop();
+        node.state.take().disconnect();
         self.launcher.finish(ended.status);
         Node::set_default(None);
         node.left.store(true, Ordering::Release);

@@ -8,16 +8,17 @@ use std::time::Instant;
 
 use slab::Slab;
 
+use super::bulk::Bulk;
 use super::rank::{HUNGRY_BASE, Node, Target};
 use super::registry::TaskType;
 use super::transfer::{Pack, Piece, Received};
 use crate::base::event::Event as Counted;
-use crate::base::limits::PEER_SILENCE_MAX;
+use crate::base::limits::{PEER_SILENCE_MAX, SHARED_FROM};
 use crate::base::{ErrorKind, Rank, TaskError};
 use crate::fabric::{Fabric, FabricError, RegionKey};
 use crate::mem::{Bytes, Region};
 use crate::sched::{Demand, Ledger};
-use crate::store::{Index, ObjectId};
+use crate::store::{Index, NearCopy, ObjectId};
 use crate::sync::Task;
 use crate::wire::{
     Control, Hello, ObjectRecord, Release, SCHEMA_VERSION, Shutdown, SpawnBuilder, SpawnCall, StealRequest,
@@ -39,6 +40,10 @@ pub(super) enum Command {
     Reply { peer: Rank, request: u64, result: Result<Pack, Box<TaskError>> },
     /// Tell a lender that a borrowed object is not needed any more.
     Release { lender: Rank, object: u64 },
+    /// A copy in the arena of a rank of this host is not used any more.
+    Leave { place: NearCopy },
+    /// Look for ranks that do not send what was asked of them.
+    CheckTransfers,
     /// Start a task when its demand can be granted.
     Admit { task: Task },
     /// A task with a demand ended.
@@ -69,9 +74,9 @@ pub(super) struct Core {
     pub index: Index,
     /// Calls and results whose objects are being read.
     pub arriving: Slab<Arriving>,
-    /// Reads to be started, and those under way.
+    /// Objects to be brought here, and those on their way.
     pub reads_wanted: VecDeque<Read>,
-    pub reads: Slab<Read>,
+    pub bulk: Bulk,
     pub ledger: Ledger<Task>,
     /// Ranks that asked for work during a poll.
     pub wishes: Vec<Rank>,
@@ -141,6 +146,8 @@ pub(super) struct Read {
     pub number: usize,
     pub at: usize,
     pub record: ObjectRecord,
+    /// Who lent it.
+    pub lender: Rank,
 }
 
 /// What a record turned into.
@@ -178,7 +185,7 @@ impl State {
                 index: Index::new(),
                 arriving: Slab::new(),
                 reads_wanted: VecDeque::new(),
-                reads: Slab::new(),
+                bulk: Bulk::new(me, size),
                 ledger: Ledger::new(capacity),
                 wishes: Vec::new(),
                 out: VecDeque::new(),
@@ -196,8 +203,22 @@ impl State {
         for peer in peers {
             self.core.peers[peer.index()].route = Some(self.fabrics.len());
             self.core.views[peer.index()] = fabric.map(*peer, ARENA);
+            if self.core.views[peer.index()].is_some() {
+                self.core.bulk.map(*peer);
+            }
         }
         self.fabrics.push(fabric);
+    }
+
+    /// Ends all connections. A fabric may have left something on the host that
+    /// only its end takes away, and the state itself lives as long as the
+    /// process.
+    pub fn disconnect(&mut self) {
+        for peer in &mut self.core.peers {
+            peer.route = None;
+            peer.backlog.clear();
+        }
+        self.fabrics.clear();
     }
 
     /// Greets every peer.
@@ -253,6 +274,7 @@ impl State {
                 break;
             }
         }
+        self.core.check_transfers();
         self.flush(node);
         events
     }
@@ -286,6 +308,8 @@ impl State {
                 self.send(lender, &buffer);
                 self.core.scratch = buffer;
             }
+            Command::Leave { place } => self.core.leave(place),
+            Command::CheckTransfers => self.core.check_transfers_soon(),
             Command::Admit { task } => self.core.admit(node, task),
             Command::GiveBack { demand } => {
                 for task in self.core.ledger.give_back(&demand) {
@@ -455,7 +479,7 @@ impl State {
     }
 
     /// Sends, or keeps for later, in order.
-    fn send(&mut self, to: Rank, message: &[u8]) {
+    pub(super) fn send(&mut self, to: Rank, message: &[u8]) {
         let peer = &mut self.core.peers[to.index()];
         let Some(route) = peer.route.filter(|_| peer.lost.is_none()) else { return };
         if peer.backlog.is_empty() {
@@ -477,6 +501,7 @@ impl State {
             && core.closing.is_empty()
             && core.wishes.is_empty()
             && core.reads_wanted.is_empty()
+            && !core.bulk.is_pending()
             && !core.backlogged
             && !core.newly_ready;
         if !nothing {
@@ -501,7 +526,7 @@ impl State {
                 }
                 self.core.on_lost(node, rank, why);
             }
-            self.start_reads(node);
+            self.move_objects(node);
             self.grant_wishes(node);
             if self.core.out.is_empty() && self.core.closing.is_empty() {
                 break;
@@ -541,13 +566,14 @@ impl Core {
     /// Names an object to a peer, which holds it until it says otherwise.
     fn lend(&mut self, object: &Bytes, borrower: Rank) -> ObjectRecord {
         let id = self.index.export(object);
-        self.index.lend(id, borrower).expect("it was exported just now");
+        let lent = self.index.lend(id, borrower).expect("it was exported just now");
         self.index.withdraw(id).expect("it was exported just now");
         let (owner, offset) = match object {
             Bytes::Sealed(sealed) => (self.me, sealed.offset()),
             Bytes::Foreign(foreign) => (foreign.owner(), foreign.offset()),
             Bytes::Heap(_) => unreachable!("`Outgoing::object` copies what is on the heap"),
         };
-        ObjectRecord { owner, region: ARENA.0, offset, len: object.len() as u64, object: id.to_bits() }
+        let shared = lent.borrowers >= SHARED_FROM;
+        ObjectRecord { owner, region: ARENA.0 as u16, shared, offset, len: lent.len, object: id.to_bits() }
     }
 }

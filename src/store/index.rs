@@ -2,6 +2,9 @@
 //! it is exported (this rank may still name it to a peer) or borrowed (a peer
 //! said that it reads it); when both have ended, its memory goes.
 //!
+//! A large object keeps its number for as long as its bytes live here, so that
+//! a rank that read it before is known to have a copy.
+//!
 //! Deliberately absent: a count of local refs. Those are clones of
 //! [`Bytes`], and cost no table.
 
@@ -9,7 +12,8 @@ use std::collections::HashMap;
 use std::fmt;
 
 use crate::base::Rank;
-use crate::mem::Bytes;
+use crate::base::limits::{BULK_BYTES_MIN, SHARED_BYTES_MIN};
+use crate::mem::{Bytes, WeakSealed};
 
 /// An object's name between its owner and the ranks that borrow it. Not used
 /// again for another object: a stale one is refused.
@@ -46,6 +50,8 @@ pub struct ObjectInfo {
     pub offset: Option<u64>,
     /// Its bytes.
     pub len: u64,
+    /// How many ranks have it, this one among them.
+    pub borrowers: usize,
 }
 
 /// What the index refuses. Nothing changes then.
@@ -99,13 +105,24 @@ pub struct Index {
     vacant: Vec<u32>,
     /// Identity of the bytes → slot, so that an object has one ID.
     known: HashMap<usize, u32>,
+    /// Slots of large objects that nobody has borrowed just now.
+    dormant: Vec<u32>,
+    /// How many of those there may be before the ones that are gone are looked for.
+    sweep_at: usize,
+    /// Objects of `SHARED_BYTES_MIN` and more whose numbers have ended.
+    ended: Vec<ObjectId>,
     stats: Stats,
 }
+
+/// Dormant slots at which the ones that are gone are looked for first.
+const SWEEP_MIN: usize = 64;
 
 #[derive(Debug, Default)]
 struct Slot {
     generation: u32,
     object: Option<Object>,
+    /// The object while it is neither exported nor borrowed, and its identity.
+    dormant: Option<(WeakSealed, usize)>,
 }
 
 #[derive(Debug)]
@@ -128,6 +145,12 @@ impl Index {
         self.stats.exports += 1;
         if let Some(&slot) = self.known.get(&bytes.identity()) {
             let entry = &mut self.slots[slot as usize];
+            if entry.dormant.take().is_some() {
+                self.dormant.retain(|dormant| *dormant != slot);
+                self.stats.objects += 1;
+                self.stats.bytes += bytes.len() as u64;
+                entry.object = Some(Object { bytes: bytes.clone(), exports: 0, borrows: Vec::new() });
+            }
             entry.object.as_mut().expect("a known object is in its slot").exports += 1;
             return ObjectId { slot, generation: entry.generation };
         }
@@ -159,6 +182,20 @@ impl Index {
         Ok(&object.ok_or(StoreError::Unknown { by: reader, id })?.bytes)
     }
 
+    /// The bytes of an object that `borrower` has borrowed.
+    pub fn lent(&self, id: ObjectId, borrower: Rank) -> Option<&Bytes> {
+        let slot = self.slots.get(id.slot as usize).filter(|slot| slot.generation == id.generation)?;
+        let object = slot.object.as_ref()?;
+        object.borrows.binary_search_by_key(&borrower, |b| b.0).ok()?;
+        Some(&object.bytes)
+    }
+
+    /// An object of `limits::SHARED_BYTES_MIN` or more whose number has ended;
+    /// each once.
+    pub fn next_ended(&mut self) -> Option<ObjectId> {
+        self.ended.pop()
+    }
+
     /// Counts one borrow by `borrower`, and says where the object is.
     pub fn lend(&mut self, id: ObjectId, borrower: Rank) -> Result<ObjectInfo, StoreError> {
         let object = self.object_mut(id).ok_or(StoreError::Unknown { by: borrower, id })?;
@@ -166,7 +203,7 @@ impl Index {
             Ok(at) => object.borrows[at].1 += 1,
             Err(at) => object.borrows.insert(at, (borrower, 1)),
         }
-        let info = ObjectInfo { offset: object.bytes.offset(), len: object.bytes.len() as u64 };
+        let info = ObjectInfo { offset: object.bytes.offset(), len: object.bytes.len() as u64, borrowers: object.borrows.len() };
         self.stats.borrows += 1;
         Ok(info)
     }
@@ -217,13 +254,46 @@ impl Index {
         let Some(object) = slot.object.take_if(|object| object.exports == 0 && object.borrows.is_empty()) else {
             return;
         };
-        self.known.remove(&object.bytes.identity());
         self.stats.objects -= 1;
         self.stats.bytes -= object.bytes.len() as u64;
+        let identity = object.bytes.identity();
+        let len = object.bytes.len() as u64;
+        match object.bytes {
+            Bytes::Sealed(sealed) if len >= BULK_BYTES_MIN => {
+                // The weak handle keeps the identity from being used again.
+                slot.dormant = Some((sealed.downgrade(), identity));
+                self.dormant.push(id.slot);
+                if self.dormant.len() >= self.sweep_at.max(SWEEP_MIN) {
+                    self.sweep();
+                }
+            }
+            _ => self.vacate(id.slot, identity, len >= SHARED_BYTES_MIN),
+        }
+    }
+
+    /// Ends the numbers of dormant objects that are gone.
+    fn sweep(&mut self) {
+        for slot in std::mem::take(&mut self.dormant) {
+            match &self.slots[slot as usize].dormant {
+                Some((object, _)) if object.is_alive() => self.dormant.push(slot),
+                Some((_, identity)) => self.vacate(slot, *identity, true),
+                None => (),
+            }
+        }
+        self.sweep_at = self.dormant.len() * 2;
+    }
+
+    fn vacate(&mut self, number: u32, identity: usize, tell: bool) {
+        self.known.remove(&identity);
+        let slot = &mut self.slots[number as usize];
+        slot.dormant = None;
+        if tell {
+            self.ended.push(ObjectId { slot: number, generation: slot.generation });
+        }
         // A slot whose generations are used up is never used again.
         if let Some(next) = slot.generation.checked_add(1) {
             slot.generation = next;
-            self.vacant.push(id.slot);
+            self.vacant.push(number);
         }
     }
 }
@@ -255,13 +325,15 @@ mod tests {
         let object = Bytes::from(arena.put(&[7; 100_000]).unwrap());
         let offset = object.offset();
         let id = index.export(&object);
-        assert_eq!(index.lend(id, A), Ok(ObjectInfo { offset, len: 100_000 }));
+        assert_eq!(index.lend(id, A), Ok(ObjectInfo { offset, len: 100_000, borrowers: 1 }));
+        assert!(index.lent(id, A).is_some() && index.lent(id, B).is_none());
         drop(object);
         index.withdraw(id).unwrap();
         assert!(arena.usage().free < free);
         assert_eq!(index.stats(), Stats { objects: 1, bytes: 100_000, exports: 0, borrows: 1 });
         assert!(index.get(id, A).unwrap().iter().all(|b| *b == 7));
         index.give_back(id, A, 1).unwrap();
+        assert!(index.lent(id, A).is_none());
         assert_eq!(arena.usage().free, free);
         assert_eq!(index.stats(), Stats::default());
     }
@@ -279,6 +351,32 @@ mod tests {
         assert_eq!(index.withdraw(id), Err(StoreError::NotExported { id }));
         index.give_back(id, A, 1).unwrap();
         assert_ne!(index.export(&one), id, "a new stay has a new name");
+    }
+
+    #[test]
+    fn a_large_object_keeps_its_number_while_its_bytes_live() {
+        let arena = Arena::new(Arc::new(Region::heap(8 << 20)));
+        let mut index = Index::new();
+        let free = arena.usage().free;
+        let object = Bytes::from(arena.alloc(BULK_BYTES_MIN as usize).unwrap().seal());
+        let id = index.export(&object);
+        index.lend(id, A).unwrap();
+        index.withdraw(id).unwrap();
+        index.give_back(id, A, 1).unwrap();
+        assert!(index.lend(id, A).is_err() && index.lent(id, A).is_none());
+        assert_eq!((index.export(&object), index.stats().objects), (id, 1));
+        index.withdraw(id).unwrap();
+        drop(object);
+        assert_eq!((arena.usage().free, index.stats()), (free, Stats::default()));
+        for _ in 0..2 * SWEEP_MIN {
+            let other = Bytes::from(arena.alloc(BULK_BYTES_MIN as usize).unwrap().seal());
+            let other_id = index.export(&other);
+            assert_ne!(other_id, id);
+            index.withdraw(other_id).unwrap();
+        }
+        assert!(index.dormant.len() <= SWEEP_MIN && index.known.len() <= SWEEP_MIN, "{}", index.known.len());
+        let ended: Vec<ObjectId> = std::iter::from_fn(|| index.next_ended()).collect();
+        assert!(ended.contains(&id) && ended.len() >= SWEEP_MIN, "{ended:?}");
     }
 
     #[test]

@@ -23,9 +23,12 @@ pub struct Readiness {
     pub readable: bool,
     /// There is room to write.
     pub writable: bool,
-    /// The peer will send no more, or the socket failed: reading goes on until
-    /// it says so.
+    /// The peer will send no more, or the connection failed: reading goes on
+    /// until it says so.
     pub ended: bool,
+    /// Something is in the queue of errors, where notices of sends without a
+    /// copy are, too.
+    pub failed: bool,
 }
 
 impl Poller {
@@ -61,7 +64,8 @@ impl Poller {
                 token: event.token().0,
                 readable: event.is_readable(),
                 writable: event.is_writable(),
-                ended: event.is_read_closed() || event.is_error(),
+                ended: event.is_read_closed(),
+                failed: event.is_error(),
             });
         }
         Ok(count)
@@ -99,7 +103,7 @@ mod tests {
         assert!(readable(&poller));
         let mut seen = Vec::new();
         poller.take(|readiness| seen.push(readiness)).unwrap();
-        assert_eq!(seen, [Readiness { token: 7, readable: true, writable: true, ended: false }]);
+        assert_eq!(seen, [Readiness { token: 7, readable: true, writable: true, ended: false, failed: false }]);
         assert!(!readable(&poller), "the edge was taken");
         b.read_exact(&mut [0]).unwrap();
         drop(a);

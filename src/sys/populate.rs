@@ -2,6 +2,8 @@
 
 use rustix::mm::{Advice, madvise};
 
+use crate::mem::Region;
+
 /// Makes the pages of `bytes` resident and writable, in one system call in
 /// place of one fault a page. Changes no byte; where the system cannot (Linux
 /// before 5.14, huge pages, memory limits) it does nothing, and the faults
@@ -15,6 +17,16 @@ pub fn populate_fresh(bytes: &mut [u8]) {
         // SAFETY: the range is borrowed exclusively and so is mapped; the
         // advice changes neither its content nor its mapping.
         let _ = unsafe { madvise(pages.as_mut_ptr().cast(), pages.len(), Advice::LinuxPopulateWrite) };
+    }
+}
+
+/// The same for a whole region, parts of which may be in use.
+pub(super) fn populate_region(region: &Region) {
+    let advice = if region.is_writable() { Advice::LinuxPopulateWrite } else { Advice::LinuxPopulateRead };
+    if !region.is_empty() && region.base().as_ptr().addr().is_multiple_of(rustix::param::page_size()) {
+        // SAFETY: the region is mapped while it is borrowed; populating changes
+        // neither its content nor its mapping, whoever uses it meanwhile.
+        let _ = unsafe { madvise(region.base().as_ptr().cast(), region.len(), advice) };
     }
 }
 

@@ -10,7 +10,7 @@
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{Control, ErrorReport, WireError};
+use super::{Bulk, Control, ErrorReport, WireError};
 use crate::base::limits::{INLINE_BYTES_MAX, MESSAGE_BYTES_MAX, OBJECT_ALIGN, RANKS_MAX};
 use crate::base::{Rank, Tag, TaskError};
 
@@ -25,6 +25,8 @@ pub enum Message<'a> {
     Release(Release),
     /// The sender has nothing to do and asks for tasks.
     StealRequest(StealRequest),
+    /// About copies of large objects.
+    Bulk(Bulk),
     /// Anything rarer.
     Control(Control),
 }
@@ -84,7 +86,10 @@ pub struct ObjectRecord {
     /// The rank that owns the object and counts its references.
     pub owner: Rank,
     /// The key of the owner's region.
-    pub region: u32,
+    pub region: u16,
+    /// Several ranks read it just now: whom to read it from is to be asked of
+    /// the sender.
+    pub shared: bool,
     /// First byte within the region.
     pub offset: u64,
     /// Bytes.
@@ -150,6 +155,7 @@ impl<'a> Message<'a> {
                 not_zero("steal request", "want", u64::from(want))?;
                 Ok(Message::StealRequest(StealRequest { want }))
             }
+            kind::BULK => Bulk::parse(bytes).map(Message::Bulk),
             kind::CONTROL => Control::parse(&bytes[1..]).map(Message::Control),
             unknown => Err(WireError::UnknownKind(unknown)),
         }
@@ -485,17 +491,23 @@ impl ObjectRecord {
         if offset.checked_add(len).is_none() {
             return Err(WireError::BadField { message, field: "object length", value: len });
         }
-        Ok(ObjectRecord { owner: Rank(owner), region: layout.region.get(), offset, len, object: layout.object.get() })
+        let shared = match layout.shared.get() {
+            value @ 0..2 => value == 1,
+            value => return Err(WireError::BadField { message, field: "shared", value: u64::from(value) }),
+        };
+        let (region, object) = (layout.region.get(), layout.object.get());
+        Ok(ObjectRecord { owner: Rank(owner), region, shared, offset, len, object })
     }
 }
 
 /// First bytes of messages. 0 is none, so that zeroed memory is no message.
-mod kind {
+pub(super) mod kind {
     pub const SPAWN: u8 = 1;
     pub const RESULT: u8 = 2;
     pub const RELEASE: u8 = 3;
     pub const STEAL_REQUEST: u8 = 4;
     pub const CONTROL: u8 = 5;
+    pub const BULK: u8 = 6;
 }
 
 /// In [`SpawnLayout::flags`]: the receiver asked for this task.
@@ -553,7 +565,9 @@ struct ArgumentLayout {
 #[repr(C)]
 struct ObjectLayout {
     owner: U32,
-    region: U32,
+    region: U16,
+    /// 1 or 0.
+    shared: U16,
     offset: U64,
     len: U64,
     object: U64,
@@ -612,7 +626,8 @@ impl From<ObjectRecord> for ObjectLayout {
     fn from(record: ObjectRecord) -> Self {
         ObjectLayout {
             owner: U32::new(record.owner.0),
-            region: U32::new(record.region),
+            region: U16::new(record.region),
+            shared: U16::new(u16::from(record.shared)),
             offset: U64::new(record.offset),
             len: U64::new(record.len),
             object: U64::new(record.object),
@@ -638,7 +653,7 @@ fn from_log2(message: &'static str, log2: u8) -> Result<usize, WireError> {
 }
 
 /// The layout at the start of `bytes`, and what follows.
-fn prefix<'a, L: FromBytes + Immutable + KnownLayout + Unaligned>(
+pub(super) fn prefix<'a, L: FromBytes + Immutable + KnownLayout + Unaligned>(
     message: &'static str,
     bytes: &'a [u8],
 ) -> Result<(&'a L, &'a [u8]), WireError> {
@@ -660,7 +675,7 @@ fn zero(message: &'static str, field: &'static str, value: u8) -> Result<(), Wir
     if value == 0 { Ok(()) } else { Err(WireError::BadField { message, field, value: u64::from(value) }) }
 }
 
-fn not_zero(message: &'static str, field: &'static str, value: u64) -> Result<(), WireError> {
+pub(super) fn not_zero(message: &'static str, field: &'static str, value: u64) -> Result<(), WireError> {
     if value == 0 { Err(WireError::BadField { message, field, value }) } else { Ok(()) }
 }
 

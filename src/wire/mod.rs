@@ -1,14 +1,18 @@
 //! What ranks say to each other, as bytes. Messages of the per-task path are
-//! fixed layouts ([`Spawn`], [`TaskResult`], [`Release`], [`StealRequest`]);
-//! everything rarer is a [`Control`] message in FlatBuffers.
+//! fixed layouts ([`Spawn`], [`TaskResult`], [`Release`], [`StealRequest`],
+//! [`Bulk`]); everything rarer is a [`Control`] message in FlatBuffers.
 //!
 //! A received message is verified once, by [`Message::parse`], and typed from
 //! then on. The only folder that names FlatBuffers. Deliberately absent: who
 //! sent a message and what is done about it, which is the node's business.
 
+mod bulk;
 mod control;
 mod error;
 mod frame;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[allow(
     missing_docs,
     unsafe_op_in_unsafe_fn,
@@ -22,6 +26,7 @@ mod frame;
 #[path = "generated/control.rs"]
 mod generated;
 
+pub use bulk::{Bulk, BulkBody, CopyId, write_bulk};
 pub use control::{Control, ErrorReport, Goodbye, Hello, Shutdown, TaskEntry, TaskTable};
 pub use error::WireError;
 pub use frame::{
@@ -32,4 +37,4 @@ pub use frame::{
 
 /// The version of everything in this folder. Two ranks work together only if
 /// theirs is the same; [`Hello`] carries it.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;

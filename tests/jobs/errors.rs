@@ -43,13 +43,9 @@ pub fn tests() -> Vec<Test> {
     }
     for launcher in ["mpirun.openmpi", "mpirun.mpich"] {
         tests.push(test(format!("errors_under_{launcher}"), move || {
-            if let Some(job) = under_mpi(launcher, 3, "errors") {
-                job.run().succeeded();
-            }
-            if let Some(job) = under_mpi(launcher, 2, "driver exits") {
-                let done = job.run();
-                assert_eq!(done.status, Some(7), "{done:#?}");
-            }
+            under_mpi(launcher, 3, "errors").run().succeeded();
+            let done = under_mpi(launcher, 2, "driver exits").run();
+            assert_eq!(done.status, Some(7), "{done:#?}");
         }));
     }
     tests.push(test("different_binaries", different_binaries));

@@ -7,8 +7,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use libtest_mimic::Trial;
+
 /// Names the scenario that a rank runs.
 pub const SCENARIO: &str = "COLLIMATE_TEST_SCENARIO";
+
+/// What is not to be left out, in words that `scripts/setup --required` prints.
+const REQUIRED: &str = "COLLIMATE_TEST_REQUIRED";
 
 /// Marks the processes of one job.
 const MARK: &str = "COLLIMATE_TEST_JOB";
@@ -25,6 +30,38 @@ pub type Test = (String, Box<dyn FnOnce() + Send>);
 /// Makes a test.
 pub fn test(name: impl Into<String>, body: impl FnOnce() + Send + 'static) -> Test {
     (name.into(), Box::new(body))
+}
+
+/// Whether it is a failure that something is not here: a word of
+/// `scripts/setup --required`.
+pub fn is_required(what: &str) -> bool {
+    std::env::var(REQUIRED).is_ok_and(|all| all.split_whitespace().any(|word| word == what))
+}
+
+/// A test as it is run. Where it lacks something it counts as ignored, or fails
+/// if that is required.
+pub fn trial((name, body): Test, lacks: Option<&'static str>) -> Trial {
+    let required = lacks.filter(|what| is_required(what));
+    let run = move || match required {
+        Some(what) => Err(format!("{what} must be here ({REQUIRED}), and is not").into()),
+        None => {
+            body();
+            Ok(())
+        }
+    };
+    Trial::test(name, run).with_ignored_flag(lacks.is_some() && required.is_none())
+}
+
+/// What a test needs beyond this library, by its name, and is not installed.
+pub fn lacks_launcher(test: &str) -> Option<&'static str> {
+    let launchers = [("openmpi", "mpirun.openmpi"), ("mpich", "mpirun.mpich")];
+    let (word, _) = launchers.into_iter().find(|(_, program)| test.ends_with(program) && find(program).is_none())?;
+    Some(word)
+}
+
+/// The path of an installed program.
+fn find(program: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|folder| folder.join(program)).find(|path| path.exists())
 }
 
 /// A job to be started.
@@ -73,20 +110,20 @@ pub fn program(ranks: u32, program: impl AsRef<Path>, arguments: &[&str]) -> Job
     job.env("TMPDIR", scratch.to_str().unwrap())
 }
 
-/// The scenario under an MPI launcher, if that is installed.
-pub fn under_mpi(launcher: &str, ranks: u32, scenario: &str) -> Option<Job> {
-    let path = std::env::split_paths(&std::env::var_os("PATH")?).map(|p| p.join(launcher)).find(|p| p.exists())?;
-    let mut command = Command::new(path);
+/// The scenario under an MPI launcher.
+pub fn under_mpi(launcher: &str, ranks: u32, scenario: &str) -> Job {
+    let mut command = Command::new(find(launcher).unwrap_or_else(|| panic!("{launcher} is not installed")));
     if launcher.ends_with("openmpi") {
         command.arg("--oversubscribe");
         command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
     }
     command.args(["-n", &ranks.to_string()]).arg(std::env::current_exe().unwrap());
-    Some(Job::new(command, format!("{launcher} {ranks}")).env(SCENARIO, scenario))
+    Job::new(command, format!("{launcher} {ranks}")).env(SCENARIO, scenario)
 }
 
 impl Job {
-    fn new(mut command: Command, what: String) -> Job {
+    /// A job that `command` starts; `what` names it when it fails.
+    pub fn new(mut command: Command, what: String) -> Job {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let mark = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let scratch = std::env::temp_dir().join(format!("clm-test-{mark}"));

@@ -130,12 +130,22 @@ fn length(bytes: &[u8]) -> usize {
     bytes.len()
 }
 
+/// Whether no thread of a process runs: a signal is not instant.
+fn is_stopped(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+    threads.map(stat).all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')))
+}
+
 /// A process that is stopped reads nothing, and closes nothing either.
 #[collimate::main]
 fn a_rank_stops() -> Result<(), Error> {
     let on = |rank: u32| Options::new().rank(rank);
     let victim = pid::spawn_with(on(1)).get()?;
     signal_to(victim, Signal::STOP);
+    while !is_stopped(victim) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let bytes = vec![7; 4_000];
     let pending: Vec<Ref<usize>> = (0..6_000).map(|_| length::spawn_with(on(1), &bytes)).collect();
     for r in pending {

@@ -1,6 +1,7 @@
 //! Whole jobs: this program is both the tests and, under a launcher with
 //! `COLLIMATE_TEST_SCENARIO` set, the ranks of the jobs that they start.
 
+mod bulk;
 mod deep;
 mod errors;
 mod harness;
@@ -17,19 +18,26 @@ use libtest_mimic::{Arguments, Trial};
 type Scenario = (&'static str, fn() -> ExitCode);
 
 fn main() -> ExitCode {
-    let all =
-        [values::SCENARIOS, errors::SCENARIOS, deep::SCENARIOS, store::SCENARIOS, stress::SCENARIOS, life::SCENARIOS];
+    let all = [
+        values::SCENARIOS,
+        errors::SCENARIOS,
+        deep::SCENARIOS,
+        store::SCENARIOS,
+        bulk::SCENARIOS,
+        stress::SCENARIOS,
+        life::SCENARIOS,
+    ];
     if let Some(name) = std::env::var_os(harness::SCENARIO) {
         let known = all.iter().copied().flatten().find(|(n, _)| name == *n);
         return known.expect("the tests name scenarios that exist").1();
     }
     let mut trials: Vec<Trial> = Vec::new();
-    for tests in [values::tests(), errors::tests(), deep::tests(), store::tests(), stress::tests(), life::tests()] {
-        trials.extend(tests.into_iter().map(|(name, test)| {
-            Trial::test(name, move || {
-                test();
-                Ok(())
-            })
+    for tests in
+        [values::tests(), errors::tests(), deep::tests(), store::tests(), bulk::tests(), stress::tests(), life::tests()]
+    {
+        trials.extend(tests.into_iter().map(|test| {
+            let lacks = harness::lacks_launcher(&test.0);
+            harness::trial(test, lacks)
         }));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()

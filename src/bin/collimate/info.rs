@@ -4,8 +4,10 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use collimate::base::{Config, Rank};
-use collimate::fabric::{EpollFabric, FabricError, ShmFabric, UringFabric};
+use collimate::base::Config;
+use collimate::fabric::{Choice, Kind};
+use collimate::node::Survey;
+use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -27,6 +29,10 @@ pub struct Info {
 struct Report {
     version: &'static str,
     fabrics: Vec<FabricState>,
+    /// What would serve a rank of another host with the same means.
+    to_other_hosts: ToOtherHosts,
+    /// How much an adapter may have pinned; `None` is without limit.
+    locked_memory_bytes: Option<u64>,
     /// Those of the affinity mask.
     cores: Vec<usize>,
     memory_bytes: u64,
@@ -42,6 +48,13 @@ struct FabricState {
     name: &'static str,
     what: &'static str,
     available: bool,
+    /// The device or provider, or why it cannot be used.
+    detail: String,
+}
+
+#[derive(Serialize)]
+struct ToOtherHosts {
+    fabric: Option<&'static str>,
     reason: String,
 }
 
@@ -68,17 +81,15 @@ impl Info {
 
 impl Report {
     fn gather(config: &Config) -> Report {
-        let me = Rank(0);
+        let survey = Survey::take(config);
         let set = sched_getaffinity(None).unwrap_or_default();
         let memory = rustix::system::sysinfo();
         let store = collimate::node::default_store_bytes(1) as u64;
         Report {
             version: env!("CARGO_PKG_VERSION"),
-            fabrics: vec![
-                FabricState::of("shm", "shared memory, within a host", ShmFabric::new(me, Default::default())),
-                FabricState::of("uring", "TCP through io_uring", UringFabric::new(me, Default::default())),
-                FabricState::of("epoll", "TCP through epoll", EpollFabric::new(me, Default::default())),
-            ],
+            fabrics: survey.findings.into_iter().map(|(kind, found)| FabricState::of(kind, found)).collect(),
+            to_other_hosts: ToOtherHosts::of(survey.far),
+            locked_memory_bytes: getrlimit(Resource::Memlock).current,
             cores: (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect(),
             memory_bytes: memory.totalram * u64::from(memory.mem_unit.max(1)),
             store_default_bytes: store,
@@ -89,10 +100,14 @@ impl Report {
 
     fn to_text(&self) -> String {
         let mut text = format!("collimate {}\n\nfabrics\n", self.version);
-        for FabricState { name, what, available, reason } in &self.fabrics {
+        for FabricState { name, what, available, detail } in &self.fabrics {
             let state = if *available { "available" } else { "not available" };
-            text += &format!("  {name:<6} {state}: {what}{}{reason}\n", if reason.is_empty() { "" } else { ": " });
+            text += &format!("  {name:<6} {state}: {what}{}{detail}\n", if detail.is_empty() { "" } else { ": " });
         }
+        let ToOtherHosts { fabric, reason } = &self.to_other_hosts;
+        text += &format!("\nto other hosts like this one: {}: {reason}\n", fabric.unwrap_or("nothing"));
+        let locked = self.locked_memory_bytes.map_or("without limit".into(), |bytes| format!("{} KiB", bytes >> 10));
+        text += &format!("memory that an adapter may pin (ulimit -l): {locked}\n");
         let cores: Vec<String> = self.cores.iter().map(usize::to_string).collect();
         text += &format!("\ncores    {} ({})\n", self.cores.len(), cores.join(", "));
         text += &format!("memory   {}\n", mebibytes(self.memory_bytes));
@@ -111,9 +126,25 @@ impl Report {
 }
 
 impl FabricState {
-    fn of<F>(name: &'static str, what: &'static str, tried: Result<F, FabricError>) -> FabricState {
-        let reason = tried.as_ref().err().map(ToString::to_string).unwrap_or_default();
-        FabricState { name, what, available: tried.is_ok(), reason }
+    fn of(kind: Kind, found: Result<String, String>) -> FabricState {
+        let what = match kind {
+            Kind::Shm => "shared memory, within a host",
+            Kind::Rdma => "RDMA verbs",
+            Kind::Ofi => "libfabric",
+            Kind::Uring => "TCP through io_uring",
+            Kind::Epoll => "TCP through epoll",
+        };
+        let available = found.is_ok();
+        FabricState { name: kind.name(), what, available, detail: found.unwrap_or_else(|why| why) }
+    }
+}
+
+impl ToOtherHosts {
+    fn of(choice: Result<Choice, String>) -> ToOtherHosts {
+        match choice {
+            Ok(Choice { kind, reason }) => ToOtherHosts { fabric: Some(kind.name()), reason },
+            Err(reason) => ToOtherHosts { fabric: None, reason },
+        }
     }
 }
 
@@ -144,6 +175,7 @@ fn settings(config: &Config) -> Map<String, Value> {
         rdma_device,
         rdma_gid_index,
         ofi_provider,
+        lanes,
         stack_bytes,
         interface,
         port,
@@ -158,6 +190,7 @@ fn settings(config: &Config) -> Map<String, Value> {
         ("COLLIMATE_RDMA_DEVICE", or_auto(rdma_device.clone())),
         ("COLLIMATE_RDMA_GID_INDEX", or_auto(rdma_gid_index.map(|index| index.to_string()))),
         ("COLLIMATE_OFI_PROVIDER", or_auto(ofi_provider.clone())),
+        ("COLLIMATE_LANES", or_auto(lanes.map(|n| n.to_string()))),
         ("COLLIMATE_STACK", stack_bytes.to_string()),
         ("COLLIMATE_INTERFACE", or_auto(interface.map(|a| a.to_string()))),
         ("COLLIMATE_PORT", port.to_string()),

@@ -41,7 +41,7 @@ impl Replica {
         }
         let has = if self.is_tail() { self.state.applied() } else { self.last };
         let forgets = self.options.bugs.has(Bug::ForgetSuffix);
-        let downstream = self.downstream.get_or_insert_with(|| Downstream {
+        let downstream = self.downstream.get_or_insert(Downstream {
             sent: if forgets { has } else { link.received },
             received: Seq(0),
             link_target: Some(has),

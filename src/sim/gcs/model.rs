@@ -125,7 +125,7 @@ impl World {
         }
     }
 
-    fn from_client(&mut self, rank: usize, body: Body) {
+    fn deliver_from_client(&mut self, rank: usize, body: Body) {
         let (now, epoch) = (self.now, self.chain().epoch);
         let mut out = Vec::new();
         if let Some(replica) = &mut self.replicas[rank] {
@@ -137,7 +137,7 @@ impl World {
         self.turn(rank, out);
     }
 
-    fn from_quorum(&mut self, rank: usize, body: Body) {
+    fn deliver_from_quorum(&mut self, rank: usize, body: Body) {
         let message = Message { shard: ShardId(0), epoch: self.chain().epoch, body };
         let (now, mut out) = (self.now, Vec::new());
         if let Some(replica) = &mut self.replicas[rank] {
@@ -229,14 +229,14 @@ impl Model for Reconfiguration {
                 let op = Op::Put { key: Key::new(Table::Names, b"k"), value: Blob::from(&[number as u8]) };
                 let command = Command { client: CLIENT, number, settled: 0, op };
                 let head = world.chain().members[0].rank.index();
-                world.from_client(head, Body::Commands(vec![command]));
+                world.deliver_from_client(head, Body::Commands(vec![command]));
             }
             Step::Read(rank) => {
                 world.reads -= 1;
                 let number = u64::from(world.reads);
                 world.reading = Some((number, world.floor));
                 let query = Query::Get(vec![Key::new(Table::Names, b"k")]);
-                world.from_client(rank, Body::Queries(CLIENT, vec![(number, query)]));
+                world.deliver_from_client(rank, Body::Queries(CLIENT, vec![(number, query)]));
             }
             Step::Beat(rank) => {
                 let replica = world.replicas[rank].as_ref()?;
@@ -244,9 +244,9 @@ impl Model for Reconfiguration {
                 let beat = Beat { from: id(rank), sent: now, received: None, linked: false, restored: None };
                 let chain = world.chain().clone();
                 if world.granter.grant(now, &chain, epoch, &beat, TIMING.hold, self.bugs) {
-                    world.from_quorum(rank, Body::Grant { to: id(rank), echo: now });
+                    world.deliver_from_quorum(rank, Body::Grant { to: id(rank), echo: now });
                 } else if epoch < chain.epoch {
-                    world.from_quorum(rank, Body::Chain(Some(chain)));
+                    world.deliver_from_quorum(rank, Body::Chain(Some(chain)));
                 }
             }
             Step::Crash(rank) => {

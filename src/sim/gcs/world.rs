@@ -246,10 +246,10 @@ impl World {
         }
         self.report.took_ns = self.now;
         self.report.epochs = self.latest.iter().map(|chain| chain.epoch.0).sum();
-        if self.report.violation.is_none() {
-            if let Err(violation) = self.judge() {
-                self.report.violation = Some(violation);
-            }
+        if self.report.violation.is_none()
+            && let Err(violation) = self.judge()
+        {
+            self.report.violation = Some(violation);
         }
     }
 

@@ -1,14 +1,15 @@
 //! Round trips of every message, and the promise that no byte string panics.
 
 use super::*;
+use crate::wire::write_bulk;
 use crate::base::rng::Rng;
 use crate::base::{ErrorKind, FunctionId};
-use crate::wire::{Goodbye, Hello, Shutdown, TaskEntry, TaskTable};
+use crate::wire::{BulkBody, CopyId, Goodbye, Hello, Shutdown, TaskEntry, TaskTable};
 
 const CALL: SpawnCall =
     SpawnCall { function: 0xdead_beef, request: u64::MAX - 1, parent: Tag(1 << 127 | 5), call: 77, stolen: false };
 
-const RECORD: ObjectRecord = ObjectRecord { owner: Rank(3), region: 9, offset: 1 << 33, len: 1 << 28, object: 0xabcd };
+const RECORD: ObjectRecord = ObjectRecord { owner: Rank(3), region: 9, shared: true, offset: 1 << 33, len: 1 << 28, object: 0xabcd };
 
 fn spawn(call: SpawnCall, arguments: &[Argument<'_>]) -> Vec<u8> {
     let mut buffer = vec![0xff; 99];
@@ -49,7 +50,14 @@ fn samples() -> Vec<Vec<u8>> {
     };
     let entry = TaskEntry { id: FunctionId(8), name: "simulate".into(), signature: "(u64) -> f32".into() };
     let control = |control| written(|b| write_control(b, &control).unwrap());
+    let bulk = |what| {
+        let copy = CopyId { lender: Rank(2), object: 77 };
+        written(|b| write_bulk(b, &Bulk { copy, what }))
+    };
     vec![
+        bulk(BulkBody::Locate { gone: Some(Rank(1)), group: Rank(0) }),
+        bulk(BulkBody::Sources { primaries: 1, ranks: vec![Rank(1), Rank(0)] }),
+        bulk(BulkBody::Holding { number: 3, offset: 64, first: 1, words: vec![7, 9] }),
         spawn(CALL, &[]),
         spawn(CALL, &[inline(b"12345678")]),
         spawn(SpawnCall { stolen: true, ..CALL }, &[inline(b"123"), Argument::Object(RECORD), inline(b"")]),

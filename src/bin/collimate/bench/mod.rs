@@ -6,8 +6,11 @@
 //! measures what that job's shape allows.
 
 mod bare;
+mod broadcast;
+mod fabric;
 mod latency;
 mod measure;
+mod openmpi;
 mod record;
 mod stage;
 mod start;
@@ -64,6 +67,10 @@ pub enum Metric {
     Throughput,
     /// put and get from 8 B to 256 MiB
     Store,
+    /// Objects, messages and round trips over TCP, without the runtime
+    Fabric,
+    /// One object to 2 to 64 hosts of a simulated network
+    Broadcast,
 }
 
 impl Bench {
@@ -108,6 +115,9 @@ impl Bench {
         if stage == Stage::Start {
             gathered.add(start::measure(self.metric, effort)?);
             return Ok(());
+        }
+        if stage == Stage::Broadcast {
+            return broadcast::simulate(effort, &mut |record| gathered.add(record)).map_err(|e| e.to_string());
         }
         let mut job = Job::start(self.metric, stage, effort)?;
         while let Some(line) = job.line()? {

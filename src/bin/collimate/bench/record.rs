@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 pub struct Record {
     /// What was measured.
     pub metric: String,
-    /// How far it went: `in_worker`, `cross_worker`, `cross_process` or `tcp`.
+    /// How far it went: `in_worker`, `cross_worker`, `cross_process`, `tcp` or
+    /// `simulated`.
     pub path: String,
     /// Which way of several.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -10,7 +10,7 @@ use collimate::base::config::FabricChoice;
 
 use super::measure::{Effort, Failed, cores};
 use super::record::{Record, table};
-use super::{Metric, latency, print, store, throughput};
+use super::{Metric, broadcast, fabric, latency, print, store, throughput};
 
 /// One part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -35,8 +35,16 @@ pub enum Stage {
     SpreadMore,
     /// Objects.
     Store,
+    /// Objects over a TCP fabric.
+    FabricObject,
+    /// Bursts of messages over a TCP fabric.
+    FabricMessages,
+    /// Round trips over a TCP fabric.
+    FabricRoundTrip,
     /// Nothing but a first task.
     Start,
+    /// Hosts that only exist in virtual time.
+    Broadcast,
 }
 
 /// The job that a stage wants.
@@ -59,6 +67,8 @@ impl Metric {
             Metric::Latency => &[InWorker, CrossWorker, CrossProcess, TcpUring, TcpEpoll, Start],
             Metric::Throughput => &[Tasks, TasksShared, Spread, SpreadMore],
             Metric::Store => &[Store],
+            Metric::Fabric => &[FabricObject, FabricMessages, FabricRoundTrip],
+            Metric::Broadcast => &[Broadcast],
         }
     }
 }
@@ -73,9 +83,10 @@ impl Stage {
     pub fn shape(self, effort: Effort) -> Shape {
         let shape = |ranks, workers, fabric| Shape { ranks, workers, fabric, store: "64M" };
         match self {
-            Stage::InWorker | Stage::Tasks => shape(1, 1, "auto"),
+            Stage::InWorker | Stage::Tasks | Stage::Broadcast => shape(1, 1, "auto"),
             Stage::CrossWorker | Stage::TasksShared => shape(1, 2, "auto"),
             Stage::CrossProcess | Stage::Spread | Stage::Start => shape(2, 1, "auto"),
+            Stage::FabricObject | Stage::FabricMessages | Stage::FabricRoundTrip => shape(2, 1, "auto"),
             Stage::TcpUring => shape(2, 1, "uring"),
             Stage::TcpEpoll => shape(2, 1, "epoll"),
             Stage::SpreadMore => shape(4, 2, "auto"),
@@ -87,7 +98,7 @@ impl Stage {
     /// Why it cannot be run on this machine, if so.
     pub fn obstacle(self) -> Option<String> {
         match self {
-            Stage::TcpUring => {
+            Stage::TcpUring | Stage::FabricObject | Stage::FabricMessages | Stage::FabricRoundTrip => {
                 let tried = collimate::fabric::UringFabric::new(collimate::base::Rank(0), Default::default());
                 tried.err().map(|why| format!("io_uring is not available: {why}"))
             }
@@ -116,7 +127,9 @@ impl Stage {
                 two_ranks.or((config.fabric != FabricChoice::Epoll).then_some("it needs COLLIMATE_FABRIC=epoll"))
             }
             Stage::Spread | Stage::Store => two_ranks,
+            Stage::FabricObject | Stage::FabricMessages | Stage::FabricRoundTrip => two_ranks,
             Stage::SpreadMore => Some("it compares two jobs: leave the ranks to `collimate bench`"),
+            Stage::Broadcast => None,
             Stage::Start => Some("the ranks have started already: leave them to `collimate bench`"),
         }
     }
@@ -132,7 +145,11 @@ impl Stage {
             Stage::Spread => throughput::spread(effort, emit),
             Stage::SpreadMore => throughput::spread(effort, emit).and_then(|()| throughput::idle(effort, emit)),
             Stage::Store => store::objects(effort, emit),
+            Stage::FabricObject => fabric::bulk(effort, emit),
+            Stage::FabricMessages => fabric::messages(effort, emit),
+            Stage::FabricRoundTrip => fabric::round_trip(effort, emit),
             Stage::Start => super::start::first_task(),
+            Stage::Broadcast => broadcast::simulate(effort, emit),
         }
     }
 }
