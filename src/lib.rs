@@ -17,7 +17,7 @@ macro_rules! layers {
     };
 }
 
-layers! { api boot fabric mem node sched store sys wire }
+layers! { api boot fabric gcs mem node sched store sys wire }
 
 #[cfg(all(not(loom), any(test, feature = "sim")))]
 #[doc(hidden)]

@@ -305,6 +305,57 @@ pub const TRAIL_HOPS_MAX: usize = 64;
 /// Task functions of one program.
 pub const TASKS_MAX: usize = 4096;
 
+/// How long a replica of the control store may be silent before its chain goes
+/// on without it: well above what a busy host keeps a thread waiting.
+pub const GCS_DETECTION: Duration = Duration::from_millis(5);
+
+/// Longest key of the control store.
+pub const GCS_KEY_BYTES_MAX: usize = 256;
+
+/// Longest value of the control store: with its key and its place it fits a
+/// message. What is longer is an object, and the store has its reference.
+pub const GCS_VALUE_BYTES_MAX: usize = 16 * 1024;
+
+/// Keys of one query, and records of one page of a scan.
+pub const GCS_KEYS_MAX: usize = 1024;
+
+/// Bytes of records in one answer, and of changes in one message to a watcher,
+/// unless a single one has more.
+pub const GCS_PAGE_BYTES_MAX: usize = 32 * 1024;
+
+/// Commands of one client to one shard whose outcomes it may not know: so many
+/// outcomes are kept for it.
+pub const GCS_WINDOW: u64 = 1024;
+
+/// Changes that a replica remembers for those who watch and lose touch.
+pub const GCS_HISTORY_EVENTS: usize = 4096;
+
+/// Commands under way in a shard, and kept for a replica that joins.
+pub const GCS_LOG_ENTRIES_MAX: usize = 64 * 1024;
+
+/// Bytes of commands in one message between replicas, unless a single one has
+/// more.
+pub const GCS_FORWARD_BYTES_MAX: usize = 32 * 1024;
+
+/// Part of a state that a joining replica takes over.
+pub const GCS_PART_BYTES: usize = 32 * 1024;
+
+/// Parts sent before the next are asked for.
+pub const GCS_PARTS_AT_ONCE: usize = 8;
+
+/// Bytes of log after which it is begun anew from the state.
+pub const GCS_LOG_REWRITE_BYTES: usize = 64 << 20;
+
+/// Queries of a replica that wait for the tail.
+pub const GCS_PARKED_MAX: usize = 16 * 1024;
+
+/// Watches at one replica.
+pub const GCS_WATCHES_MAX: usize = 16 * 1024;
+
+const _: () = assert!(GCS_KEY_BYTES_MAX + GCS_VALUE_BYTES_MAX + 1024 <= MESSAGE_BYTES_MAX);
+const _: () = assert!(GCS_PAGE_BYTES_MAX + GCS_VALUE_BYTES_MAX + 1024 <= MESSAGE_BYTES_MAX);
+const _: () = assert!(GCS_FORWARD_BYTES_MAX + GCS_VALUE_BYTES_MAX + 1024 <= MESSAGE_BYTES_MAX);
+const _: () = assert!(GCS_PART_BYTES + 1024 <= MESSAGE_BYTES_MAX);
 const _: () = assert!(OFI_SENDS_PEER_MAX <= OFI_SENDS_MAX && (OFI_SENDS_PEER_MAX as u64) < OFI_WINDOW_MESSAGES);
 const _: () = assert!(OFI_WINDOW_BYTES > MESSAGE_BYTES_MAX as u64);
 const _: () = assert!(RING_LINES.is_power_of_two());

@@ -3,6 +3,8 @@
 //! same arguments is the same run.
 
 mod cluster;
+#[cfg(test)]
+mod gcs;
 mod network;
 
 pub use cluster::{End, Object, Reader, Report, Scenario};

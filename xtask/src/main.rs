@@ -1,15 +1,16 @@
 //! Chores of the tree. `cargo xtask schema` regenerates the control
 //! messages from `schema/`, `header` the C header from `ffi/src`, and `bindings`
 //! those to C libraries from their installed headers; with `--check` they only
-//! compare.
+//! compare. `sim --seed S` plays one simulated run of the control store and says
+//! what came of it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 mod bindings;
 
-const USAGE: &str = "usage: cargo xtask schema|header|bindings [--check]";
+const USAGE: &str = "usage: cargo xtask schema|header|bindings [--check] | sim --seed S";
 
 /// A file that is made from others.
 struct Generated {
@@ -55,6 +56,9 @@ const FFI: &str = "ffi/src";
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let ["sim", "--seed", seed] = arguments[..] {
+        return tell(simulate(seed));
+    }
     let chosen = |command| ALL.iter().filter(move |g| g.command == command).peekable();
     let (mut chosen, act): (_, fn(&Generated) -> Result<String, String>) = match arguments[..] {
         [command] => (chosen(command), Generated::write),
@@ -65,17 +69,22 @@ fn main() -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     }
-    let mut code = ExitCode::SUCCESS;
-    for outcome in chosen.map(act) {
-        match outcome {
-            Ok(line) => println!("{line}"),
-            Err(line) => {
-                eprintln!("xtask: {line}");
-                code = ExitCode::FAILURE;
-            }
+    let codes: Vec<ExitCode> = chosen.map(act).map(tell).collect();
+    codes.into_iter().find(|code| *code != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS)
+}
+
+/// Prints what came of a chore.
+fn tell(outcome: Result<String, String>) -> ExitCode {
+    match outcome {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(line) => {
+            eprintln!("xtask: {line}");
+            ExitCode::FAILURE
         }
     }
-    code
 }
 
 impl Generated {
@@ -127,6 +136,21 @@ fn control_messages() -> Result<String, String> {
         "// Generated from {SCHEMA} by `cargo xtask schema`; not to be edited.\n{}",
         prettyplease::unparse(&tree)
     ))
+}
+
+/// Plays one seed, as the tests do.
+fn simulate(seed: &str) -> Result<String, String> {
+    let seed: u64 = seed.parse().map_err(|_| format!("{seed} is no seed: a number from 0"))?;
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let words = ["test", "--quiet", "--locked", "--profile", "sim", "--lib", "--"];
+    let status = Command::new(cargo)
+        .current_dir(root())
+        .args(words)
+        .args(["--exact", "sim::gcs::tests::replay", "--nocapture"])
+        .env("COLLIMATE_SIM_SEED", seed.to_string())
+        .status()
+        .map_err(|e| format!("cannot start cargo: {e}"))?;
+    if status.success() { Ok(format!("seed {seed}: nothing found")) } else { Err(format!("seed {seed}: see above")) }
 }
 
 /// The workspace's folder.

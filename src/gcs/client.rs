@@ -1,0 +1,454 @@
+//! What others use the store through: finds the shard and the replica, keeps
+//! many operations under way, asks again after losses and changes of the chain.
+//! However often it asks, a command happens once.
+
+use std::collections::BTreeMap;
+
+use thiserror::Error;
+use twox_hash::XxHash3_128;
+
+use super::message::{Action, Address, Body, ChainConfig, Epoch, Message, Nanos, ReplicaId, ShardId, Watch};
+use super::record::{Key, Refusal, Seq};
+use super::state::{ClientId, Command, Event, Found, Op, Query};
+use super::timing::Timing;
+use crate::base::Rank;
+use crate::base::limits::{GCS_FORWARD_BYTES_MAX, GCS_WINDOW};
+
+/// What a client is made with.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// Who it is.
+    pub me: ClientId,
+    /// Where the members of the configuration quorum are.
+    pub quorum: Vec<Rank>,
+    /// The chains at the start of the job: one for each shard, in order.
+    pub founding: Vec<ChainConfig>,
+    /// The periods of the protocol.
+    pub timing: Timing,
+    /// How long an operation may take.
+    pub deadline: Nanos,
+}
+
+/// An operation of a client.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Token(pub u64);
+
+/// Why an operation ended without an answer.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum Failure {
+    /// The store cannot do this, and did nothing.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// No answer within the deadline. A command may have happened, or may still.
+    #[error("no answer within the deadline{}", because(.0))]
+    Deadline(Option<Refusal>),
+}
+
+fn because(cause: &Option<Refusal>) -> String {
+    cause.as_ref().map_or_else(|| ": no replica of the shard could be reached".into(), |cause| format!(": {cause}"))
+}
+
+/// What a client is told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Notice {
+    /// A command has ended.
+    Command(Token, Result<Seq, Failure>),
+    /// A query has: what was found, and as of which command.
+    Query(Token, Result<(Seq, Found), Failure>),
+    /// What is watched has changed, in this order.
+    Changed(Token, Vec<Event>),
+    /// A watch begins: read what is there, at this place in the order or later.
+    /// Not only at first: also when changes may have been missed because the
+    /// watch was out of touch for too long.
+    WatchBegins(Token, Seq),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Client {
+    options: ClientOptions,
+    shards: Vec<Shard>,
+    next_token: u64,
+    notices: Vec<Notice>,
+    turn: u64,
+}
+
+#[derive(Debug)]
+struct Shard {
+    chain: ChainConfig,
+    next_number: u64,
+    commands: BTreeMap<u64, Attempt<Op>>,
+    queries: BTreeMap<u64, Attempt<Query>>,
+    watches: BTreeMap<u64, WatchState>,
+    locate_at: Nanos,
+    locates: u64,
+}
+
+#[derive(Debug)]
+struct Attempt<T> {
+    token: Token,
+    what: T,
+    deadline: Nanos,
+    again_at: Nanos,
+    tries: u32,
+    cause: Option<Refusal>,
+}
+
+#[derive(Debug)]
+struct WatchState {
+    prefix: Key,
+    since: Option<Seq>,
+    renew_at: Nanos,
+    replica: u64,
+    heard_at: Nanos,
+}
+
+/// Which shard of so many a key belongs to.
+pub fn shard_of(key: &Key, shards: usize) -> ShardId {
+    let hash = XxHash3_128::oneshot_with_seed(key.table as u64, &key.bytes) as u64;
+    ShardId(((u128::from(hash) * shards as u128) >> 64) as u16)
+}
+
+impl Client {
+    /// A client of a store with these shards.
+    pub fn new(options: ClientOptions) -> Client {
+        let shard = |chain: &ChainConfig| Shard {
+            chain: chain.clone(),
+            next_number: 1,
+            commands: BTreeMap::new(),
+            queries: BTreeMap::new(),
+            watches: BTreeMap::new(),
+            locate_at: 0,
+            locates: 0,
+        };
+        let shards = options.founding.iter().map(shard).collect();
+        let turn = u64::from(options.me.rank.0);
+        Client { options, shards, next_token: 1, notices: Vec::new(), turn }
+    }
+
+    /// Who it is.
+    pub fn id(&self) -> ClientId {
+        self.options.me
+    }
+
+    /// Which shard a key belongs to.
+    pub fn shard_of(&self, key: &Key) -> ShardId {
+        shard_of(key, self.shards.len())
+    }
+
+    /// The epoch of a shard as it is known here.
+    pub fn epoch(&self, shard: ShardId) -> Epoch {
+        self.shards.get(usize::from(shard.0)).map_or(Epoch(0), |shard| shard.chain.epoch)
+    }
+
+    /// Has something changed in the shard of the key.
+    ///
+    /// # Errors
+    /// If a limit is not kept.
+    pub fn command(&mut self, now: Nanos, op: Op) -> Result<Token, Refusal> {
+        let shard = op.key().map_or(ShardId(0), |key| self.shard_of(key));
+        self.command_in(now, shard, op)
+    }
+
+    /// Has something changed in one shard: what concerns more than one key is
+    /// asked of each.
+    ///
+    /// # Errors
+    /// If a limit is not kept.
+    pub fn command_in(&mut self, now: Nanos, shard: ShardId, op: Op) -> Result<Token, Refusal> {
+        op.check()?;
+        let attempt = self.attempt(now, op);
+        let token = attempt.token;
+        let shard = &mut self.shards[usize::from(shard.0)];
+        shard.commands.insert(shard.next_number, attempt);
+        shard.next_number += 1;
+        Ok(token)
+    }
+
+    /// Asks one shard, to which all keys of the query must belong.
+    ///
+    /// # Errors
+    /// If a limit is not kept.
+    pub fn query(&mut self, now: Nanos, shard: ShardId, query: Query) -> Result<Token, Refusal> {
+        query.check()?;
+        let attempt = self.attempt(now, query);
+        let token = attempt.token;
+        self.shards[usize::from(shard.0)].queries.insert(token.0, attempt);
+        Ok(token)
+    }
+
+    /// Is told of all changes in one shard whose keys begin so, until
+    /// [`unwatch`](Client::unwatch).
+    pub fn watch(&mut self, now: Nanos, shard: ShardId, prefix: Key) -> Token {
+        let token = self.attempt(now, ()).token;
+        let replica = self.next_turn();
+        let watch = WatchState { prefix, since: None, renew_at: now, replica, heard_at: now };
+        self.shards[usize::from(shard.0)].watches.insert(token.0, watch);
+        token
+    }
+
+    /// Up to where a watch has told of everything; nothing before it begins.
+    pub fn watched_through(&self, token: Token) -> Option<Seq> {
+        self.shards.iter().find_map(|shard| shard.watches.get(&token.0))?.since
+    }
+
+    /// Ends a watch.
+    pub fn unwatch(&mut self, token: Token) {
+        for shard in &mut self.shards {
+            shard.watches.remove(&token.0);
+        }
+    }
+
+    /// Takes what has happened since this was asked last.
+    pub fn notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// Operations under way.
+    pub fn under_way(&self) -> usize {
+        self.shards.iter().map(|shard| shard.commands.len() + shard.queries.len()).sum()
+    }
+
+    fn attempt<T>(&mut self, now: Nanos, what: T) -> Attempt<T> {
+        self.next_token += 1;
+        let token = Token(self.next_token);
+        Attempt { token, what, deadline: now + self.options.deadline, again_at: now, tries: 0, cause: None }
+    }
+
+    fn next_turn(&mut self) -> u64 {
+        self.turn += 1;
+        self.turn
+    }
+
+    /// Takes a message.
+    pub fn receive(&mut self, now: Nanos, message: Message) {
+        let me = self.options.me;
+        let Some(shard) = self.shards.get_mut(usize::from(message.shard.0)) else { return };
+        match message.body {
+            Body::Outcomes(outcomes) => {
+                for (_, number, outcome) in outcomes.into_iter().filter(|(client, ..)| *client == me) {
+                    if let Some(attempt) = shard.commands.remove(&number) {
+                        self.notices.push(Notice::Command(attempt.token, outcome.map_err(Failure::Refused)));
+                    }
+                }
+            }
+            Body::Answers(client, answers) if client == me => {
+                for (token, answer) in answers {
+                    if shard.queries.remove(&token).is_some() {
+                        self.notices.push(Notice::Query(Token(token), answer.map_err(Failure::Refused)));
+                    }
+                }
+            }
+            Body::NotNow(client, numbers, why) if client == me => {
+                let again_at = now + self.options.timing.resend / 2;
+                for number in numbers {
+                    // Numbers of commands and of queries are told apart by what
+                    // was asked; a pause that meets the wrong one does no harm.
+                    for cause in [
+                        shard.commands.get_mut(&number).map(|a| (&mut a.cause, &mut a.again_at)),
+                        shard.queries.get_mut(&number).map(|a| (&mut a.cause, &mut a.again_at)),
+                    ] {
+                        let Some((cause, at)) = cause else { continue };
+                        *cause = Some(why.clone());
+                        *at = again_at;
+                    }
+                }
+            }
+            Body::Chain(Some(chain)) => shard.adopt(now, chain),
+            Body::Chain(None) => shard.locate_at = now,
+            Body::Changes(changes) if changes.client == me => {
+                let Some(watch) = shard.watches.get_mut(&changes.number) else { return };
+                let token = Token(changes.number);
+                watch.heard_at = now;
+                match watch.since {
+                    Some(since) if !changes.afresh => {
+                        if changes.after > since {
+                            // Some were lost on the way.
+                            watch.renew_at = now;
+                            return;
+                        }
+                        let news: Vec<Event> =
+                            changes.events.into_iter().filter(|event| event.version > since).collect();
+                        watch.since = Some(since.max(changes.through));
+                        if !news.is_empty() {
+                            self.notices.push(Notice::Changed(token, news));
+                        }
+                    }
+                    Some(since) if changes.through <= since => {}
+                    None if !changes.afresh => {}
+                    _ => {
+                        watch.since = Some(changes.through);
+                        self.notices.push(Notice::WatchBegins(token, changes.through));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Sends what is due, first and again, and ends what took too long.
+    pub fn flush(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        let Client { options, shards, notices, turn, .. } = self;
+        for shard in shards {
+            shard.expire(now, notices);
+            shard.send_commands(now, options, out);
+            shard.send_queries(now, options, turn, out);
+            shard.send_watches(now, options, turn, out);
+            shard.locate(now, options, out);
+        }
+    }
+}
+
+impl Shard {
+    /// A later chain: what is under way goes to it at once.
+    fn adopt(&mut self, now: Nanos, chain: ChainConfig) {
+        if chain.shard != self.chain.shard || chain.epoch <= self.chain.epoch {
+            return;
+        }
+        self.chain = chain;
+        self.commands.values_mut().for_each(|attempt| attempt.again_at = now);
+        self.queries.values_mut().for_each(|attempt| attempt.again_at = now);
+        self.watches.values_mut().for_each(|watch| watch.renew_at = now);
+    }
+
+    fn expire(&mut self, now: Nanos, notices: &mut Vec<Notice>) {
+        self.commands.retain(|_, attempt| {
+            let over = now >= attempt.deadline;
+            if over {
+                notices.push(Notice::Command(attempt.token, Err(Failure::Deadline(attempt.cause.take()))));
+            }
+            !over
+        });
+        self.queries.retain(|_, attempt| {
+            let over = now >= attempt.deadline;
+            if over {
+                notices.push(Notice::Query(attempt.token, Err(Failure::Deadline(attempt.cause.take()))));
+            }
+            !over
+        });
+    }
+
+    /// All commands that are due, in as few messages to the head as they fit.
+    fn send_commands(&mut self, now: Nanos, options: &ClientOptions, out: &mut Vec<Action>) {
+        let settled = self.commands.first_key_value().map_or(self.next_number, |(number, _)| *number) - 1;
+        let mut messages = vec![Vec::new()];
+        let mut bytes = 0;
+        for (number, attempt) in self.commands.range_mut(..=settled + GCS_WINDOW) {
+            if attempt.again_at > now {
+                continue;
+            }
+            attempt.delay(now, options.timing);
+            if attempt.tries > 2 {
+                self.locate_at = self.locate_at.min(now);
+            }
+            let command = Command { client: options.me, number: *number, settled, op: attempt.what.clone() };
+            bytes += attempt.what.bytes();
+            if bytes > GCS_FORWARD_BYTES_MAX {
+                bytes = 0;
+                messages.push(Vec::new());
+            }
+            messages.last_mut().into_iter().for_each(|last| last.push(command.clone()));
+        }
+        for commands in messages.into_iter().filter(|commands| !commands.is_empty()) {
+            self.send(self.chain.head(), Body::Commands(commands), out);
+        }
+    }
+
+    /// All queries that are due, in one message to some member; another one
+    /// every time.
+    fn send_queries(&mut self, now: Nanos, options: &ClientOptions, turn: &mut u64, out: &mut Vec<Action>) {
+        let mut queries = Vec::new();
+        for (token, attempt) in &mut self.queries {
+            if attempt.again_at <= now {
+                attempt.delay(now, options.timing);
+                if attempt.tries > 2 {
+                    self.locate_at = self.locate_at.min(now);
+                }
+                queries.push((*token, attempt.what.clone()));
+            }
+        }
+        for some in queries.chunks(QUERIES_AT_ONCE) {
+            *turn += 1;
+            self.send(self.member(*turn), Body::Queries(options.me, some.to_vec()), out);
+        }
+    }
+
+    fn send_watches(&mut self, now: Nanos, options: &ClientOptions, turn: &mut u64, out: &mut Vec<Action>) {
+        let patience = options.timing.watch / 2;
+        let mut messages = Vec::new();
+        for (number, watch) in &mut self.watches {
+            if watch.renew_at > now {
+                continue;
+            }
+            watch.renew_at = now + options.timing.watch / 8;
+            if now > watch.heard_at + patience {
+                *turn += 1;
+                watch.replica = *turn;
+                watch.heard_at = now;
+                self.locate_at = self.locate_at.min(now);
+            }
+            let prefix = watch.prefix.clone();
+            let message = Watch { client: options.me, number: *number, prefix, since: watch.since };
+            messages.push((watch.replica, message));
+        }
+        for (replica, message) in messages {
+            self.send(self.member(replica), Body::Watch(message), out);
+        }
+    }
+
+    /// Asks for the chain, when there are signs that it has changed.
+    fn locate(&mut self, now: Nanos, options: &ClientOptions, out: &mut Vec<Action>) {
+        if self.locate_at > now {
+            return;
+        }
+        self.locate_at = now + options.timing.watch;
+        if self.commands.len() + self.queries.len() + self.watches.len() > 0 {
+            self.locate_at = now + options.timing.detection;
+        }
+        self.locates += 1;
+        let members = options.quorum.len() as u64;
+        if let Some(rank) = (self.locates + u64::from(options.me.rank.0)).checked_rem(members) {
+            let message = Message { shard: self.chain.shard, epoch: self.chain.epoch, body: Body::Locate };
+            out.push(Action::Send(Address::Quorum(options.quorum[rank as usize]), message));
+        }
+    }
+
+    fn member(&self, turn: u64) -> Option<ReplicaId> {
+        let index = turn.checked_rem(self.chain.members.len() as u64)?;
+        self.chain.members.get(index as usize).copied()
+    }
+
+    fn send(&self, to: Option<ReplicaId>, body: Body, out: &mut Vec<Action>) {
+        if let Some(replica) = to {
+            let message = Message { shard: self.chain.shard, epoch: self.chain.epoch, body };
+            out.push(Action::Send(Address::Replica(replica.rank), message));
+        }
+    }
+}
+
+/// Queries in one message.
+const QUERIES_AT_ONCE: usize = 64;
+
+impl<T> Attempt<T> {
+    /// Each time it waits longer for the answer, up to the detection time.
+    fn delay(&mut self, now: Nanos, timing: Timing) {
+        let patience = (timing.resend << self.tries.min(8)).min(timing.detection * 2);
+        self.again_at = now + patience;
+        self.tries += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gcs::Table;
+
+    #[test]
+    fn keys_are_spread_over_the_shards() {
+        let mut counts = [0; 4];
+        for number in 0..4000_u32 {
+            counts[usize::from(shard_of(&Key::new(Table::Names, &number.to_le_bytes()), 4).0)] += 1;
+        }
+        assert!(counts.iter().all(|count| (900..1100).contains(count)), "{counts:?}");
+    }
+}

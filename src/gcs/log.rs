@@ -1,0 +1,242 @@
+//! The form of the log and of snapshots: records with checksums, and what can be
+//! read of a file that a crash or a bad disk left. Knows no file.
+//!
+//! A record is a length, a checksum of all that follows, a kind and the bytes. A
+//! log begins with a snapshot or with nothing, and goes on with commands.
+
+use serde::Serialize;
+use thiserror::Error;
+use twox_hash::XxHash3_128;
+
+use super::message::Entry;
+use super::record::Seq;
+use super::state::State;
+
+const HEADER_BYTES: usize = 4 + 8;
+const KIND_SNAPSHOT: u8 = 1;
+const KIND_ENTRY: u8 = 2;
+
+/// What a log holds.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Which life of a replica the log is of; 0 if it does not say.
+    pub owner: u32,
+    /// The state to begin with.
+    pub state: State,
+    /// The commands that follow it, without a gap.
+    pub entries: Vec<Entry>,
+    /// How many bytes of the log that is: what is added must be added there.
+    pub clean_bytes: usize,
+    /// Why not more, if there is more.
+    pub damage: Option<LogDamage>,
+}
+
+/// What ends the readable part of a log.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("the log is damaged at byte {offset}: {what}")]
+pub struct LogDamage {
+    /// Where the first record begins that cannot be read.
+    pub offset: usize,
+    /// Why not.
+    pub what: Damage,
+}
+
+/// See [`LogDamage`].
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum Damage {
+    /// The log ends within a record, as after a crash while it was written.
+    #[error("it ends within a record, {missing} bytes early")]
+    Torn {
+        /// How many bytes are not there.
+        missing: usize,
+    },
+    /// The bytes are not those that were written.
+    #[error("the checksum does not match")]
+    Checksum,
+    /// A record that was written well and means nothing here.
+    #[error("a record that does not follow: {0}")]
+    Record(&'static str),
+}
+
+/// Reads as much of a log as is whole.
+pub fn recover(bytes: &[u8]) -> Recovered {
+    let mut recovered = Recovered::default();
+    while recovered.clean_bytes < bytes.len() {
+        let offset = recovered.clean_bytes;
+        match next_record(&bytes[offset..]).and_then(|(record, len)| recovered.take(record).map(|()| len)) {
+            Ok(len) => recovered.clean_bytes += len,
+            Err(what) => {
+                recovered.damage = Some(LogDamage { offset, what });
+                break;
+            }
+        }
+    }
+    recovered
+}
+
+impl Recovered {
+    fn take(&mut self, record: Record) -> Result<(), Damage> {
+        let last = self.entries.last().map_or(self.state.applied(), |entry| entry.seq);
+        match record {
+            Record::Snapshot(owner, state) if self.clean_bytes == 0 => (self.owner, self.state) = (owner, state),
+            Record::Snapshot(..) => return Err(Damage::Record("a snapshot that is not the first record")),
+            Record::Entry(entry) if entry.seq == last.next() => self.entries.push(entry),
+            Record::Entry(_) => return Err(Damage::Record("a command out of its order")),
+        }
+        Ok(())
+    }
+
+    /// The last command in it.
+    pub fn last(&self) -> Seq {
+        self.entries.last().map_or(self.state.applied(), |entry| entry.seq)
+    }
+}
+
+enum Record {
+    Snapshot(u32, State),
+    Entry(Entry),
+}
+
+fn next_record(bytes: &[u8]) -> Result<(Record, usize), Damage> {
+    let torn = |needed: usize| Damage::Torn { missing: needed - bytes.len() };
+    let (len, rest) = bytes.split_first_chunk::<4>().ok_or_else(|| torn(HEADER_BYTES))?;
+    let (checksum, rest) = rest.split_first_chunk::<8>().ok_or_else(|| torn(HEADER_BYTES))?;
+    let len = u32::from_le_bytes(*len) as usize;
+    let body = rest.get(..len).ok_or_else(|| torn(HEADER_BYTES.saturating_add(len)))?;
+    if checksum_of(body) != u64::from_le_bytes(*checksum) {
+        return Err(Damage::Checksum);
+    }
+    let undecodable = |_| Damage::Record("its bytes have no meaning");
+    let record = match body.split_first() {
+        Some((&KIND_SNAPSHOT, body)) => {
+            let (owner, state) = postcard::from_bytes(body).map_err(undecodable)?;
+            Record::Snapshot(owner, state)
+        }
+        Some((&KIND_ENTRY, body)) => Record::Entry(postcard::from_bytes(body).map_err(undecodable)?),
+        _ => return Err(Damage::Record("its kind is unknown")),
+    };
+    Ok((record, HEADER_BYTES + len))
+}
+
+/// Adds a command to the end of a log.
+pub(super) fn encode_entry(entry: &Entry, log: &mut Vec<u8>) {
+    encode(KIND_ENTRY, entry, log);
+}
+
+/// A log that begins with this state, of this life of a replica.
+pub(super) fn encode_snapshot(owner: u32, state: &State) -> Vec<u8> {
+    let mut log = Vec::new();
+    encode(KIND_SNAPSHOT, &(owner, state), &mut log);
+    log
+}
+
+/// The state that a log of nothing else begins with.
+pub(super) fn decode_snapshot(bytes: &[u8]) -> Result<State, Damage> {
+    match next_record(bytes)? {
+        (Record::Snapshot(_, state), len) if len == bytes.len() => Ok(state),
+        _ => Err(Damage::Record("not a snapshot")),
+    }
+}
+
+/// About how many bytes a command has in a log or a message, for limits.
+pub(super) fn entry_bytes(entry: &Entry) -> usize {
+    HEADER_BYTES + entry.command.op.bytes()
+}
+
+fn encode<T: Serialize>(kind: u8, what: &T, log: &mut Vec<u8>) {
+    let start = log.len();
+    log.extend_from_slice(&[0; HEADER_BYTES]);
+    log.push(kind);
+    // Writing to memory cannot fail, and these types have no state that cannot
+    // be written; a record that were cut short would not pass its checksum.
+    if let Ok(longer) = postcard::to_extend(what, std::mem::take(log)) {
+        *log = longer;
+    }
+    let Some(record) = log.get_mut(start..) else { return };
+    let (header, body) = record.split_at_mut(HEADER_BYTES);
+    header[..4].copy_from_slice(&(body.len() as u32).to_le_bytes());
+    header[4..].copy_from_slice(&checksum_of(body).to_le_bytes());
+}
+
+fn checksum_of(bytes: &[u8]) -> u64 {
+    XxHash3_128::oneshot(bytes) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bug::Bugs;
+    use super::super::record::{Blob, Key, Table};
+    use super::super::state::{ClientId, Command, Op};
+    use super::*;
+    use crate::base::Rank;
+
+    fn entry(seq: u64) -> Entry {
+        let key = Key::new(Table::Names, format!("name {seq}").as_bytes());
+        let client = ClientId { rank: Rank(3), incarnation: 1 };
+        let op = Op::Put { key, value: Blob::from(&[seq as u8; 40]) };
+        Entry { seq: Seq(seq), command: Command { client, number: seq, settled: 0, op } }
+    }
+
+    /// A snapshot at 5 and the commands 6 to 9, with the offsets of the records.
+    fn log() -> (Vec<u8>, Vec<usize>) {
+        let mut state = State::default();
+        (1..=5).for_each(|seq| _ = state.apply(Seq(seq), &entry(seq).command, Bugs::default()));
+        let mut bytes = encode_snapshot(4, &state);
+        let mut offsets = vec![0, bytes.len()];
+        for seq in 6..=9 {
+            encode_entry(&entry(seq), &mut bytes);
+            offsets.push(bytes.len());
+        }
+        (bytes, offsets)
+    }
+
+    #[test]
+    fn a_log_is_read_back() {
+        let (bytes, _) = log();
+        let recovered = recover(&bytes);
+        assert_eq!((recovered.owner, recovered.state.applied(), recovered.last()), (4, Seq(5), Seq(9)));
+        assert_eq!(recovered.entries[3], entry(9));
+        assert_eq!((recovered.clean_bytes, recovered.damage), (bytes.len(), None));
+    }
+
+    #[test]
+    fn a_log_that_ends_anywhere_gives_its_whole_records() {
+        let (bytes, offsets) = log();
+        for end in 0..bytes.len() {
+            let recovered = recover(&bytes[..end]);
+            let whole = offsets.iter().rev().find(|offset| **offset <= end).unwrap();
+            assert_eq!(recovered.clean_bytes, *whole, "cut at {end}");
+            match recovered.damage {
+                None => assert_eq!(end, *whole),
+                Some(damage) => assert!(matches!(damage.what, Damage::Torn { .. }) && damage.offset == *whole),
+            }
+        }
+    }
+
+    #[test]
+    fn no_bit_that_flips_goes_unseen() {
+        let (bytes, offsets) = log();
+        for at in 0..bytes.len() {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 1 << (at % 8);
+            let recovered = recover(&bytes);
+            let record = offsets.iter().rposition(|offset| *offset <= at).unwrap();
+            assert_eq!(recovered.clean_bytes, offsets[record], "a bit of byte {at}");
+            assert_eq!(recovered.damage.unwrap().offset, offsets[record]);
+        }
+    }
+
+    #[test]
+    fn records_that_do_not_follow_are_refused() {
+        let mut bytes = Vec::new();
+        encode_entry(&entry(1), &mut bytes);
+        let first = bytes.len();
+        encode_entry(&entry(3), &mut bytes);
+        let damage = recover(&bytes).damage.unwrap();
+        assert_eq!(damage.offset, first);
+        assert!(damage.to_string().contains("out of its order"), "{damage}");
+        bytes.truncate(first);
+        bytes.extend(encode_snapshot(4, &State::default()));
+        assert!(recover(&bytes).damage.unwrap().to_string().contains("not the first"));
+    }
+}

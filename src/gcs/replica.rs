@@ -1,0 +1,450 @@
+//! One replica of one shard: a link of the chain. It is told messages, the time
+//! and what its disk did, and says what is to be sent and written.
+//!
+//! `docs/protocols/chain.md` has the protocol and why it holds. Here: what a
+//! replica is and how it moves from epoch to epoch. `order` has the way of a
+//! command, `link` how neighbours agree on what the other has, `reads` leases,
+//! queries and watches.
+
+mod link;
+mod order;
+mod reads;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use self::link::{Downstream, Taking};
+use self::order::Dirty;
+use self::reads::{Lease, Parked, Watcher};
+use super::bug::{Bug, Bugs};
+use super::log::{self, Recovered};
+use super::message::{
+    Action, Address, Beat, Body, ChainConfig, DiskEvent, Entry, Epoch, Message, Nanos, ReplicaId, ShardId,
+};
+use super::record::{Refusal, Seq};
+use super::state::{ClientId, Outcome, Sizes, State};
+use super::timing::Timing;
+use crate::base::Rank;
+
+/// What a replica is made with.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Options {
+    /// Who it is.
+    pub me: ReplicaId,
+    /// Of which shard.
+    pub shard: ShardId,
+    /// Where the members of the configuration quorum are.
+    pub quorum: Vec<Rank>,
+    /// The periods of the protocol.
+    pub timing: Timing,
+    /// Whether a command counts only when it is on the disks of all members.
+    pub durable: bool,
+    /// None, outside of tests.
+    pub bugs: Bugs,
+}
+
+/// See the module.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Replica {
+    options: Options,
+    chain: Option<ChainConfig>,
+    retired: bool,
+    /// Which of its lives left the state that it has from disk.
+    restored: Option<u32>,
+    /// Whether it has been a linked member, so that it has all that was ever
+    /// committed and may become the head.
+    proven: bool,
+
+    /// The state after all committed commands.
+    state: State,
+    /// Commands up to `last`: those that are not committed, and before them
+    /// what a joining successor may need.
+    log: VecDeque<Arc<Entry>>,
+    last: Seq,
+    dirty: Dirty,
+    under_way: BTreeSet<(ClientId, u64)>,
+
+    /// Whether the state is one on which commands can follow.
+    complete: bool,
+    linked: bool,
+    link_target: Option<Seq>,
+    taking: Option<Taking>,
+    downstream: Option<Downstream>,
+
+    synced: Seq,
+    upstream_durable: Seq,
+    disk_full: bool,
+    full_below: Option<Rank>,
+    log_bytes: usize,
+
+    lease: Lease,
+    parked: VecDeque<Parked>,
+    asked: u64,
+    watchers: BTreeMap<(ClientId, u64), Watcher>,
+
+    next_beat: Nanos,
+    next_resend: Nanos,
+    turn: Turn,
+}
+
+/// What the turn under way has gathered, so that it goes out at once.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+struct Turn {
+    to_append: Vec<Arc<Entry>>,
+    outcomes: BTreeMap<Rank, Vec<(ClientId, u64, Outcome)>>,
+    commit_to_tell: bool,
+    told_durable: Seq,
+    link_due: Option<bool>,
+    ask_tail: bool,
+    beat_due: bool,
+    applied: bool,
+}
+
+impl Replica {
+    /// A replica that knows nothing and waits to be called into a chain.
+    pub fn spare(options: Options) -> Replica {
+        Replica {
+            lease: Lease::new(options.quorum.len()),
+            options,
+            chain: None,
+            retired: false,
+            restored: None,
+            proven: false,
+            state: State::default(),
+            log: VecDeque::new(),
+            last: Seq(0),
+            dirty: Dirty::default(),
+            under_way: BTreeSet::new(),
+            complete: false,
+            linked: false,
+            link_target: None,
+            taking: None,
+            downstream: None,
+            synced: Seq(0),
+            upstream_durable: Seq(0),
+            disk_full: false,
+            full_below: None,
+            log_bytes: 0,
+            parked: VecDeque::new(),
+            asked: 0,
+            watchers: BTreeMap::new(),
+            next_beat: 0,
+            next_resend: 0,
+            turn: Turn::default(),
+        }
+    }
+
+    /// A replica of the first chain of a shard, which all ranks know from the
+    /// start. Its state is empty and complete.
+    pub fn founding(options: Options, chain: ChainConfig, now: Nanos, out: &mut Vec<Action>) -> Replica {
+        let mut replica = Replica::spare(options);
+        replica.complete = true;
+        replica.proven = true;
+        replica.enter(chain, now, out);
+        replica
+    }
+
+    /// A replica that has what an earlier life of this rank left on disk. It answers nobody until the quorum has found that
+    /// no life of the chain goes on, and makes a chain of such replicas.
+    pub fn restored(options: Options, recovered: Recovered) -> Replica {
+        let mut replica = Replica::spare(options);
+        replica.restored = Some(recovered.owner);
+        replica.complete = true;
+        replica.last = recovered.state.applied();
+        replica.state = recovered.state;
+        for entry in recovered.entries {
+            if entry.seq == replica.last.next() {
+                replica.keep(Arc::new(entry));
+            }
+        }
+        replica.turn = Turn::default();
+        replica.synced = replica.last;
+        replica
+    }
+
+    /// Who it is.
+    pub fn id(&self) -> ReplicaId {
+        self.options.me
+    }
+
+    /// The epoch that it is in.
+    pub fn epoch(&self) -> Epoch {
+        self.chain.as_ref().map_or(Epoch(0), |chain| chain.epoch)
+    }
+
+    /// The chain as it knows it.
+    pub fn chain(&self) -> Option<&ChainConfig> {
+        self.chain.as_ref()
+    }
+
+    /// Whether it was removed: it answers nobody any more, and its rank may take
+    /// part again only as another life.
+    pub fn is_retired(&self) -> bool {
+        self.retired
+    }
+
+    /// Whether its link of this epoch stands.
+    pub fn is_linked(&self) -> bool {
+        self.linked
+    }
+
+    /// Whether it has all that was ever committed, so that a chain can go on
+    /// with it alone.
+    pub fn may_lead(&self) -> bool {
+        self.proven && !self.retired
+    }
+
+    /// The committed state.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The last command that it has.
+    pub fn last(&self) -> Seq {
+        self.last
+    }
+
+    /// What it keeps: of the state, and commands.
+    pub fn sizes(&self) -> (Sizes, usize) {
+        (self.state.sizes(), self.log.len())
+    }
+
+    /// Takes a message. What is to be done for it may wait for [`flush`], which
+    /// ends the turn.
+    ///
+    /// [`flush`]: Replica::flush
+    pub fn receive(&mut self, now: Nanos, from: Address, message: Message, out: &mut Vec<Action>) {
+        let Message { shard, epoch, body } = message;
+        if self.retired || shard != self.options.shard {
+            return;
+        }
+        match body {
+            Body::Chain(Some(chain)) => {
+                let newer = chain.epoch > self.epoch() && chain.shard == shard;
+                if newer && matches!(from, Address::Quorum(_)) {
+                    self.enter(chain, now, out);
+                }
+                return;
+            }
+            Body::Commands(_) | Body::Queries(..) | Body::Watch(_) => {
+                return self.receive_from_client(now, from, epoch, body, out);
+            }
+            _ => {}
+        }
+        let current = self.epoch();
+        if epoch > current {
+            self.turn.beat_due = true;
+        }
+        if epoch != current && !(epoch < current && self.options.bugs.has(Bug::SkipEpochCheck)) {
+            return;
+        }
+        match body {
+            Body::Forward(forward) if forward.to == self.options.me => self.on_forward(from, forward),
+            Body::Link(link) => self.on_link(link, out),
+            Body::Part(part) if part.to == self.options.me => self.on_part(part, out),
+            Body::Committed { through, full } if self.is_successor(from) => {
+                self.full_below = full;
+                self.turn.commit_to_tell = true;
+                self.advance(through);
+            }
+            Body::Tail(asker, number) => self.on_tail(now, asker, number, out),
+            Body::TailIs(number, seq) => self.on_tail_is(now, number, seq, out),
+            Body::Grant { to, echo } if to == self.options.me => {
+                let member = self.options.quorum.iter().position(|rank| Address::Quorum(*rank) == from);
+                self.lease.grant(member, echo);
+            }
+            _ => {}
+        }
+    }
+
+    /// Commands, queries and watches; they are answered even if the answer is
+    /// only where to turn to.
+    fn receive_from_client(&mut self, now: Nanos, from: Address, epoch: Epoch, body: Body, out: &mut Vec<Action>) {
+        if epoch > self.epoch() {
+            self.turn.beat_due = true;
+        }
+        let stale = epoch < self.epoch() && !self.options.bugs.has(Bug::SkipEpochCheck);
+        if stale || epoch > self.epoch() {
+            let chain = self.chain.clone().filter(|_| stale);
+            return self.send(from, Body::Chain(chain), out);
+        }
+        match body {
+            Body::Commands(commands) => self.on_commands(commands, out),
+            Body::Queries(client, queries) => self.on_queries(now, client, queries, out),
+            Body::Watch(watch) => self.on_watch(now, watch),
+            _ => {}
+        }
+    }
+
+    /// What the disk did.
+    pub fn disk(&mut self, event: DiskEvent) {
+        match event {
+            DiskEvent::Synced(through) => self.synced = self.synced.max(through.min(self.last)),
+            DiskEvent::Full => self.disk_full = true,
+            DiskEvent::Space => self.disk_full = false,
+        }
+        if event == DiskEvent::Space {
+            // What was being added when the space ended may be torn.
+            self.log_bytes = usize::MAX;
+        }
+        self.turn.commit_to_tell = true;
+        self.link_up();
+    }
+
+    /// Time has passed: says what is due.
+    pub fn tick(&mut self, now: Nanos) {
+        if self.retired {
+            return;
+        }
+        if now >= self.next_beat {
+            self.turn.beat_due = true;
+        }
+        if now >= self.next_resend {
+            self.next_resend = now + self.options.timing.resend;
+            self.resend();
+        }
+        self.watchers.retain(|_, watcher| watcher.expires > now);
+    }
+
+    /// Ends a turn: everything that it gathered goes out, as one message to each.
+    pub fn flush(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        if self.retired {
+            return;
+        }
+        self.write_log(out);
+        self.commit_as_tail();
+        self.forward(out);
+        self.tell_commit(out);
+        self.send_link(out);
+        self.ask_tail(out);
+        self.tell_outcomes(out);
+        self.tell_watchers(out);
+        if std::mem::take(&mut self.turn.beat_due) {
+            self.next_beat = now + self.options.timing.beat;
+            self.beat(now, out);
+        }
+    }
+
+    /// Moves to a later epoch. What was committed stays; every link is made anew.
+    fn enter(&mut self, chain: ChainConfig, now: Nanos, out: &mut Vec<Action>) {
+        let me = self.options.me;
+        let position = chain.position(me);
+        let joins = chain.joining == Some(me);
+        let is_new = self.chain.is_none();
+        if position.is_none() && !joins {
+            if !is_new {
+                self.retire();
+            }
+            return;
+        }
+        if joins && self.restored.take().is_some() {
+            // Others went on without it: what it had not committed may never
+            // have been.
+            self.forget();
+        }
+        if self.restored.take().is_some() {
+            self.proven = true;
+        }
+        let is_head = position == Some(0);
+        self.linked = is_head && self.proven;
+        self.link_target = None;
+        self.taking = None;
+        self.downstream = None;
+        self.upstream_durable = if is_head { Seq(u64::MAX) } else { Seq(0) };
+        self.full_below = None;
+        self.lease = Lease::new(self.options.quorum.len());
+        self.turn = Turn { outcomes: std::mem::take(&mut self.turn.outcomes), beat_due: true, ..Turn::default() };
+        self.chain = Some(chain);
+        for parked in std::mem::take(&mut self.parked) {
+            self.put_off(parked, out);
+        }
+        self.turn.link_due = (!is_head).then_some(true);
+        self.turn.commit_to_tell = true;
+        self.next_resend = now + self.options.timing.resend;
+        // What was gathered for the log is in it, or is written again.
+        if self.options.durable {
+            self.log_bytes = usize::MAX;
+        }
+        self.trim();
+    }
+
+    fn retire(&mut self) {
+        self.retired = true;
+        self.forget();
+        self.watchers.clear();
+        self.parked.clear();
+        self.turn = Turn::default();
+    }
+
+    fn forget(&mut self) {
+        self.state = State::default();
+        self.log.clear();
+        self.last = Seq(0);
+        self.synced = Seq(0);
+        self.dirty = Dirty::default();
+        self.under_way.clear();
+        self.complete = false;
+        self.proven = false;
+    }
+
+    fn beat(&self, now: Nanos, out: &mut Vec<Action>) {
+        let beat = Beat {
+            from: self.options.me,
+            sent: now,
+            received: (self.proven || self.restored.is_some()).then_some(self.last),
+            linked: self.linked,
+            restored: self.restored,
+        };
+        for rank in &self.options.quorum {
+            self.send(Address::Quorum(*rank), Body::Beat(beat.clone()), out);
+        }
+    }
+
+    fn position(&self) -> Option<usize> {
+        self.chain.as_ref()?.position(self.options.me)
+    }
+
+    fn is_head(&self) -> bool {
+        self.position() == Some(0)
+    }
+
+    fn is_tail(&self) -> bool {
+        self.chain.as_ref().is_some_and(|chain| chain.tail() == Some(self.options.me))
+    }
+
+    fn predecessor(&self) -> Option<ReplicaId> {
+        self.chain.as_ref()?.predecessor(self.options.me)
+    }
+
+    fn successor(&self) -> Option<ReplicaId> {
+        self.chain.as_ref()?.successor(self.options.me)
+    }
+
+    fn is_successor(&self, from: Address) -> bool {
+        !self.is_tail() && self.successor().is_some_and(|successor| Address::Replica(successor.rank) == from)
+    }
+
+    /// Whether it may take part in answering: its link stands, and as a member.
+    fn serves(&self) -> bool {
+        self.linked && self.proven && self.position().is_some()
+    }
+
+    fn send(&self, to: Address, body: Body, out: &mut Vec<Action>) {
+        out.push(Action::Send(to, Message { shard: self.options.shard, epoch: self.epoch(), body }));
+    }
+
+    /// The whole state as it goes to a successor or to disk.
+    fn snapshot(&self) -> Vec<u8> {
+        log::encode_snapshot(self.options.me.incarnation, &self.state)
+    }
+
+    /// Why commands cannot be taken, if they cannot.
+    fn obstacle(&self) -> Option<Refusal> {
+        if self.disk_full {
+            return Some(Refusal::DiskFull(self.options.me.rank));
+        }
+        self.full_below.map(Refusal::DiskFull)
+    }
+}

@@ -1,0 +1,285 @@
+//! The way of a command through a replica: the head gives it a place, each
+//! passes it on, the tail commits it, and the word of that goes back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::super::bug::Bug;
+use super::super::log;
+use super::super::message::{Action, Address, Body, Entry, Forward};
+use super::super::record::{Key, Refusal, Seq};
+use super::super::state::{Command, Op, Outcome, Query, Standing};
+use super::Replica;
+use crate::base::limits::{GCS_FORWARD_BYTES_MAX, GCS_LOG_ENTRIES_MAX, GCS_LOG_REWRITE_BYTES};
+
+/// Which keys have changes that are not committed here.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub(super) struct Dirty {
+    keys: BTreeMap<Key, u32>,
+    /// Changes of more than one key.
+    wide: u32,
+}
+
+impl Dirty {
+    fn add(&mut self, op: &Op) {
+        match op.key() {
+            Some(key) => *self.keys.entry(key.clone()).or_default() += 1,
+            None => self.wide += 1,
+        }
+    }
+
+    fn remove(&mut self, op: &Op) {
+        let Some(key) = op.key() else {
+            self.wide -= 1;
+            return;
+        };
+        if let Some(count) = self.keys.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                self.keys.remove(key);
+            }
+        }
+    }
+
+    /// Whether an answer from the committed state might be too old.
+    pub(super) fn touches(&self, query: &Query) -> bool {
+        if self.wide > 0 {
+            return true;
+        }
+        match query {
+            Query::Get(keys) => keys.iter().any(|key| self.keys.contains_key(key)),
+            Query::Scan { table, prefix, .. } => {
+                let from = Key { table: *table, bytes: prefix.clone() };
+                let first = self.keys.range(from..).next();
+                first.is_some_and(|(key, _)| key.table == *table && key.bytes.starts_with(prefix))
+            }
+        }
+    }
+}
+
+impl Replica {
+    /// Commands from a client: only the head takes them.
+    pub(super) fn on_commands(&mut self, commands: Vec<Command>, out: &mut Vec<Action>) {
+        let Some(client) = commands.first().map(|command| command.client) else { return };
+        if !self.is_head() {
+            return self.send(Address::Client(client.rank), Body::Chain(self.chain.clone()), out);
+        }
+        let mut put_off = Vec::new();
+        let obstacle = if self.serves() { self.obstacle() } else { Some(Refusal::Busy) };
+        for command in commands {
+            let dedup = !self.options.bugs.has(Bug::DoubleApply);
+            match self.state.standing(&command) {
+                Standing::Done(outcome) if dedup => {
+                    let outcomes = self.turn.outcomes.entry(command.client.rank).or_default();
+                    outcomes.push((command.client, command.number, outcome));
+                    continue;
+                }
+                Standing::Settled if dedup => continue,
+                _ if dedup && self.under_way.contains(&(command.client, command.number)) => continue,
+                _ => {}
+            }
+            let full = self.last.0 - self.state.applied().0 >= GCS_LOG_ENTRIES_MAX as u64;
+            if obstacle.is_some() || full {
+                put_off.push(command.number);
+                continue;
+            }
+            if self.options.bugs.has(Bug::AcknowledgeAtHead) {
+                let outcomes = self.turn.outcomes.entry(command.client.rank).or_default();
+                outcomes.push((command.client, command.number, Ok(self.last.next())));
+            }
+            let entry = Arc::new(Entry { seq: self.last.next(), command });
+            self.keep(entry);
+        }
+        if !put_off.is_empty() {
+            let why = obstacle.unwrap_or(Refusal::Busy);
+            self.send(Address::Client(client.rank), Body::NotNow(client, put_off, why), out);
+        }
+    }
+
+    /// Adds the next command to the log.
+    pub(super) fn keep(&mut self, entry: Arc<Entry>) {
+        self.last = entry.seq;
+        self.dirty.add(&entry.command.op);
+        self.under_way.insert((entry.command.client, entry.command.number));
+        if self.options.durable {
+            self.turn.to_append.push(Arc::clone(&entry));
+        }
+        self.log.push_back(entry);
+    }
+
+    /// Commands from the predecessor.
+    pub(super) fn on_forward(&mut self, from: Address, forward: Forward) {
+        let stale = self.options.bugs.has(Bug::SkipEpochCheck);
+        let expected = self.predecessor().is_some_and(|before| Address::Replica(before.rank) == from);
+        if !self.complete || !expected && !stale {
+            return;
+        }
+        let had = self.last;
+        if forward.after > self.last {
+            self.turn.link_due = Some(true);
+            return;
+        }
+        for entry in forward.entries {
+            if entry.seq == self.last.next() {
+                self.keep(entry);
+            }
+        }
+        self.upstream_durable = self.upstream_durable.max(forward.durable);
+        if let Some(target) = forward.link {
+            self.link_target = Some(target);
+        }
+        self.link_up();
+        // The one before may not know what it is told again.
+        self.turn.commit_to_tell |= self.last == had || self.is_tail();
+        if self.position().is_none() {
+            self.turn.link_due.get_or_insert(false);
+            self.advance(self.last);
+        }
+    }
+
+    /// The link stands when everything is here that the predecessor had when it
+    /// was made, and on disk where that counts.
+    pub(super) fn link_up(&mut self) {
+        let has = if self.options.durable { self.last.min(self.synced) } else { self.last };
+        if !self.linked && self.complete && self.link_target.is_some_and(|target| has >= target) {
+            self.linked = true;
+            self.proven |= self.position().is_some();
+            self.turn.beat_due = true;
+        }
+    }
+
+    /// Passes on what the successor has not been sent.
+    pub(super) fn forward(&mut self, out: &mut Vec<Action>) {
+        let Some(successor) = self.successor() else { return };
+        // One that joins gets nothing that might still come to nothing.
+        let end = if self.is_tail() { self.state.applied() } else { self.last };
+        let durable = self.durable();
+        let durable_news = self.options.durable && durable > self.turn.told_durable;
+        let Some(downstream) = &mut self.downstream else { return };
+        let mut first_message = durable_news || std::mem::take(&mut downstream.probe_due);
+        let mut messages = Vec::new();
+        while downstream.sent < end || first_message {
+            first_message = false;
+            let after = downstream.sent;
+            let start = self.log.partition_point(|entry| entry.seq <= after);
+            let mut entries = Vec::new();
+            let mut bytes = 0;
+            for entry in self.log.iter().skip(start).take_while(|entry| entry.seq <= end) {
+                bytes += log::entry_bytes(entry);
+                if bytes > GCS_FORWARD_BYTES_MAX && !entries.is_empty() {
+                    break;
+                }
+                entries.push(Arc::clone(entry));
+            }
+            downstream.sent = entries.last().map_or(end.max(after), |entry: &Arc<Entry>| entry.seq);
+            messages.push(Forward { to: successor, after, entries, durable, link: downstream.link_target });
+        }
+        if !messages.is_empty() {
+            self.turn.told_durable = durable;
+        }
+        for message in messages {
+            self.send(Address::Replica(successor.rank), Body::Forward(message), out);
+        }
+        if self.options.bugs.has(Bug::TruncateEarly) && !self.is_tail() {
+            let sent = self.downstream.as_ref().map_or(Seq(0), |downstream| downstream.sent);
+            self.advance(sent);
+        }
+    }
+
+    /// Up to here commands are on the disks of this member and all before it.
+    fn durable(&self) -> Seq {
+        if self.options.durable && !self.options.bugs.has(Bug::SkipSync) {
+            self.synced.min(self.upstream_durable)
+        } else {
+            Seq(u64::MAX)
+        }
+    }
+
+    /// The tail commits what has passed every member.
+    pub(super) fn commit_as_tail(&mut self) {
+        if self.is_tail() && self.serves() {
+            let through = self.last.min(self.durable());
+            if through > self.state.applied() {
+                self.turn.commit_to_tell = true;
+                self.advance(through);
+            }
+        }
+    }
+
+    /// Carries out what is committed.
+    pub(super) fn advance(&mut self, through: Seq) {
+        let answers = self.is_tail() && self.serves();
+        let through = through.min(self.last);
+        while self.state.applied() < through {
+            let next = self.state.applied().next();
+            let first = self.log.partition_point(|entry| entry.seq < next);
+            let Some(entry) = self.log.get(first).filter(|entry| entry.seq == next).cloned() else { return };
+            let command = &entry.command;
+            let outcome = self.state.apply(next, command, self.options.bugs);
+            self.dirty.remove(&command.op);
+            self.under_way.remove(&(command.client, command.number));
+            self.turn.applied = true;
+            if let Some(outcome) = outcome.filter(|_| answers) {
+                let outcomes = self.turn.outcomes.entry(command.client.rank).or_default();
+                outcomes.push((command.client, command.number, outcome));
+            }
+        }
+        self.trim();
+    }
+
+    /// Drops from the log what nobody will ask for: what is committed, except
+    /// for what a joining replica has not got.
+    pub(super) fn trim(&mut self) {
+        let applied = self.state.applied();
+        let wanted = self.downstream.as_ref().filter(|_| self.is_tail()).map_or(applied, |joining| joining.received);
+        let spare = GCS_LOG_ENTRIES_MAX as u64;
+        let floor = wanted.min(applied).max(Seq(applied.0.saturating_sub(spare)));
+        while self.log.front().is_some_and(|entry| entry.seq <= floor) {
+            self.log.pop_front();
+        }
+    }
+
+    /// Tells the predecessor what is committed.
+    pub(super) fn tell_commit(&mut self, out: &mut Vec<Action>) {
+        if !std::mem::take(&mut self.turn.commit_to_tell) || self.position().is_none() || !self.complete {
+            return;
+        }
+        if let Some(before) = self.predecessor() {
+            let full = self.full_below.or(self.disk_full.then_some(self.options.me.rank));
+            let body = Body::Committed { through: self.state.applied(), full };
+            self.send(Address::Replica(before.rank), body, out);
+        }
+    }
+
+    pub(super) fn tell_outcomes(&mut self, out: &mut Vec<Action>) {
+        for (rank, outcomes) in std::mem::take(&mut self.turn.outcomes) {
+            let outcomes: Vec<(_, _, Outcome)> = outcomes;
+            self.send(Address::Client(rank), Body::Outcomes(outcomes), out);
+        }
+    }
+
+    /// Writes the turn's commands to the log, all with one sync; now and then
+    /// the log is begun anew from the state.
+    pub(super) fn write_log(&mut self, out: &mut Vec<Action>) {
+        let entries = std::mem::take(&mut self.turn.to_append);
+        if !self.options.durable || !self.complete || self.disk_full {
+            return;
+        }
+        if self.log_bytes > GCS_LOG_REWRITE_BYTES {
+            let mut bytes = self.snapshot();
+            let applied = self.state.applied();
+            for entry in self.log.iter().filter(|entry| entry.seq > applied) {
+                log::encode_entry(entry, &mut bytes);
+            }
+            self.log_bytes = 0;
+            out.push(Action::Replace(bytes));
+            out.push(Action::Sync(self.last));
+        } else if !entries.is_empty() {
+            let mut bytes = Vec::with_capacity(entries.iter().map(|entry| log::entry_bytes(entry)).sum());
+            entries.iter().for_each(|entry| log::encode_entry(entry, &mut bytes));
+            self.log_bytes += bytes.len();
+            out.push(Action::Append(bytes));
+            out.push(Action::Sync(self.last));
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Reads: who may answer them and when. Queries are answered by any member that
+//! holds a lease; where changes are under way it asks the tail first. Watches
+//! tell of what is committed.
+
+use super::super::bug::Bug;
+use super::super::message::{Action, Address, Body, Changes, Nanos, ReplicaId, Watch};
+use super::super::record::{Refusal, Seq};
+use super::super::state::{ClientId, Event, Query};
+use super::Replica;
+use crate::base::limits::{GCS_PAGE_BYTES_MAX, GCS_PARKED_MAX, GCS_WATCHES_MAX};
+
+/// The right to answer reads in this epoch: a majority of the quorum has granted
+/// it within the lease period, counted from before they did.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Lease {
+    /// The clock of the latest beat that each member answered with a grant.
+    granted: Vec<Option<Nanos>>,
+}
+
+impl Lease {
+    pub(super) fn new(members: usize) -> Lease {
+        Lease { granted: vec![None; members] }
+    }
+
+    pub(super) fn grant(&mut self, member: Option<usize>, echo: Nanos) {
+        if let Some(granted) = member.and_then(|member| self.granted.get_mut(member)) {
+            *granted = (*granted).max(Some(echo));
+        }
+    }
+
+    fn holds(&self, now: Nanos, period: Nanos) -> bool {
+        let alive = self.granted.iter().filter(|granted| granted.is_some_and(|at| now < at + period)).count();
+        alive > self.granted.len() / 2
+    }
+}
+
+/// Queries that wait for the tail.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Parked {
+    /// The number of the question that must be answered.
+    question: u64,
+    client: ClientId,
+    number: u64,
+    query: Query,
+}
+
+/// Somebody who is told of changes.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Watcher {
+    watch: Watch,
+    /// Everything up to here was looked through.
+    scanned: Seq,
+    /// The last message went up to here.
+    told: Seq,
+    /// A message is due even without changes.
+    due: bool,
+    pub(super) expires: Nanos,
+}
+
+impl Replica {
+    /// Whether it may answer reads now.
+    pub fn may_read(&self, now: Nanos) -> bool {
+        let leased = self.lease.holds(now, self.options.timing.lease) || self.options.bugs.has(Bug::DropLease);
+        self.serves() && leased
+    }
+
+    pub(super) fn on_queries(
+        &mut self,
+        now: Nanos,
+        client: ClientId,
+        queries: Vec<(u64, Query)>,
+        out: &mut Vec<Action>,
+    ) {
+        if !self.may_read(now) || self.parked.len() + queries.len() > GCS_PARKED_MAX {
+            let numbers = queries.into_iter().map(|(number, _)| number).collect();
+            return self.send(Address::Client(client.rank), Body::NotNow(client, numbers, Refusal::Busy), out);
+        }
+        let is_tail = self.is_tail();
+        let mut answers = Vec::new();
+        for (number, query) in queries {
+            if let Err(refusal) = query.check() {
+                answers.push((number, Err(refusal)));
+            } else if is_tail || self.options.bugs.has(Bug::ReadDirty) || !self.dirty.touches(&query) {
+                answers.push((number, Ok((self.state.applied(), self.state.answer(&query)))));
+            } else {
+                let question = self.asked + 1;
+                self.parked.push_back(Parked { question, client, number, query });
+                self.turn.ask_tail = true;
+            }
+        }
+        if !answers.is_empty() {
+            self.send(Address::Client(client.rank), Body::Answers(client, answers), out);
+        }
+    }
+
+    /// One question for all queries of the turn.
+    pub(super) fn ask_tail(&mut self, out: &mut Vec<Action>) {
+        if !std::mem::take(&mut self.turn.ask_tail) {
+            return;
+        }
+        if let Some(tail) = self.chain.as_ref().and_then(|chain| chain.tail()) {
+            self.asked += 1;
+            self.send(Address::Replica(tail.rank), Body::Tail(self.options.me, self.asked), out);
+        }
+    }
+
+    pub(super) fn on_tail(&mut self, now: Nanos, asker: ReplicaId, number: u64, out: &mut Vec<Action>) {
+        if self.is_tail() && self.may_read(now) {
+            self.send(Address::Replica(asker.rank), Body::TailIs(number, self.state.applied()), out);
+        }
+    }
+
+    pub(super) fn on_tail_is(&mut self, now: Nanos, number: u64, seq: Seq, out: &mut Vec<Action>) {
+        if self.is_tail() || self.position().is_none() {
+            return;
+        }
+        self.turn.commit_to_tell = true;
+        self.advance(seq);
+        let reads = self.may_read(now) && self.state.applied() >= seq;
+        while self.parked.front().is_some_and(|parked| parked.question <= number) {
+            let Some(parked) = self.parked.pop_front() else { break };
+            if reads {
+                let answer = Ok((self.state.applied(), self.state.answer(&parked.query)));
+                let body = Body::Answers(parked.client, vec![(parked.number, answer)]);
+                self.send(Address::Client(parked.client.rank), body, out);
+            } else {
+                self.put_off(parked, out);
+            }
+        }
+    }
+
+    pub(super) fn put_off(&self, parked: Parked, out: &mut Vec<Action>) {
+        let body = Body::NotNow(parked.client, vec![parked.number], Refusal::Busy);
+        self.send(Address::Client(parked.client.rank), body, out);
+    }
+
+    pub(super) fn on_watch(&mut self, now: Nanos, watch: Watch) {
+        let known = self.watchers.contains_key(&(watch.client, watch.number));
+        if !self.serves() || !known && self.watchers.len() >= GCS_WATCHES_MAX {
+            return;
+        }
+        // A watch without a place begins with what is committed now.
+        let told = watch.since.unwrap_or(self.state.applied());
+        let expires = now + self.options.timing.watch;
+        let key = (watch.client, watch.number);
+        self.watchers.insert(key, Watcher { scanned: told, told, due: true, expires, watch });
+        self.turn.applied = true;
+    }
+
+    pub(super) fn tell_watchers(&mut self, out: &mut Vec<Action>) {
+        if !std::mem::take(&mut self.turn.applied) || !self.complete {
+            return;
+        }
+        let applied = self.state.applied();
+        let mut messages = Vec::new();
+        for watcher in self.watchers.values_mut() {
+            let Watch { client, number, ref prefix, since } = watcher.watch;
+            let changes = self.state.changes(watcher.scanned);
+            let begins = watcher.due && since.is_none();
+            let mut message = Changes {
+                client,
+                number,
+                after: watcher.told,
+                events: Vec::new(),
+                through: watcher.scanned.max(applied),
+                afresh: changes.is_none() || begins,
+            };
+            let matches =
+                |event: &&Event| event.key.table == prefix.table && event.key.bytes.starts_with(&prefix.bytes);
+            let mut room = GCS_PAGE_BYTES_MAX;
+            for event in changes.into_iter().flatten().filter(matches) {
+                let bytes = event.key.bytes.len() + event.value.as_ref().map_or(0, |v| v.len()) + 32;
+                // A message ends between commands, never within one.
+                let new_command = message.events.last().is_some_and(|last: &Event| last.version != event.version);
+                if bytes > room && new_command {
+                    message.through = message.events.last().map_or(message.through, |last| last.version);
+                    break;
+                }
+                room = room.saturating_sub(bytes);
+                message.events.push(event.clone());
+            }
+            watcher.scanned = message.through;
+            if std::mem::take(&mut watcher.due) || message.afresh || !message.events.is_empty() {
+                watcher.told = message.through;
+                self.turn.applied |= message.through < applied;
+                messages.push((client, message));
+            }
+        }
+        for (client, message) in messages {
+            self.send(Address::Client(client.rank), Body::Changes(message), out);
+        }
+    }
+}

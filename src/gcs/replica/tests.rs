@@ -1,0 +1,241 @@
+//! A chain on a table: messages are handed over one after the other, in order.
+
+use std::collections::VecDeque;
+
+use super::super::record::{Blob, Key, Table};
+use super::super::state::{Command, Found, Op, Query};
+use super::*;
+
+const CLIENT: ClientId = ClientId { rank: Rank(50), incarnation: 1 };
+const QUORUM: Rank = Rank(40);
+
+/// Replicas of one shard on the ranks 0, 1 and so on, and what the client got.
+struct Chain {
+    replicas: Vec<Replica>,
+    now: Nanos,
+    epoch: Epoch,
+    got: Vec<Body>,
+    written: usize,
+    syncs: Vec<(usize, Seq)>,
+}
+
+fn id(rank: u32) -> ReplicaId {
+    ReplicaId { rank: Rank(rank), incarnation: 1 }
+}
+
+fn put(number: u64, key: &str, value: &str) -> Command {
+    let op = Op::Put { key: Key::new(Table::Names, key.as_bytes()), value: Blob::from(value) };
+    command(number, op)
+}
+
+fn command(number: u64, op: Op) -> Command {
+    Command { client: CLIENT, number, settled: 0, op }
+}
+
+fn get(key: &str) -> Query {
+    Query::Get(vec![Key::new(Table::Names, key.as_bytes())])
+}
+
+impl Chain {
+    fn new(count: u32, durable: bool) -> Chain {
+        let members: Vec<ReplicaId> = (0..count).map(id).collect();
+        let chain = ChainConfig { shard: ShardId(0), epoch: Epoch(1), members, joining: None };
+        let mut table =
+            Chain { replicas: Vec::new(), now: 0, epoch: Epoch(1), got: Vec::new(), written: 0, syncs: Vec::new() };
+        let mut actions = Vec::new();
+        for rank in 0..count {
+            let options = Options {
+                me: id(rank),
+                shard: ShardId(0),
+                quorum: vec![QUORUM],
+                timing: Timing::default(),
+                durable,
+                bugs: Bugs::default(),
+            };
+            let mut out = Vec::new();
+            table.replicas.push(Replica::founding(options, chain.clone(), 0, &mut out));
+            actions.push(out);
+        }
+        for (rank, out) in actions.into_iter().enumerate() {
+            table.settle(rank, out);
+        }
+        table
+    }
+
+    /// Hands everything over until nobody has anything to say.
+    fn settle(&mut self, rank: usize, out: Vec<Action>) {
+        let mut queue: VecDeque<(usize, Action)> = out.into_iter().map(|action| (rank, action)).collect();
+        loop {
+            for (rank, replica) in self.replicas.iter_mut().enumerate() {
+                let mut out = Vec::new();
+                replica.flush(self.now, &mut out);
+                queue.extend(out.into_iter().map(|action| (rank, action)));
+            }
+            let Some((rank, action)) = queue.pop_front() else { return };
+            match action {
+                Action::Send(Address::Replica(to), message) => {
+                    let Some(replica) = self.replicas.get_mut(to.index()) else { continue };
+                    let mut out = Vec::new();
+                    replica.receive(self.now, Address::Replica(Rank(rank as u32)), message, &mut out);
+                    queue.extend(out.into_iter().map(|action| (to.index(), action)));
+                }
+                Action::Send(Address::Quorum(_), Message { body: Body::Beat(beat), .. }) => {
+                    let grant = Body::Grant { to: beat.from, echo: beat.sent };
+                    let message = Message { shard: ShardId(0), epoch: self.epoch, body: grant };
+                    self.replicas[rank].receive(self.now, Address::Quorum(QUORUM), message, &mut Vec::new());
+                }
+                Action::Send(_, message) => self.got.push(message.body),
+                Action::Append(bytes) | Action::Replace(bytes) => self.written += bytes.len(),
+                Action::Sync(seq) => self.syncs.push((rank, seq)),
+            }
+        }
+    }
+
+    fn tell(&mut self, rank: usize, epoch: u64, body: Body) {
+        let mut out = Vec::new();
+        let message = Message { shard: ShardId(0), epoch: Epoch(epoch), body };
+        self.replicas[rank].receive(self.now, Address::Client(CLIENT.rank), message, &mut out);
+        self.settle(rank, out);
+    }
+
+    fn read(&mut self, rank: usize, query: Query) -> Found {
+        self.tell(rank, self.epoch.0, Body::Queries(CLIENT, vec![(1, query)]));
+        match self.got.pop() {
+            Some(Body::Answers(_, mut answers)) => answers.remove(0).1.expect("an answer").1,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The disks of these finish all they were asked for.
+    fn sync(&mut self, ranks: &[usize]) {
+        for (rank, seq) in std::mem::take(&mut self.syncs) {
+            if ranks.contains(&rank) {
+                self.replicas[rank].disk(DiskEvent::Synced(seq));
+            } else {
+                self.syncs.push((rank, seq));
+            }
+        }
+        self.settle(0, Vec::new());
+    }
+}
+
+fn value(found: Found) -> Option<String> {
+    let Found::Records(records) = found else { panic!("{found:?}") };
+    records[0].as_ref().map(|record| String::from_utf8_lossy(&record.value).into_owned())
+}
+
+#[test]
+fn a_write_is_read_at_every_replica() {
+    let mut table = Chain::new(3, false);
+    table.tell(0, 1, Body::Commands(vec![put(1, "a", "1"), put(2, "b", "2")]));
+    assert_eq!(table.got.pop(), Some(Body::Outcomes(vec![(CLIENT, 1, Ok(Seq(1))), (CLIENT, 2, Ok(Seq(2)))])));
+    for rank in 0..3 {
+        assert_eq!(value(table.read(rank, get("b"))), Some("2".into()));
+        assert_eq!(value(table.read(rank, get("c"))), None);
+        assert_eq!(table.replicas[rank].sizes().1, 0, "nothing is kept that all have");
+    }
+}
+
+#[test]
+fn a_command_that_comes_again_happens_once() {
+    let mut table = Chain::new(3, false);
+    let append = |number| {
+        let key = Key::new(Table::Lineage, b"t");
+        Body::Commands(vec![command(number, Op::Append { key, bytes: Blob::from("x") })])
+    };
+    for number in [1, 1, 2, 1] {
+        table.tell(0, 1, append(number));
+    }
+    let outcomes: Vec<Body> = std::mem::take(&mut table.got);
+    let of = |number| Body::Outcomes(vec![(CLIENT, number, Ok(Seq(number)))]);
+    assert_eq!(outcomes, [of(1), of(1), of(2), of(1)]);
+    let scan = Query::Scan { table: Table::Lineage, prefix: Blob::from(""), after: None };
+    let Found::Page { records, more: false } = table.read(1, scan) else { panic!() };
+    assert_eq!(&records[0].1.value[..], b"xx");
+}
+
+#[test]
+fn a_version_is_compared_and_limits_are_kept() {
+    let mut table = Chain::new(2, false);
+    let key = Key::new(Table::Actors, b"a");
+    let swap = |number, expected, value: Option<&str>| {
+        let value = value.map(Blob::from);
+        Body::Commands(vec![command(number, Op::CompareAndSwap { key: key.clone(), expected, value })])
+    };
+    let mut outcome = |body| {
+        table.tell(0, 1, body);
+        match table.got.pop() {
+            Some(Body::Outcomes(mut outcomes)) => outcomes.remove(0).2,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(outcome(swap(1, Seq(0), Some("first"))), Ok(Seq(1)));
+    assert_eq!(outcome(swap(2, Seq(0), Some("second"))), Err(Refusal::VersionMismatch { current: Seq(1) }));
+    assert_eq!(outcome(swap(3, Seq(1), None)), Ok(Seq(3)));
+    assert_eq!(outcome(swap(4, Seq(1), Some("third"))), Err(Refusal::VersionMismatch { current: Seq(0) }));
+    let long = "v".repeat(crate::base::limits::GCS_VALUE_BYTES_MAX + 1);
+    assert_eq!(outcome(Body::Commands(vec![put(5, "k", &long)])), Err(Refusal::ValueTooLong { bytes: long.len() }));
+    assert!(matches!(outcome(Body::Commands(vec![put(6, &long, "")])), Err(Refusal::KeyTooLong { .. })));
+}
+
+#[test]
+fn who_speaks_of_an_earlier_epoch_is_told_the_chain() {
+    let mut table = Chain::new(2, false);
+    table.tell(0, 0, Body::Commands(vec![put(1, "a", "1")]));
+    assert!(matches!(table.got.pop(), Some(Body::Chain(Some(chain))) if chain.epoch == Epoch(1)));
+    table.tell(1, 1, Body::Commands(vec![put(1, "a", "1")]));
+    assert!(matches!(table.got.pop(), Some(Body::Chain(Some(_)))), "only the head takes commands");
+    assert_eq!(table.replicas[0].last(), Seq(0));
+}
+
+#[test]
+fn without_a_lease_nothing_is_read() {
+    let mut table = Chain::new(2, false);
+    table.now = Timing::default().lease;
+    table.tell(1, 1, Body::Queries(CLIENT, vec![(7, get("a"))]));
+    assert_eq!(table.got.pop(), Some(Body::NotNow(CLIENT, vec![7], Refusal::Busy)));
+}
+
+#[test]
+fn a_durable_write_waits_for_every_disk() {
+    let mut table = Chain::new(3, true);
+    table.sync(&[0, 1, 2]);
+    table.tell(0, 1, Body::Commands(vec![put(1, "a", "1")]));
+    for ranks in [&[2][..], &[0]] {
+        table.sync(ranks);
+        assert_eq!(table.got, [], "a disk is missing");
+    }
+    table.sync(&[1]);
+    assert_eq!(table.got.pop(), Some(Body::Outcomes(vec![(CLIENT, 1, Ok(Seq(1)))])));
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_not_reads() {
+    let mut table = Chain::new(2, true);
+    table.sync(&[0, 1]);
+    table.replicas[1].disk(DiskEvent::Full);
+    table.settle(0, Vec::new());
+    table.tell(0, 1, Body::Commands(vec![put(1, "a", "1")]));
+    assert_eq!(table.got.pop(), Some(Body::NotNow(CLIENT, vec![1], Refusal::DiskFull(Rank(1)))));
+    assert_eq!(value(table.read(0, get("a"))), None);
+    table.replicas[1].disk(DiskEvent::Space);
+    table.settle(0, Vec::new());
+    table.tell(0, 1, Body::Commands(vec![put(1, "a", "1")]));
+    table.sync(&[0, 1]);
+    assert_eq!(table.got.pop(), Some(Body::Outcomes(vec![(CLIENT, 1, Ok(Seq(1)))])));
+}
+
+#[test]
+fn control_memory_is_a_function_of_live_work() {
+    let mut state = State::default();
+    let mut sizes = Vec::new();
+    for number in 1..=40_000_u64 {
+        let key = Key::new(Table::Jobs, &(number / 2).to_le_bytes());
+        let op = if number % 2 == 0 { Op::Put { key, value: Blob::from("job") } } else { Op::Delete { key } };
+        let command = Command { client: CLIENT, number, settled: number - 1, op };
+        assert_eq!(state.apply(Seq(number), &command, Bugs::default()), Some(Ok(Seq(number))));
+        sizes.push(state.sizes());
+    }
+    assert_eq!(sizes[39_999], sizes[9_999]);
+    assert_eq!((sizes[39_999].records, sizes[39_999].outcomes), (1, 1));
+}

@@ -1,0 +1,64 @@
+//! The periods of the protocol and the assumption about clocks that relates
+//! them.
+
+use super::message::Nanos;
+
+/// What is assumed of clocks: two monotonic clocks of different hosts run apart
+/// by at most this part of the time, in parts per million each. Quartz clocks
+/// stay below 100; the rest is for clocks that are being slewed (Linux: 500).
+pub const CLOCK_DRIFT_PPM: u64 = 1_000;
+
+/// See the module. All are measured on the clock of whoever waits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Timing {
+    /// How often a replica tells the quorum that it lives.
+    pub beat: Nanos,
+    /// How long a replica may answer reads after a beat that was granted.
+    pub lease: Nanos,
+    /// How long a member of the quorum takes a lease that it granted to last.
+    pub hold: Nanos,
+    /// How long a replica may be silent before it is removed.
+    pub detection: Nanos,
+    /// After what time something is sent again that may have been lost.
+    pub resend: Nanos,
+    /// How long a watch lasts that is not renewed.
+    pub watch: Nanos,
+    /// The time between two ticks of the consensus library.
+    pub quorum_tick: Nanos,
+}
+
+impl Timing {
+    /// Periods for a detection time.
+    pub const fn for_detection(detection: Nanos) -> Timing {
+        let lease = detection / 2;
+        Timing {
+            beat: detection / 10,
+            lease,
+            hold: Timing::hold_for(lease),
+            detection,
+            resend: detection / 5,
+            watch: detection * 8,
+            quorum_tick: detection / 5,
+        }
+    }
+
+    /// How long a lease may last on another clock than that of its holder: the
+    /// holder's may run slow while this one runs fast.
+    const fn hold_for(lease: Nanos) -> Nanos {
+        lease / (1_000_000 - CLOCK_DRIFT_PPM) * (1_000_000 + CLOCK_DRIFT_PPM) + 1_000_000 + CLOCK_DRIFT_PPM
+    }
+
+    /// Whether the periods are such that reads are safe, and that a dead
+    /// replica's lease has run out when it is found dead.
+    pub const fn is_sound(&self) -> bool {
+        self.hold >= Timing::hold_for(self.lease) && self.hold < self.detection && self.beat < self.lease
+    }
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing::for_detection(crate::base::limits::GCS_DETECTION.as_nanos() as Nanos)
+    }
+}
+
+const _: () = assert!(Timing::for_detection(crate::base::limits::GCS_DETECTION.as_nanos() as Nanos).is_sound());

@@ -1,0 +1,127 @@
+//! What a seed means: how bad the network is, how many there are, which faults
+//! happen.
+
+use crate::base::rng::Rng;
+use crate::gcs::{Bug, CLOCK_DRIFT_PPM, Timing};
+
+pub const US: u64 = 1_000;
+pub const MS: u64 = 1_000_000;
+
+/// A run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub servers: u32,
+    pub clients: u32,
+    pub replicas: usize,
+    pub shards: u16,
+    pub timing: Timing,
+    pub durable: bool,
+    pub bug: Option<Bug>,
+    pub net: Net,
+    /// On average, between two faults; none without.
+    pub fault_every: Option<u64>,
+    pub crashes: bool,
+    pub partitions: bool,
+    pub slow_disks: bool,
+    /// Parts per million, each way.
+    pub drift_ppm: u64,
+    /// How long faults go on, and how long all must be well after.
+    pub safety_ns: u64,
+    pub liveness_ns: u64,
+    /// Operations of a client under way at once, and the pause between them.
+    pub pipeline: usize,
+    pub think_ns: u64,
+    /// How often a client looks whether something is due.
+    pub idle_ns: u64,
+    /// How many keys there are.
+    pub keys: usize,
+    /// Of a client's operations, how many are short of time.
+    pub impatient_percent: usize,
+    pub client_crashes: bool,
+    pub watches: bool,
+}
+
+/// What the network does to messages.
+#[derive(Clone, Copy, Debug)]
+pub struct Net {
+    pub delay_min: u64,
+    pub delay_max: u64,
+    /// In a thousand.
+    pub lost: usize,
+    pub doubled: usize,
+    pub late: usize,
+    /// How late.
+    pub late_by: u64,
+}
+
+impl Plan {
+    /// The run of a seed. Each seed has some faults and lacks others, so that
+    /// rare combinations occur in some.
+    pub fn of_seed(seed: u64) -> Plan {
+        let mut rng = Rng::new(seed ^ 0x9c5);
+        let mut pick = |values: &[u64]| values[rng.below(values.len())];
+        let net = Net {
+            delay_min: 5 * US,
+            delay_max: pick(&[20 * US, 60 * US, 200 * US]),
+            lost: pick(&[0, 0, 5, 50]) as usize,
+            doubled: pick(&[0, 0, 20, 100]) as usize,
+            late: pick(&[0, 0, 10, 60]) as usize,
+            late_by: pick(&[MS, 3 * MS, 12 * MS]),
+        };
+        Plan {
+            seed,
+            servers: pick(&[4, 5, 5, 6]) as u32,
+            clients: pick(&[2, 3, 4]) as u32,
+            replicas: pick(&[2, 3, 3, 3]) as usize,
+            shards: pick(&[1, 1, 1, 2]) as u16,
+            timing: Timing::for_detection(5 * MS),
+            durable: pick(&[0, 0, 1]) == 1,
+            bug: None,
+            net,
+            fault_every: [None, Some(4 * MS), Some(8 * MS), Some(15 * MS)][pick(&[0, 1, 1, 2, 2, 3, 3]) as usize],
+            crashes: pick(&[0, 1, 1]) == 1,
+            partitions: pick(&[0, 1, 1]) == 1,
+            slow_disks: pick(&[0, 1]) == 1,
+            drift_ppm: pick(&[0, CLOCK_DRIFT_PPM]),
+            safety_ns: pick(&[25, 40, 60]) * MS,
+            liveness_ns: 200 * MS,
+            pipeline: pick(&[1, 2, 4]) as usize,
+            think_ns: pick(&[200 * US, 600 * US, 1_500 * US]),
+            idle_ns: 150 * US,
+            keys: pick(&[1, 2, 4, 8]) as usize,
+            impatient_percent: pick(&[0, 0, 15]) as usize,
+            client_crashes: pick(&[0, 0, 1]) == 1,
+            watches: pick(&[0, 1]) == 1,
+        }
+    }
+
+    /// Many ranks on a good network, without a fault of its own.
+    pub fn large(ranks: u32) -> Plan {
+        let servers = 6;
+        let net = Net { delay_min: 5 * US, delay_max: 60 * US, lost: 0, doubled: 0, late: 0, late_by: MS };
+        Plan {
+            servers,
+            clients: ranks - servers,
+            replicas: 3,
+            shards: 1,
+            durable: false,
+            net,
+            fault_every: None,
+            safety_ns: u64::MAX,
+            pipeline: 1,
+            think_ns: 50 * MS,
+            idle_ns: 2 * MS,
+            keys: 8,
+            impatient_percent: 0,
+            client_crashes: false,
+            watches: false,
+            ..Plan::of_seed(0)
+        }
+    }
+
+    /// The same with a deliberate bug.
+    pub fn with_bug(self, bug: Bug) -> Plan {
+        Plan { bug: Some(bug), ..self }
+    }
+}

@@ -1,0 +1,119 @@
+//! The runs that every change must pass.
+//!
+//! `cargo test` plays few seeds, since it does not optimise; `scripts/test`
+//! plays 2,000 in the profile `sim`, `scripts/check --long` a million.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use super::plan::{MS, Plan};
+use super::world::{Report, World, play};
+use crate::gcs::{Bug, Epoch};
+
+/// Seeds within which every deliberate bug must be caught.
+const SEEDS: u64 = 2_000;
+/// Seeds of a run that nobody asked for more.
+const SEEDS_DEFAULT: u64 = 40;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+}
+
+/// `cargo xtask sim --seed S`.
+#[test]
+fn replay() {
+    let Some(seed) = number("COLLIMATE_SIM_SEED") else { return };
+    let plan = Plan::of_seed(seed);
+    println!("{plan:#?}");
+    let report = play(&plan);
+    println!("{report:#?}");
+    assert_eq!(report.violation.as_deref().map(|violation| println!("{violation}")), None);
+}
+
+#[test]
+fn no_seed_finds_a_violation() {
+    let count = number("COLLIMATE_SIM_SEEDS").unwrap_or(SEEDS_DEFAULT);
+    let first = number("COLLIMATE_SIM_FIRST").unwrap_or(0);
+    let next = AtomicU64::new(first);
+    let total = Mutex::new((Report::default(), 0));
+    let workers = thread::available_parallelism().map_or(1, |n| n.get());
+    thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + count {
+                        break;
+                    }
+                    let report = play(&Plan::of_seed(seed));
+                    let (total, seeds) = &mut *total.lock().expect("no worker has panicked");
+                    *seeds += 1;
+                    total.add(report, seed);
+                    if total.violation.is_some() {
+                        next.store(u64::MAX / 2, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let (total, seeds) = total.into_inner().expect("no worker has panicked");
+    println!("{seeds} seeds: {total:?}");
+    if let Some(violation) = total.violation {
+        panic!("{violation}");
+    }
+}
+
+impl Report {
+    fn add(&mut self, other: Report, seed: u64) {
+        let replay = |violation| format!("replay it with: cargo xtask sim --seed {seed}\n{violation}");
+        self.violation = self.violation.take().or(other.violation.map(replay));
+        self.events += other.events;
+        self.operations += other.operations;
+        self.unknown += other.unknown;
+        self.crashes += other.crashes;
+        self.epochs += other.epochs;
+        self.took_ns += other.took_ns;
+        self.recovery_ns = self.recovery_ns.max(other.recovery_ns);
+        self.control_bytes += other.control_bytes;
+    }
+}
+
+#[test]
+fn every_deliberate_bug_is_caught() {
+    for bug in Bug::ALL {
+        let caught = (0..SEEDS).find_map(|seed| Some((seed, play(&Plan::of_seed(seed).with_bug(bug)).violation?)));
+        let (seed, violation) = caught.unwrap_or_else(|| panic!("{bug:?} is not caught by {SEEDS} seeds"));
+        println!("{bug:?} is caught by seed {seed}: {}", violation.lines().next().unwrap_or_default());
+    }
+}
+
+/// A run is a function of its seed: else no failure could be replayed.
+#[test]
+fn a_seed_is_one_run() {
+    let runs = [0, 1].map(|_| format!("{:?}", play(&Plan::of_seed(3))));
+    assert_eq!(runs[0], runs[1]);
+}
+
+/// A thousand ranks, most of them clients with little to do; the head of the
+/// chain ends. Until a spare has taken a place in it and every rank knows.
+#[test]
+fn a_thousand_ranks_settle_within_a_second() {
+    let ranks = 1_000;
+    let mut world = World::new(Plan::large(ranks));
+    let killed_at = 100 * MS;
+    while world.now < killed_at && world.step() {}
+    let rate = |bytes: u64, ns: u64| bytes * 1_000_000_000 / ns / u64::from(ranks);
+    let at_rest = rate(world.report.control_bytes, world.now);
+    let before = world.report.control_bytes;
+    world.kill(0);
+    while !world.has_settled(Epoch(1)) && world.now < killed_at + 1_000 * MS && world.step() {}
+    let took = world.now - killed_at;
+    let during = rate(world.report.control_bytes - before, took);
+    println!(
+        "{ranks} ranks settled after {} us; control bytes per rank and second: {at_rest} at rest, {during} meanwhile",
+        took / 1_000
+    );
+    assert_eq!(world.report.violation, None);
+    assert!(world.has_settled(Epoch(1)), "not settled after a second: {:?}", world.latest);
+}

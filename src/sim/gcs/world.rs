@@ -1,0 +1,809 @@
+//! Plays a [`Plan`]: the real cores of servers and clients, driven by a queue of
+//! events in virtual time, and whatever goes wrong between them.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+
+use super::check::{Truth, linearizable};
+use super::disk::{Disk, Synced};
+use super::plan::{MS, Plan, US};
+use super::workload::{Seen, User, Watched, keys};
+use crate::base::Rank;
+use crate::base::rng::Rng;
+use crate::gcs::{
+    Action, Address, Body, Bugs, ChainConfig, ClientId, ConsensusMessage, DiskEvent, Epoch, Member, MemberAction,
+    MemberOptions, Message, Options, QuorumLog, Replica, ReplicaId, Seq, ShardId, recover,
+};
+
+/// What came of a run.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// What did not hold.
+    pub violation: Option<String>,
+    pub events: u64,
+    pub operations: usize,
+    pub unknown: usize,
+    pub crashes: u32,
+    pub epochs: u64,
+    pub took_ns: u64,
+    /// From the end of the faults until all was well.
+    pub recovery_ns: u64,
+    /// Bytes of messages that keep the system going, not those of operations.
+    pub control_bytes: u64,
+}
+
+/// Plays a plan to its end or to the first thing that does not hold.
+pub fn play(plan: &Plan) -> Report {
+    let mut world = World::new(plan.clone());
+    world.run();
+    world.report
+}
+
+const MEMBERS: u32 = 3;
+const FIRST_CLIENT: u32 = 100;
+const TICK: u64 = 400 * US;
+/// Whoever had trouble so long ago is not suspected any more.
+const QUIET: u64 = 20 * MS;
+
+pub struct World {
+    pub plan: Plan,
+    rng: Rng,
+    pub now: u64,
+    queue: BinaryHeap<Reverse<(u64, u64)>>,
+    events: BTreeMap<u64, Event>,
+    made: u64,
+    pub servers: Vec<Server>,
+    pub users: Vec<User>,
+    cut: BTreeSet<(Rank, Rank)>,
+    founding: Vec<ChainConfig>,
+    /// The latest chain of each shard that was decided.
+    pub latest: Vec<ChainConfig>,
+    answered: Vec<Epoch>,
+    truth: Vec<Truth>,
+    seen: Vec<Seen>,
+    watched: Vec<Watched>,
+    healed_at: Option<u64>,
+    members_wiped: u32,
+    faults_on: bool,
+    pub report: Report,
+}
+
+#[derive(Debug)]
+enum Event {
+    Deliver { from: Address, to: Address, message: Message },
+    Consensus { from: Rank, to: Rank, message: Box<ConsensusMessage> },
+    Tick(usize),
+    Flush(usize),
+    DiskDone { server: usize, shard: usize, life: u32 },
+    Think(usize),
+    Fault,
+}
+
+pub struct Server {
+    rank: Rank,
+    up: bool,
+    life: u32,
+    pub replicas: Vec<Replica>,
+    seen_applied: Vec<Seq>,
+    disks: Vec<Disk>,
+    pub member: Option<Member>,
+    saved: Option<QuorumLog>,
+    member_lost: bool,
+    flush_due: bool,
+    slow_disk: bool,
+    troubled_at: Option<u64>,
+    clock_offset: u64,
+    clock_ppm: i64,
+}
+
+impl Server {
+    fn clock(&self, now: u64) -> u64 {
+        let drift = now as i64 / 1_000_000 * self.clock_ppm + now as i64 % 1_000_000 * self.clock_ppm / 1_000_000;
+        self.clock_offset + (now as i64 + drift) as u64
+    }
+}
+
+impl World {
+    pub fn new(plan: Plan) -> World {
+        let mut rng = Rng::new(plan.seed);
+        let chain = |shard: u16| ChainConfig {
+            shard: ShardId(shard),
+            epoch: Epoch(1),
+            members: (0..plan.replicas as u32)
+                .map(|i| ReplicaId { rank: Rank((i + u32::from(shard)) % plan.servers), incarnation: 1 })
+                .collect(),
+            joining: None,
+        };
+        let founding: Vec<ChainConfig> = (0..plan.shards).map(chain).collect();
+        let mut world = World {
+            now: 0,
+            queue: BinaryHeap::new(),
+            events: BTreeMap::new(),
+            made: 0,
+            servers: Vec::new(),
+            users: Vec::new(),
+            cut: BTreeSet::new(),
+            latest: founding.clone(),
+            answered: vec![Epoch(0); founding.len()],
+            truth: founding.iter().map(|_| Truth::default()).collect(),
+            founding,
+            seen: Vec::new(),
+            watched: Vec::new(),
+            healed_at: None,
+            members_wiped: 0,
+            faults_on: plan.fault_every.is_some(),
+            report: Report::default(),
+            rng: rng.clone(),
+            plan,
+        };
+        for number in 0..world.plan.servers {
+            let drift = world.plan.drift_ppm as i64;
+            world.servers.push(Server {
+                rank: Rank(number),
+                up: true,
+                life: 1,
+                replicas: Vec::new(),
+                seen_applied: Vec::new(),
+                disks: world.founding.iter().map(|_| Disk::default()).collect(),
+                member: None,
+                saved: None,
+                member_lost: false,
+                flush_due: false,
+                slow_disk: false,
+                troubled_at: None,
+                clock_offset: rng.next_u64() >> 20,
+                clock_ppm: [-drift, 0, drift][rng.below(3)],
+            });
+            world.start_server(number as usize);
+            world.after(rng.below(TICK as usize) as u64, Event::Tick(number as usize));
+        }
+        for number in 0..world.plan.clients {
+            world.start_user(number, 1);
+            world.after(0, Event::Think(number as usize));
+        }
+        world.rng = rng;
+        world.schedule_fault();
+        world
+    }
+
+    fn start_user(&mut self, number: u32, incarnation: u32) {
+        let me = ClientId { rank: Rank(FIRST_CLIENT + number), incarnation };
+        let quorum = (0..MEMBERS).map(Rank).collect();
+        let user = User::new(&self.plan, me, quorum, self.founding.clone(), self.now);
+        match self.users.get_mut(number as usize) {
+            Some(place) => *place = user,
+            None => self.users.push(user),
+        }
+    }
+
+    /// Starts the cores of a server: at first as founders, later from what is on
+    /// its disk, or from nothing.
+    fn start_server(&mut self, number: usize) {
+        let now = self.servers[number].clock(self.now);
+        let quorum: Vec<Rank> = (0..MEMBERS).map(Rank).collect();
+        let bugs = Bugs { one: self.plan.bug };
+        let first = self.servers[number].life == 1;
+        let rank = self.servers[number].rank;
+        if quorum.contains(&rank) && !self.servers[number].member_lost {
+            let options = MemberOptions {
+                me: rank,
+                members: quorum,
+                timing: self.plan.timing,
+                replicas: self.plan.replicas,
+                founding: self.founding.clone(),
+                bugs,
+            };
+            let saved = self.servers[number].saved.clone();
+            self.servers[number].member = Some(Member::new(options, now, saved).expect("a sound configuration"));
+        }
+        for shard in 0..self.founding.len() {
+            let options = self.options(number, shard);
+            let me = options.me;
+            let mut out = Vec::new();
+            let server = &mut self.servers[number];
+            let chain = &self.founding[shard];
+            let mut replica = if first && chain.position(me).is_some() {
+                Replica::founding(options, chain.clone(), now, &mut out)
+            } else {
+                let recovered = recover(server.disks[shard].bytes());
+                server.disks[shard].truncate(recovered.clean_bytes);
+                if recovered.owner > 0 { Replica::restored(options, recovered) } else { Replica::spare(options) }
+            };
+            if first {
+                // A rank takes part once its log is on disk.
+                replica.flush(now, &mut out);
+                for action in &out {
+                    if let Action::Replace(bytes) = action {
+                        server.disks[shard].replace(bytes.clone());
+                        server.disks[shard].finish_sync();
+                    }
+                }
+                replica.disk(DiskEvent::Synced(Seq(0)));
+            }
+            server.replicas.push(replica);
+            server.seen_applied.push(Seq(0));
+        }
+        self.touch(number);
+    }
+
+    fn options(&self, number: usize, shard: usize) -> Options {
+        let server = &self.servers[number];
+        Options {
+            me: ReplicaId { rank: server.rank, incarnation: server.life },
+            shard: ShardId(shard as u16),
+            quorum: (0..MEMBERS).map(Rank).collect(),
+            timing: self.plan.timing,
+            durable: self.plan.durable,
+            bugs: Bugs { one: self.plan.bug },
+        }
+    }
+
+    pub fn run(&mut self) {
+        while self.report.violation.is_none() && self.step() {
+            if self.is_over() {
+                break;
+            }
+        }
+        self.report.took_ns = self.now;
+        self.report.epochs = self.latest.iter().map(|chain| chain.epoch.0).sum();
+        if self.report.violation.is_none()
+            && let Err(violation) = self.judge()
+        {
+            self.report.violation = Some(violation);
+        }
+    }
+
+    /// Plays one event.
+    pub fn step(&mut self) -> bool {
+        let Some(Reverse((at, number))) = self.queue.pop() else { return false };
+        self.now = at;
+        self.report.events += 1;
+        match self.events.remove(&number).expect("an event for each place in the queue") {
+            Event::Deliver { from, to, message } => self.deliver(from, to, message),
+            Event::Consensus { from, to, message } => {
+                let server = &mut self.servers[to.index()];
+                if let Some(member) = server.member.as_mut().filter(|_| !self.cut.contains(&(from, to))) {
+                    member.consensus(*message);
+                    self.touch(to.index());
+                }
+            }
+            Event::Tick(number) => {
+                let now = self.servers[number].clock(self.now);
+                let server = &mut self.servers[number];
+                if server.up {
+                    server.replicas.iter_mut().for_each(|replica| replica.tick(now));
+                    server.member.iter_mut().for_each(|member| member.tick(now));
+                    self.flush(number);
+                    self.reincarnate(number);
+                }
+                self.after(TICK, Event::Tick(number));
+            }
+            Event::Flush(number) => self.flush(number),
+            Event::DiskDone { server, shard, life } => self.disk_done(server, shard, life),
+            Event::Think(number) => {
+                self.think(number);
+                self.after(self.plan.idle_ns, Event::Think(number));
+            }
+            Event::Fault => {
+                if self.faults_on {
+                    self.fault();
+                    self.schedule_fault();
+                }
+            }
+        }
+        true
+    }
+
+    fn deliver(&mut self, from: Address, to: Address, message: Message) {
+        if self.cut.contains(&(rank_of(from), rank_of(to))) {
+            return;
+        }
+        match to {
+            Address::Replica(rank) => {
+                let Some(server) = self.servers.get_mut(rank.index()).filter(|server| server.up) else { return };
+                let now = server.clock(self.now);
+                let shard = usize::from(message.shard.0);
+                let mut out = Vec::new();
+                server.replicas[shard].receive(now, from, message, &mut out);
+                self.act(rank.index(), shard, out);
+                self.touch(rank.index());
+            }
+            Address::Quorum(rank) => {
+                let Some(server) = self.servers.get_mut(rank.index()).filter(|server| server.up) else { return };
+                let now = server.clock(self.now);
+                let Some(member) = &mut server.member else { return };
+                let mut out = Vec::new();
+                member.receive(now, from, message, &mut out);
+                self.act_as_member(rank.index(), out);
+                self.touch(rank.index());
+            }
+            Address::Client(rank) => {
+                let number = (rank.0 - FIRST_CLIENT) as usize;
+                if self.users[number].alive {
+                    self.users[number].receive(self.now, message);
+                    self.think(number);
+                }
+            }
+        }
+    }
+
+    fn think(&mut self, number: usize) {
+        let mut out = Vec::new();
+        let user = &mut self.users[number];
+        if user.alive {
+            let stop = self.healed_at.is_some() && user.done_since_heal >= 8;
+            user.turn(self.now, self.now, &self.plan, stop, &mut out);
+            if let Some(wrong) = user.wrong.take() {
+                self.fail(wrong);
+            }
+        }
+        let from = Address::Client(Rank(FIRST_CLIENT + number as u32));
+        for action in out {
+            if let Action::Send(to, message) = action {
+                self.send(from, to, message);
+            }
+        }
+    }
+
+    /// A turn of the server ends soon.
+    fn touch(&mut self, number: usize) {
+        if !std::mem::replace(&mut self.servers[number].flush_due, true) {
+            let turn = self.rng.below(10 * US as usize) as u64;
+            self.after(turn, Event::Flush(number));
+        }
+    }
+
+    fn flush(&mut self, number: usize) {
+        let now = self.servers[number].clock(self.now);
+        self.servers[number].flush_due = false;
+        if !self.servers[number].up {
+            return;
+        }
+        for shard in 0..self.founding.len() {
+            let mut out = Vec::new();
+            self.servers[number].replicas[shard].flush(now, &mut out);
+            self.act(number, shard, out);
+        }
+        let mut out = Vec::new();
+        if let Some(member) = &mut self.servers[number].member {
+            member.flush(&mut out);
+            for (shard, latest) in self.latest.iter_mut().enumerate() {
+                if let Some(chain) = member.directory().chain(ShardId(shard as u16))
+                    && chain.epoch > latest.epoch
+                {
+                    *latest = chain.clone();
+                }
+            }
+        }
+        self.act_as_member(number, out);
+    }
+
+    /// Does what a replica wants, and looks at what it has become.
+    fn act(&mut self, number: usize, shard: usize, actions: Vec<Action>) {
+        let server = &mut self.servers[number];
+        let replica = &server.replicas[shard];
+        if replica.is_retired() && !actions.is_empty() {
+            let who = replica.id();
+            return self.fail(format!("{who:?} was removed and does {actions:?}"));
+        }
+        let before = std::mem::replace(&mut server.seen_applied[shard], replica.state().applied());
+        if before != replica.state().applied()
+            && let Err(violation) = self.truth[shard].add(replica, before.min(replica.state().applied()))
+        {
+            return self.fail(violation);
+        }
+        let from = Address::Replica(server.rank);
+        for action in actions {
+            match action {
+                Action::Send(to, message) => {
+                    if let Body::Answers(..) = message.body {
+                        let answered = &mut self.answered[shard];
+                        if message.epoch < *answered {
+                            let (who, latest) = (self.servers[number].rank, *answered);
+                            let old = message.epoch;
+                            return self.fail(format!("{who} answers a read in {old:?} after one in {latest:?}"));
+                        }
+                        *answered = message.epoch;
+                    }
+                    self.send(from, to, message);
+                }
+                Action::Append(bytes) => self.servers[number].disks[shard].append(bytes),
+                Action::Replace(bytes) => self.servers[number].disks[shard].replace(bytes),
+                Action::Sync(seq) => {
+                    let (slow, life) = (self.servers[number].slow_disk, self.servers[number].life);
+                    let takes = self.rng.below(if slow { 8 * MS } else { 200 * US } as usize) as u64;
+                    let disk = &mut self.servers[number].disks[shard];
+                    disk.sync(seq);
+                    disk.busy_until = disk.busy_until.max(self.now) + takes;
+                    let at = disk.busy_until - self.now;
+                    self.after(at, Event::DiskDone { server: number, shard, life });
+                }
+            }
+        }
+    }
+
+    fn act_as_member(&mut self, number: usize, actions: Vec<MemberAction>) {
+        let rank = self.servers[number].rank;
+        for action in actions {
+            match action {
+                MemberAction::Save(bytes) => {
+                    self.servers[number].saved = QuorumLog::decode(&bytes);
+                    assert!(self.servers[number].saved.is_some(), "what is saved can be read");
+                }
+                MemberAction::Send(to, message) => self.send(Address::Quorum(rank), to, message),
+                MemberAction::Consensus(to, message) => {
+                    self.report.control_bytes += postcard::to_stdvec(&message).map_or(0, |bytes| bytes.len() as u64);
+                    for delay in self.delays(rank, to) {
+                        let message = Box::new(message.clone());
+                        self.after(delay, Event::Consensus { from: rank, to, message });
+                    }
+                }
+            }
+        }
+    }
+
+    fn disk_done(&mut self, number: usize, shard: usize, life: u32) {
+        let server = &mut self.servers[number];
+        if !server.up || server.life != life {
+            return;
+        }
+        match server.disks[shard].finish_sync() {
+            Synced::Done(seq) => server.replicas[shard].disk(DiskEvent::Synced(seq)),
+            Synced::Full => server.replicas[shard].disk(DiskEvent::Full),
+            Synced::Nothing => return,
+        }
+        self.touch(number);
+    }
+
+    /// A rank whose replica was removed offers another life of it.
+    fn reincarnate(&mut self, number: usize) {
+        for shard in 0..self.founding.len() {
+            if self.servers[number].replicas[shard].is_retired() && self.rng.below(8) == 0 {
+                self.servers[number].life += 1;
+                let options = self.options(number, shard);
+                let server = &mut self.servers[number];
+                server.disks[shard].wipe();
+                server.replicas[shard] = Replica::spare(options);
+                server.seen_applied[shard] = Seq(0);
+            }
+        }
+    }
+
+    fn send(&mut self, from: Address, to: Address, message: Message) {
+        let control = matches!(
+            message.body,
+            Body::Beat(_) | Body::Grant { .. } | Body::Chain(_) | Body::Locate | Body::Watch(_) | Body::Link(_)
+        );
+        if control {
+            self.report.control_bytes += postcard::to_stdvec(&message).map_or(0, |bytes| bytes.len() as u64);
+        }
+        for delay in self.delays(rank_of(from), rank_of(to)) {
+            self.after(delay, Event::Deliver { from, to, message: message.clone() });
+        }
+    }
+
+    /// When a message arrives: never, once, or more often.
+    fn delays(&mut self, from: Rank, to: Rank) -> Vec<u64> {
+        let net = self.plan.net;
+        let mut delays = Vec::new();
+        if from == to {
+            return vec![US];
+        }
+        if self.cut.contains(&(from, to)) {
+            return delays;
+        }
+        let bad = self.healed_at.is_none();
+        let mut chance = |thousandth: usize| bad && self.rng.below(1000) < thousandth;
+        let (lost, doubled, late) = (chance(net.lost), chance(net.doubled), chance(net.late));
+        for _ in usize::from(lost)..1 + usize::from(doubled) {
+            let spread = self.rng.below((net.delay_max - net.delay_min) as usize) as u64;
+            let extra = if late { self.rng.below(net.late_by as usize) as u64 } else { 0 };
+            delays.push(net.delay_min + spread + extra);
+        }
+        delays
+    }
+
+    fn after(&mut self, delay: u64, event: Event) {
+        self.made += 1;
+        self.queue.push(Reverse((self.now + delay, self.made)));
+        self.events.insert(self.made, event);
+    }
+
+    fn fail(&mut self, what: String) {
+        self.report.violation.get_or_insert(format!("at {} us: {what}", self.now / US));
+    }
+}
+
+/// What a test of one change of a chain needs.
+impl World {
+    /// A server ends, whatever that does.
+    pub fn kill(&mut self, number: usize) {
+        let server = &mut self.servers[number];
+        server.up = false;
+        server.replicas.clear();
+        server.seen_applied.clear();
+        server.member = None;
+    }
+
+    /// Whether every chain is whole again after `epoch` and every client knows it.
+    pub fn has_settled(&self, after: Epoch) -> bool {
+        let shards = 0..self.founding.len();
+        shards.into_iter().all(|shard| {
+            let epoch = self.latest[shard].epoch;
+            let known = |user: &User| user.client.epoch(ShardId(shard as u16)) == epoch;
+            epoch > after && self.is_whole(shard) && self.users.iter().all(known)
+        })
+    }
+}
+
+/// Faults.
+impl World {
+    fn schedule_fault(&mut self) {
+        if let Some(every) = self.plan.fault_every {
+            let delay = self.rng.below(2 * every as usize) as u64;
+            self.after(delay, Event::Fault);
+        }
+    }
+
+    fn fault(&mut self) {
+        let number = self.rng.below(self.servers.len());
+        match self.rng.below(12) {
+            0..3 if self.plan.crashes => self.crash(number),
+            3..5 if self.plan.crashes => self.restart(number),
+            5..8 if self.plan.partitions => self.partition(number),
+            8 => self.mend(),
+            9 if self.plan.slow_disks => self.servers[number].slow_disk ^= true,
+            10 if self.plan.slow_disks && self.plan.durable => self.toggle_space(number),
+            11 if self.plan.client_crashes => {
+                let number = self.rng.below(self.users.len());
+                self.crash_user(number);
+            }
+            _ => {}
+        }
+    }
+
+    fn crash_user(&mut self, number: usize) {
+        let user = &mut self.users[number];
+        user.crash();
+        self.seen.append(&mut user.seen);
+        self.watched.append(&mut user.watched);
+        let incarnation = user.client.id().incarnation + 1;
+        self.start_user(number as u32, incarnation);
+    }
+
+    fn crash(&mut self, number: usize) {
+        let keeps_disk = self.plan.durable && self.rng.below(3) > 0;
+        let keeps_member = self.members_wiped > 0 || number >= MEMBERS as usize || self.rng.below(4) > 0;
+        if !self.servers[number].up || !self.may_crash(number, keeps_disk) {
+            return;
+        }
+        self.report.crashes += 1;
+        let server = &mut self.servers[number];
+        server.up = false;
+        server.replicas.clear();
+        server.seen_applied.clear();
+        server.member = None;
+        for disk in &mut server.disks {
+            disk.crash(&mut self.rng);
+            if !keeps_disk {
+                disk.wipe();
+            }
+        }
+        if !keeps_member {
+            self.members_wiped += 1;
+            server.member_lost = true;
+        }
+    }
+
+    /// Whether this crash is one that the store must survive: somebody has all
+    /// that was committed and will not be taken for dead, or the disks of the
+    /// whole chain come back.
+    fn may_crash(&self, number: usize, keeps_disk: bool) -> bool {
+        self.latest.iter().enumerate().all(|(shard, chain)| {
+            let holds = |member: &ReplicaId| {
+                let server = &self.servers[member.rank.index()];
+                server.up && server.replicas[shard].id() == *member
+            };
+            let is_good = |member: &ReplicaId| {
+                let troubled = self.servers[member.rank.index()].troubled_at;
+                let touched = self.cut.iter().any(|(a, b)| *a == member.rank || *b == member.rank);
+                let quiet = troubled.is_none_or(|at| self.now > at + QUIET) && !touched;
+                holds(member)
+                    && quiet
+                    && member.rank.index() != number
+                    && self.servers[member.rank.index()].replicas[shard].may_lead()
+            };
+            let on_disk = |member: &ReplicaId| {
+                let server = &self.servers[member.rank.index()];
+                holds(member) || !server.up && recover(server.disks[shard].bytes()).owner > 0
+            };
+            let is_member = chain.members.iter().any(|member| member.rank.index() == number);
+            !is_member
+                || chain.members.iter().any(is_good)
+                || self.plan.durable && keeps_disk && chain.members.iter().all(on_disk)
+        })
+    }
+
+    fn restart(&mut self, number: usize) {
+        if !self.servers[number].up {
+            self.servers[number].up = true;
+            self.servers[number].life += 1;
+            self.servers[number].flush_due = false;
+            self.servers[number].troubled_at = Some(self.now);
+            self.start_server(number);
+        }
+    }
+
+    fn partition(&mut self, number: usize) {
+        let rank = self.servers[number].rank;
+        let others: Vec<Rank> = (0..self.plan.servers).map(Rank).filter(|other| *other != rank).collect();
+        let some = match self.rng.below(3) {
+            0 => vec![others[self.rng.below(others.len())]],
+            1 => others.iter().copied().filter(|_| self.rng.below(2) == 0).collect(),
+            _ => others,
+        };
+        let ways = self.rng.below(4);
+        for other in some {
+            if ways != 1 {
+                self.cut.insert((rank, other));
+            }
+            if ways != 2 {
+                self.cut.insert((other, rank));
+            }
+        }
+        if self.rng.below(6) == 0 {
+            for client in 0..self.plan.clients {
+                self.cut.insert((Rank(FIRST_CLIENT + client), rank));
+            }
+        }
+        for server in &mut self.servers {
+            server.troubled_at = Some(self.now);
+        }
+    }
+
+    fn mend(&mut self) {
+        if !self.cut.is_empty() {
+            for server in &mut self.servers {
+                server.troubled_at = Some(self.now);
+            }
+        }
+        self.cut.clear();
+    }
+
+    fn toggle_space(&mut self, number: usize) {
+        for shard in 0..self.founding.len() {
+            self.servers[number].disks[shard].full ^= true;
+            let gained = !self.servers[number].disks[shard].full;
+            if let Some(replica) = self.servers[number].replicas.get_mut(shard).filter(|_| gained) {
+                replica.disk(DiskEvent::Space);
+            }
+        }
+    }
+
+    /// The end of all faults.
+    fn heal(&mut self) {
+        self.healed_at = Some(self.now);
+        self.faults_on = false;
+        self.mend();
+        for number in 0..self.servers.len() {
+            self.servers[number].slow_disk = false;
+            if self.servers[number].disks.iter().any(|disk| disk.full) {
+                self.toggle_space(number);
+            }
+            self.restart(number);
+        }
+        self.users.iter_mut().for_each(|user| user.done_since_heal = 0);
+    }
+
+    /// Whether all has been seen. After the faults everything must come to rest.
+    fn is_over(&mut self) -> bool {
+        let Some(healed_at) = self.healed_at else {
+            if self.now >= self.plan.safety_ns {
+                self.heal();
+            }
+            return false;
+        };
+        let whole = (0..self.founding.len()).all(|shard| self.is_whole(shard));
+        let served = self.users.iter().all(|user| user.done_since_heal >= 8 && user.pending() == 0);
+        let watched = whole && served && (0..self.founding.len()).all(|shard| self.is_watched(shard));
+        if watched {
+            self.report.recovery_ns = self.now - healed_at;
+            return true;
+        }
+        if self.now > healed_at + self.plan.liveness_ns {
+            let waiting: Vec<usize> = self.users.iter().map(|user| user.pending()).collect();
+            let latest = &self.latest;
+            let replicas: Vec<String> = self.servers.iter().flat_map(|s| &s.replicas).map(state_of).collect();
+            let members = self.servers.iter().filter_map(|server| server.member.as_ref());
+            let members: Vec<_> =
+                members.map(|m| (m.leads(), m.directory().chains().map(|c| c.epoch.0).collect::<Vec<_>>())).collect();
+            self.fail(format!(
+                "not well again: whole: {whole}, operations under way {waiting:?}, chains {latest:?}, replicas {replicas:?}, quorum {members:?}"
+            ));
+            return true;
+        }
+        false
+    }
+
+    /// Whether every watch has told of all that is committed.
+    fn is_watched(&self, shard: usize) -> bool {
+        let head = self.latest[shard].members[0].rank.index();
+        let applied = self.servers[head].replicas[shard].state().applied();
+        self.users.iter().all(|user| user.has_seen(ShardId(shard as u16), applied))
+    }
+
+    /// Whether a chain has all its replicas, linked and with the same state.
+    fn is_whole(&self, shard: usize) -> bool {
+        let chain = &self.latest[shard];
+        let mut members = chain.members.iter().map(|member| (member, &self.servers[member.rank.index()]));
+        let same = members.all(|(member, server)| {
+            let Some(replica) = server.replicas.get(shard) else { return false };
+            let head = chain.members[0].rank.index();
+            let last = self.servers[head].replicas.get(shard).map(|replica| replica.last());
+            replica.id() == *member
+                && replica.epoch() == chain.epoch
+                && replica.is_linked()
+                && last == Some(replica.state().applied())
+        });
+        chain.members.len() == self.plan.replicas && chain.joining.is_none() && same
+    }
+
+    /// Looks at the whole run.
+    fn judge(&mut self) -> Result<(), String> {
+        let mut seen = std::mem::take(&mut self.seen);
+        let current = self.users.iter().map(|user| user.watched.len()).collect::<Vec<_>>();
+        for (user, count) in self.users.iter_mut().zip(current) {
+            user.give_up();
+            seen.append(&mut user.seen);
+            for (place, watched) in user.watched.iter().enumerate() {
+                let last = place + 1 == count && self.plan.shards == 1 && self.healed_at.is_some();
+                self.truth[usize::from(watched.shard.0)].explains(watched, last)?;
+            }
+        }
+        for watched in &self.watched {
+            self.truth[usize::from(watched.shard.0)].explains(watched, false)?;
+        }
+        self.report.operations = seen.len();
+        self.report.unknown = seen.iter().filter(|seen| seen.returned.is_none()).count();
+        for (shard, truth) in self.truth.iter().enumerate() {
+            let of_shard = |seen: &&Seen| usize::from(self.users[0].client.shard_of(&seen.key).0) == shard;
+            let seen: Vec<Seen> = seen.iter().filter(of_shard).cloned().collect();
+            truth.has_all_acknowledged(&seen)?;
+            linearizable(&seen, truth)?;
+        }
+        self.is_small()
+    }
+
+    /// What is kept is a function of what is alive.
+    fn is_small(&self) -> Result<(), String> {
+        for (shard, chain) in self.latest.iter().enumerate() {
+            for member in &chain.members {
+                let (sizes, log) = self.servers[member.rank.index()].replicas[shard].sizes();
+                let clients = self.plan.clients as usize;
+                // One command that is lost on its way keeps back those behind it.
+                let outcomes_max = clients * 50;
+                if sizes.records > keys(&self.plan).len()
+                    || sizes.sessions > clients
+                    || sizes.outcomes > outcomes_max
+                    || log > 0
+                {
+                    return Err(format!("{member:?} keeps {sizes:?} and {log} commands at rest"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn state_of(replica: &Replica) -> String {
+    let ReplicaId { rank, incarnation } = replica.id();
+    let (applied, last) = (replica.state().applied().0, replica.last().0);
+    let (linked, leads) = (replica.is_linked(), replica.may_lead());
+    format!("{rank}.{incarnation} epoch {} has {applied}..{last}, linked {linked}, may lead {leads}", replica.epoch().0)
+}
+
+fn rank_of(address: Address) -> Rank {
+    match address {
+        Address::Replica(rank) | Address::Quorum(rank) | Address::Client(rank) => rank,
+    }
+}
