@@ -96,7 +96,7 @@ fn info_says_what_there_is() {
     assert_eq!(info["version"], env!("CARGO_PKG_VERSION"));
     let fabrics: Vec<_> = info["fabrics"].as_array().unwrap().iter().map(|f| text(f, "name")).collect();
     assert_eq!(fabrics, ["shm", "rdma", "ofi", "uring", "epoll"]);
-    assert!(["rdma", "ofi", "uring", "epoll"].contains(&text(&info["to_other_hosts"], "fabric")), "{info}");
+    assert!(["rdma", "ofi", "uring", "epoll"].contains(&text(&info["to_other_hosts"], "fabric").as_str()), "{info}");
     assert!(info["cores"].as_array().is_some_and(|c| !c.is_empty()), "{info}");
     assert!(info["config"]["COLLIMATE_FABRIC"] == "auto", "{info}");
     let words = String::from_utf8(run(&["info"]).stdout).unwrap();
