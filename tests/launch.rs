@@ -409,7 +409,7 @@ fn wrong_use_is_one_line_and_status_2() {
         (&["run", "-n", "many", "--", "true"], "invalid value 'many' for '-n <N>'"),
         (&["run", "-n", "2"], "<PROGRAM>"),
         (&["run", "--", "true"], "-n <N>"),
-        (&["run", "-n", "2", "--fabric", "smoke", "--", "true"], "auto, shm, uring or epoll"),
+        (&["run", "-n", "2", "--fabric", "smoke", "--", "true"], "auto, shm, rdma, ofi, uring or epoll"),
         (&["run", "-n", "2", "--workers", "0", "--", "true"], "a number from 1"),
         (&["run", "-n", "2", "--store", "1K", "--", "true"], "such as 512M"),
     ];
