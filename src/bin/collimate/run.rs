@@ -28,7 +28,7 @@ pub struct Run {
     #[arg(long, value_name = "W", value_parser = |v: &str| setting("COLLIMATE_WORKERS", v))]
     workers: Option<String>,
 
-    /// Transport between ranks: auto, shm, uring or epoll
+    /// Transport between ranks: auto, shm, rdma, ofi, uring or epoll
     #[arg(long, value_name = "F", value_parser = |v: &str| setting("COLLIMATE_FABRIC", v))]
     fabric: Option<String>,
 
