@@ -111,6 +111,20 @@ impl Backend {
     }
 }
 
+/// Tests of a backend, where it can be used.
+macro_rules! cases {
+    ($kind:expr, $($test:ident)*) => {
+        $(
+            #[test]
+            fn $test() {
+                if $kind.is_here() {
+                    super::$test($kind);
+                }
+            }
+        )*
+    };
+}
+
 mod robustness;
 
 fn make(kind: Backend, rank: Rank, counters: Arc<Counters>) -> Box<dyn Fabric> {
@@ -839,14 +853,7 @@ macro_rules! conformance {
     ($name:ident, $kind:expr, $($test:ident)*) => {
         mod $name {
             use super::*;
-            $(
-                #[test]
-                fn $test() {
-                    if $kind.is_here() {
-                        super::$test($kind);
-                    }
-                }
-            )*
+            cases!($kind, $($test)*);
 
             #[test]
             #[ignore = "the other process of a_killed_process"]

@@ -19,6 +19,7 @@ mod ofi;
 mod outbox;
 mod peers;
 mod rdma;
+mod setup;
 mod shm;
 mod stream;
 mod streams;
@@ -35,6 +36,7 @@ pub use choice::{Choice, Grade, Offer, choose};
 pub use epoll::EpollFabric;
 pub use ofi::{OfiFabric, parse_ofi_frame};
 pub use rdma::{RdmaCounts, RdmaDevice, RdmaFabric, RdmaFrame, RdmaFrameKind, parse_rdma_frame, rdma_available};
+pub use setup::receive_exactly;
 pub use shm::ShmFabric;
 pub use uring::UringFabric;
 

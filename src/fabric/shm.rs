@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::peers::Peers;
+use super::setup::{Fields, fill};
 use super::{Event, Fabric, FabricError, Kind, Link, RegionKey, RemoteSpan};
 use crate::base::event::{Counters, Event as Counted};
 use crate::base::{Rank, limits};
@@ -338,66 +339,26 @@ fn send_hello(
 fn receive_hello(stream: &UnixStream, peer: Rank, with_segment: bool, deadline: Instant) -> Result<Hello, FabricError> {
     let bad = |what: &str| FabricError::BadFrame(peer, format!("{what} in the set-up of shared memory"));
     let mut fds = Vec::new();
-    let head = receive_exactly(stream, peer, HELLO_HEAD, &mut fds, deadline)?;
+    let mut receive = |bytes: &mut [u8]| {
+        fill(peer, bytes, deadline, |left| stream.set_read_timeout(Some(left)), |b| receive_fds(stream, b, &mut fds))
+    };
+    let mut head = [0; HELLO_HEAD];
+    receive(&mut head)?;
     let mut head = Fields(&head);
-    if head.u64() != MAGIC || head.u32() != peer.0 || head.u64() != limits::RING_LINES as u64 {
+    let expected = (Some(MAGIC), Some(peer.0), Some(limits::RING_LINES as u64));
+    if (head.u64(), head.u32(), head.u64()) != expected {
         return Err(bad("another program, version or rank"));
     }
-    let count = head.u32() as usize;
-    if count >= FDS_MAX {
-        return Err(bad("too many regions"));
-    }
-    let body = receive_exactly(stream, peer, count * HELLO_REGION, &mut fds, deadline)?;
+    let count = head.u32().map(|count| count as usize).filter(|count| *count < FDS_MAX);
+    let count = count.ok_or_else(|| bad("too many regions"))?;
+    let mut body = vec![0; count * HELLO_REGION];
+    receive(&mut body)?;
     if fds.len() != count + usize::from(with_segment) {
         return Err(bad("a wrong number of descriptors"));
     }
     let mut fds = fds.into_iter();
     let segment = if with_segment { fds.next() } else { None };
     let mut body = Fields(&body);
-    let regions = fds.map(|fd| (RegionKey(body.u32()), body.u64() as usize, fd)).collect();
-    Ok(Hello { segment, regions })
-}
-
-fn receive_exactly(
-    stream: &UnixStream,
-    peer: Rank,
-    len: usize,
-    fds: &mut Vec<OwnedFd>,
-    deadline: Instant,
-) -> Result<Vec<u8>, FabricError> {
-    let mut bytes = vec![0; len];
-    let mut have = 0;
-    while have < len {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(FabricError::os(peer, "connect", "no set-up message within the deadline"));
-        }
-        stream.set_read_timeout(Some(left)).map_err(|error| FabricError::os(peer, "connect", error))?;
-        match receive_fds(stream, &mut bytes[have..], fds) {
-            Ok(0) => return Err(FabricError::Closed(peer)),
-            Ok(n) => have += n,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(FabricError::os(peer, "recvmsg", error)),
-        }
-    }
-    Ok(bytes)
-}
-
-/// Reads little-endian numbers off a slice whose length was checked.
-struct Fields<'a>(&'a [u8]);
-
-impl Fields<'_> {
-    fn take<const N: usize>(&mut self) -> [u8; N] {
-        let (field, rest) = self.0.split_at(N);
-        self.0 = rest;
-        std::array::from_fn(|i| field[i])
-    }
-
-    fn u32(&mut self) -> u32 {
-        u32::from_le_bytes(self.take())
-    }
-
-    fn u64(&mut self) -> u64 {
-        u64::from_le_bytes(self.take())
-    }
+    let regions = fds.map(|fd| Some((RegionKey(body.u32()?), body.u64()? as usize, fd))).collect::<Option<_>>();
+    Ok(Hello { segment, regions: regions.ok_or_else(|| bad("a wrong length"))? })
 }

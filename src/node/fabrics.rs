@@ -2,7 +2,7 @@
 //! peer on one, and hands the connections over.
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use crate::base::{Config, Rank, limits};
 use crate::boot::Stream;
 use crate::fabric::{
     Choice, EpollFabric, Fabric, FabricError, Grade, Kind, Link, OfiFabric, Offer, RdmaFabric, ShmFabric, UringFabric,
-    choose, rdma_available,
+    choose, rdma_available, receive_exactly,
 };
 use crate::mem::{Arena, Region};
 use crate::sys;
@@ -74,7 +74,8 @@ pub(super) fn connect(
     table.connected.extend(means.fabrics.into_iter().map(|fabric| (fabric, Vec::new())));
     // All offers first: who waits for a slow rank's would keep the others, who
     // have this rank's, waiting in the midst of their set-up.
-    let theirs = far.iter().map(|(peer, stream)| receive_offer(stream, *peer)).collect::<Result<Vec<_>, _>>();
+    let deadline = Instant::now() + limits::BOOT_DEADLINE;
+    let theirs = far.iter().map(|(peer, stream)| receive_offer(stream, *peer, deadline)).collect::<Result<Vec<_>, _>>();
     for ((peer, stream), theirs) in far.into_iter().zip(theirs.map_err(failed)?) {
         let choice = choose(&means.offer, &theirs).map_err(|why| StartError::NoFabric { rank, peer, why })?;
         let mine = means.missing.iter().map(|why| format!("; here {why}")).collect::<String>();
@@ -331,22 +332,16 @@ fn send_offer(mut stream: &TcpStream, offer: &Offer) -> std::io::Result<()> {
 
 /// A peer may need long before it sends its offer: it registers its memory
 /// first.
-fn receive_offer(mut stream: &TcpStream, peer: Rank) -> Result<Offer, FabricError> {
-    let deadline = Instant::now() + limits::BOOT_DEADLINE;
-    let mut read = |bytes: &mut [u8]| {
-        let left = deadline.saturating_duration_since(Instant::now());
-        stream.set_read_timeout(Some(left.max(std::time::Duration::from_millis(1))))?;
-        stream.read_exact(bytes)
-    };
+fn receive_offer(stream: &TcpStream, peer: Rank, deadline: Instant) -> Result<Offer, FabricError> {
     let bad = |what: &str| FabricError::BadFrame(peer, what.into());
     let mut head = [0; 2];
-    read(&mut head).map_err(|e| os(peer, "waiting for its offer of fabrics", e))?;
+    receive_exactly(stream, peer, &mut head, deadline)?;
     if head[0] != OFFER_VERSION {
         return Err(bad("an offer of another version: start all ranks from one build of Collimate"));
     }
     let mut body = [0; OFFER_BYTES_MAX];
     let body = &mut body[..usize::from(head[1])];
-    read(body).map_err(|e| os(peer, "waiting for its offer of fabrics", e))?;
+    receive_exactly(stream, peer, body, deadline)?;
     postcard::from_bytes(body).map_err(|_| bad("an offer that cannot be read"))
 }
 
@@ -364,14 +359,15 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let far = listener.accept().unwrap().0;
+        let deadline = Instant::now() + std::time::Duration::from_secs(20);
         let offer = Offer { ofi: Grade::Emulated, provider: "x".repeat(64), ..Offer::default() };
         send_offer(&near, &offer).unwrap();
-        assert_eq!(receive_offer(&far, Rank(3)), Ok(offer));
+        assert_eq!(receive_offer(&far, Rank(3), deadline), Ok(offer));
         for bytes in [&[9, 0][..], &[OFFER_VERSION, 1, 77], &[OFFER_VERSION, 0]] {
             near.write_all(bytes).unwrap();
-            assert!(matches!(receive_offer(&far, Rank(3)), Err(FabricError::BadFrame(Rank(3), _))));
+            assert!(matches!(receive_offer(&far, Rank(3), deadline), Err(FabricError::BadFrame(Rank(3), _))));
         }
         drop(near);
-        assert!(matches!(receive_offer(&far, Rank(3)), Err(FabricError::Os { peer: Rank(3), .. })));
+        assert!(matches!(receive_offer(&far, Rank(3), deadline), Err(FabricError::Closed(Rank(3)))));
     }
 }

@@ -70,7 +70,7 @@ impl ReceiveRing {
             .setup_taskrun_flag()
             .setup_cqsize(COMPLETIONS)
             .build(SUBMISSIONS)?;
-        Ok(ReceiveRing { ring, buffers: Buffers::new(count, bytes)?, owner: std::thread::current().id(), unsubmitted: Vec::new() })
+        Ok(ReceiveRing { ring, buffers: Buffers::new(count, bytes)?, owner: this_thread(), unsubmitted: Vec::new() })
     }
 
     fn register(&mut self, flags: u16) -> io::Result<()> {
@@ -86,7 +86,7 @@ impl ReceiveRing {
     /// Whether the calling thread is the one that may receive and progress.
     #[inline]
     pub fn is_owner(&self) -> bool {
-        std::thread::current().id() == self.owner
+        this_thread() == self.owner
     }
 
     /// Starts to receive from a socket, until it ends or buffers run out. The
@@ -189,6 +189,16 @@ impl ReceiveRing {
         let queue = self.ring.submission();
         queue.taskrun() || queue.cq_overflow()
     }
+}
+
+/// The calling thread, asked for in every poll: std's own way would take and give
+/// back a reference to the thread each time.
+#[inline]
+fn this_thread() -> ThreadId {
+    thread_local! {
+        static ME: ThreadId = std::thread::current().id();
+    }
+    ME.with(|me| *me)
 }
 
 /// `IORING_ENTER_GETEVENTS`, which the crate keeps to itself.

@@ -640,14 +640,7 @@ macro_rules! robustness {
     ($name:ident, $kind:expr, $($test:ident)*) => {
         mod $name {
             use super::*;
-            $(
-                #[test]
-                fn $test() {
-                    if $kind.is_here() {
-                        super::$test($kind);
-                    }
-                }
-            )*
+            cases!($kind, $($test)*);
         }
     };
 }

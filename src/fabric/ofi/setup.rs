@@ -2,11 +2,12 @@
 //! they use libfabric: their endpoints' addresses, the cookies that make a
 //! frame believable, and the keys of their regions.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
 use std::time::Instant;
 
 use crate::base::{Rank, limits};
+use crate::fabric::setup::{Fields, receive_exactly};
 use crate::fabric::{FabricError, RegionKey};
 use crate::sys::OfiKey;
 
@@ -48,7 +49,8 @@ impl Hello {
         stream.set_nonblocking(false).map_err(os("connect"))?;
         stream.set_write_timeout(Some(limits::SET_UP_DEADLINE)).map_err(os("connect"))?;
         stream.write_all(&self.encode()).map_err(os("send of the set-up"))?;
-        let head = receive(stream, peer, HEAD, deadline)?;
+        let mut head = [0; HEAD];
+        receive_exactly(stream, peer, &mut head, deadline)?;
         let bad = |what: &str| FabricError::BadFrame(peer, format!("{what} in the set-up of libfabric"));
         let (magic, len) = head.split_at(8);
         if magic != MAGIC.to_le_bytes() {
@@ -58,7 +60,8 @@ impl Hello {
         if len > limits::OFI_SETUP_BYTES_MAX {
             return Err(bad("too many bytes"));
         }
-        let body = receive(stream, peer, len, deadline)?;
+        let mut body = vec![0; len];
+        receive_exactly(stream, peer, &mut body, deadline)?;
         let theirs = Hello::parse(&body).ok_or_else(|| bad("a wrong length"))?;
         if theirs.rank != peer {
             return Err(bad("another rank"));
@@ -117,51 +120,6 @@ impl Hello {
             hello.regions.push(Readable { name: RegionKey(name), len, key: OfiKey { key, base } });
         }
         Some(hello)
-    }
-}
-
-fn receive(stream: &mut TcpStream, peer: Rank, len: usize, deadline: Instant) -> Result<Vec<u8>, FabricError> {
-    let mut bytes = vec![0; len];
-    let mut have = 0;
-    while have < len {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(FabricError::os(peer, "connect", "no set-up message within the deadline"));
-        }
-        stream.set_read_timeout(Some(left)).map_err(|error| FabricError::os(peer, "connect", error))?;
-        match stream.read(&mut bytes[have..]) {
-            Ok(0) => return Err(FabricError::Closed(peer)),
-            Ok(n) => have += n,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Err(error) => return Err(FabricError::os(peer, "receive of the set-up", error)),
-        }
-    }
-    Ok(bytes)
-}
-
-/// Reads little-endian numbers off bytes that may be too few.
-struct Fields<'a>(&'a [u8]);
-
-impl Fields<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (field, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(*field)
-    }
-
-    fn u32(&mut self) -> Option<u32> {
-        self.take().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        self.take().map(u64::from_le_bytes)
-    }
-
-    fn bytes(&mut self) -> Option<Vec<u8>> {
-        let len = u16::from_le_bytes(self.take()?);
-        let (field, rest) = self.0.split_at_checked(len.into())?;
-        self.0 = rest;
-        Some(field.to_vec())
     }
 }
 

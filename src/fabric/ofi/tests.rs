@@ -2,9 +2,10 @@
 //! that keeps to no rule, one that stops.
 
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::Ipv4Addr;
 
 use super::*;
+use crate::fabric::conformance::tcp_pair;
 use crate::mem::test_lease;
 use crate::sys::{OfiAddress, create_region, ofi_available};
 
@@ -57,9 +58,7 @@ fn run(nodes: &mut [&mut Node], what: &str, mut done: impl FnMut(&[&mut Node]) -
 }
 
 fn connect(a: &mut Node, b: &mut Node) -> [Result<(), FabricError>; 2] {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let to_b = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let to_a = listener.accept().unwrap().0;
+    let (to_b, to_a) = tcp_pair();
     let (rank_a, rank_b) = (a.fabric.rank, b.fabric.rank);
     std::thread::scope(|scope| {
         let first = scope.spawn(move || a.fabric.connect(rank_b, Link::Tcp(to_b)));
@@ -303,11 +302,7 @@ fn a_wrong_set_up_is_refused() {
         let text = error.to_string();
         assert!(text.contains(first) && text.contains(second), "{text}");
     }
-    let (near, mut far) = {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (listener.accept().unwrap().0, far)
-    };
+    let (near, mut far) = tcp_pair();
     far.write_all(&[7; 100]).unwrap();
     let error = a.fabric.connect(Rank(4), Link::Tcp(near)).unwrap_err();
     assert!(matches!(error, FabricError::BadFrame(Rank(4), _)), "{error}");

@@ -1,12 +1,13 @@
 //! How two ranks tell each other where their queue pairs and memory are, over
 //! the TCP connection that `boot` has authenticated.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
 use std::time::Instant;
 
 use super::device::Found;
 use crate::base::{Rank, limits};
+use crate::fabric::setup::{Fields, receive_exactly};
 use crate::fabric::{FabricError, RegionKey};
 use crate::sys::{RdmaAddress as Address, RdmaRemote as Remote};
 
@@ -63,10 +64,10 @@ pub(super) fn exchange(
     stream.write_all(&own.encode()).map_err(|error| FabricError::os(peer, "write", error))?;
     let bad = |what: String| FabricError::BadFrame(peer, format!("{what} in the set-up of RDMA"));
     let mut bytes = vec![0; HELLO_HEAD];
-    read_exactly(stream, peer, &mut bytes, deadline)?;
+    receive_exactly(stream, peer, &mut bytes, deadline)?;
     let count = Hello::check_head(&bytes).map_err(bad)?;
     bytes.resize(HELLO_HEAD + count * HELLO_REGION, 0);
-    read_exactly(stream, peer, &mut bytes[HELLO_HEAD..], deadline)?;
+    receive_exactly(stream, peer, &mut bytes[HELLO_HEAD..], deadline)?;
     let hello = Hello::parse(&bytes).map_err(bad)?;
     match hello.rank == peer {
         true => Ok(hello),
@@ -79,7 +80,7 @@ pub(super) fn exchange(
 pub(super) fn both_ready(stream: &mut TcpStream, peer: Rank, deadline: Instant) -> Result<(), FabricError> {
     stream.write_all(&[READY]).map_err(|error| FabricError::os(peer, "write", error))?;
     let mut byte = [0];
-    read_exactly(stream, peer, &mut byte, deadline)?;
+    receive_exactly(stream, peer, &mut byte, deadline)?;
     match byte {
         [READY] => Ok(()),
         _ => Err(FabricError::BadFrame(peer, "no word of being ready in the set-up of RDMA".into())),
@@ -226,47 +227,6 @@ fn terms() -> [u8; 10] {
     terms[2..6].copy_from_slice(&(limits::RDMA_BUFFER_BYTES as u32).to_le_bytes());
     terms[6..].copy_from_slice(&(limits::RDMA_SLOT_BYTES as u32).to_le_bytes());
     terms
-}
-
-fn read_exactly(stream: &mut TcpStream, peer: Rank, bytes: &mut [u8], deadline: Instant) -> Result<(), FabricError> {
-    let mut have = 0;
-    while have < bytes.len() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(FabricError::os(peer, "connect", "no RDMA set-up message within the deadline"));
-        }
-        stream.set_read_timeout(Some(left)).map_err(|error| FabricError::os(peer, "connect", error))?;
-        match stream.read(&mut bytes[have..]) {
-            Ok(0) => return Err(FabricError::Closed(peer)),
-            Ok(count) => have += count,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Err(error) => return Err(FabricError::os(peer, "read", error)),
-        }
-    }
-    Ok(())
-}
-
-/// Reads little-endian numbers off a slice.
-struct Fields<'a>(&'a [u8]);
-
-impl Fields<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (field, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(*field)
-    }
-
-    fn u16(&mut self) -> Option<u16> {
-        self.take().map(u16::from_le_bytes)
-    }
-
-    fn u32(&mut self) -> Option<u32> {
-        self.take().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        self.take().map(u64::from_le_bytes)
-    }
 }
 
 #[cfg(test)]

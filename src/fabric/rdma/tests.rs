@@ -2,12 +2,12 @@
 //! break its rules. Everything here needs a device and passes without one.
 
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use super::room::Capacity;
 use super::*;
+use crate::fabric::conformance::tcp_pair;
 use crate::mem::test_lease;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -61,12 +61,6 @@ fn run(nodes: &mut [&mut Node], what: &str, mut done: impl FnMut(&[&mut Node]) -
         nodes.iter_mut().for_each(|node| node.poll());
         std::thread::yield_now();
     }
-}
-
-fn tcp_pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    (near, listener.accept().unwrap().0)
 }
 
 fn connect(a: &mut Node, b: &mut Node) {
