@@ -12,6 +12,7 @@ mod directory;
 mod granter;
 mod log;
 mod message;
+mod placement;
 mod quorum;
 mod quorum_log;
 mod record;
@@ -28,6 +29,7 @@ pub use message::{
     Action, Address, Beat, Body, ChainConfig, Changes, DiskEvent, Entry, Epoch, Forward, Link, Message, Nanos, Part,
     ReplicaId, ShardId, Watch,
 };
+pub use placement::founding_chains;
 pub use quorum::{ConsensusMessage, Member, MemberAction, MemberOptions};
 pub use quorum_log::QuorumLog;
 pub use record::{Blob, Key, Record, Refusal, Seq, Table};

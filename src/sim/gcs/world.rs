@@ -12,7 +12,7 @@ use crate::base::Rank;
 use crate::base::rng::Rng;
 use crate::gcs::{
     Action, Address, Body, Bugs, ChainConfig, ClientId, ConsensusMessage, DiskEvent, Epoch, Member, MemberAction,
-    MemberOptions, Message, Options, QuorumLog, Replica, ReplicaId, Seq, ShardId, recover,
+    MemberOptions, Message, Options, QuorumLog, Replica, ReplicaId, Seq, ShardId, founding_chains, recover,
 };
 
 /// What came of a run.
@@ -106,15 +106,9 @@ impl Server {
 impl World {
     pub fn new(plan: Plan) -> World {
         let mut rng = Rng::new(plan.seed);
-        let chain = |shard: u16| ChainConfig {
-            shard: ShardId(shard),
-            epoch: Epoch(1),
-            members: (0..plan.replicas as u32)
-                .map(|i| ReplicaId { rank: Rank((i + u32::from(shard)) % plan.servers), incarnation: 1 })
-                .collect(),
-            joining: None,
-        };
-        let founding: Vec<ChainConfig> = (0..plan.shards).map(chain).collect();
+        // Every server is a host of its own.
+        let hosts: Vec<u32> = (0..plan.servers).collect();
+        let founding = founding_chains(&hosts, plan.replicas, plan.shards);
         let mut world = World {
             now: 0,
             queue: BinaryHeap::new(),

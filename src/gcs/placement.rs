@@ -1,0 +1,77 @@
+//! Where the control store lives at the start of a job: a function of which rank
+//! runs on which host, so that all ranks find the same without a word.
+
+use std::collections::BTreeSet;
+
+use super::message::{ChainConfig, Epoch, ReplicaId, ShardId};
+use crate::base::Rank;
+
+/// The first chains of a job, one for each shard in order. `hosts` names the
+/// host of every rank, by rank.
+///
+/// A chain has `replicas` members, or all ranks if there are fewer: the first
+/// ranks of different hosts, and where hosts run out the next ranks of those.
+/// Each shard begins one rank further, so that heads and tails, which have more
+/// to do, are spread.
+///
+/// # Examples
+/// ```
+/// use collimate::gcs::founding_chains;
+///
+/// // Ranks 0 and 1 share a host: the chain of two is on ranks 0 and 2.
+/// let chains = founding_chains(&["a", "a", "b"], 2, 1);
+/// let ranks: Vec<u32> = chains[0].members.iter().map(|member| member.rank.0).collect();
+/// assert_eq!(ranks, [0, 2]);
+/// ```
+pub fn founding_chains<H: Ord>(hosts: &[H], replicas: usize, shards: u16) -> Vec<ChainConfig> {
+    let ranks = spread(hosts);
+    let members = |shard: u16| {
+        let turned = ranks.iter().cycle().skip(usize::from(shard) % ranks.len().max(1));
+        let life = |rank: &Rank| ReplicaId { rank: *rank, incarnation: 1 };
+        turned.take(replicas.min(ranks.len())).map(life).collect()
+    };
+    let chain = |shard| ChainConfig { shard: ShardId(shard), epoch: Epoch(1), members: members(shard), joining: None };
+    (0..shards).map(chain).collect()
+}
+
+/// All ranks: the first of every host, then the second of every host, and so on.
+fn spread<H: Ord>(hosts: &[H]) -> Vec<Rank> {
+    let mut left: Vec<Rank> = (0..hosts.len() as u32).map(Rank).collect();
+    let mut ordered = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let mut taken = BTreeSet::new();
+        let (firsts, others) = left.into_iter().partition(|rank: &Rank| taken.insert(&hosts[rank.index()]));
+        let firsts: Vec<Rank> = firsts;
+        ordered.extend(firsts);
+        left = others;
+    }
+    ordered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranks(hosts: &str, replicas: usize, shards: u16) -> Vec<Vec<u32>> {
+        let hosts: Vec<char> = hosts.chars().collect();
+        let chains = founding_chains(&hosts, replicas, shards);
+        assert!(chains.iter().enumerate().all(|(number, chain)| usize::from(chain.shard.0) == number));
+        chains.iter().map(|chain| chain.members.iter().map(|member| member.rank.0).collect()).collect()
+    }
+
+    #[test]
+    fn replicas_are_on_different_hosts_where_there_are_enough() {
+        assert_eq!(ranks("aabbcc", 3, 1), [[0, 2, 4]]);
+        assert_eq!(ranks("abab", 3, 1), [[0, 1, 2]], "two hosts: the third shares one");
+        assert_eq!(ranks("aaab", 3, 1), [[0, 3, 1]]);
+        assert_eq!(ranks("aa", 3, 1), [[0, 1]], "no more replicas than ranks");
+        assert_eq!(ranks("a", 3, 2), [[0], [0]]);
+        assert_eq!(ranks("", 3, 1), [[0_u32; 0]; 1]);
+    }
+
+    #[test]
+    fn shards_begin_one_rank_further_each() {
+        assert_eq!(ranks("abc", 3, 4), [[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]]);
+        assert_eq!(ranks("aabb", 1, 5), [[0], [2], [1], [3], [0]]);
+    }
+}
