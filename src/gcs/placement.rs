@@ -1,7 +1,7 @@
 //! Where the control store lives at the start of a job: a function of which rank
 //! runs on which host, so that all ranks find the same without a word.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::message::{ChainConfig, Epoch, ReplicaId, ShardId};
 use crate::base::Rank;
@@ -36,16 +36,15 @@ pub fn founding_chains<H: Ord>(hosts: &[H], replicas: usize, shards: u16) -> Vec
 
 /// All ranks: the first of every host, then the second of every host, and so on.
 fn spread<H: Ord>(hosts: &[H]) -> Vec<Rank> {
-    let mut left: Vec<Rank> = (0..hosts.len() as u32).map(Rank).collect();
-    let mut ordered = Vec::with_capacity(left.len());
-    while !left.is_empty() {
-        let mut taken = BTreeSet::new();
-        let (firsts, others) = left.into_iter().partition(|rank: &Rank| taken.insert(&hosts[rank.index()]));
-        let firsts: Vec<Rank> = firsts;
-        ordered.extend(firsts);
-        left = others;
-    }
-    ordered
+    let mut seen = BTreeMap::new();
+    let place_on_host = |(rank, host)| {
+        let before: &mut u32 = seen.entry(host).or_default();
+        *before += 1;
+        (*before, Rank(rank))
+    };
+    let mut ordered: Vec<(u32, Rank)> = (0..).zip(hosts).map(place_on_host).collect();
+    ordered.sort_unstable();
+    ordered.into_iter().map(|(_, rank)| rank).collect()
 }
 
 #[cfg(test)]
