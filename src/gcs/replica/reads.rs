@@ -82,8 +82,11 @@ pub(super) struct Watcher {
 impl Replica {
     /// Whether it may answer reads now.
     pub fn may_read(&self, now: Nanos) -> bool {
-        let leased = self.lease.holds(now, self.options.timing.lease) || self.options.bugs.has(Bug::DropLease);
-        self.serves() && leased
+        self.serves() && self.is_leased(now) && (self.open || !self.is_tail())
+    }
+
+    pub(super) fn is_leased(&self, now: Nanos) -> bool {
+        self.lease.holds(now, self.options.timing.lease) || self.options.bugs.has(Bug::DropLease)
     }
 
     pub(super) fn on_queries(
