@@ -8,6 +8,7 @@
 
 mod bug;
 mod client;
+mod codec;
 mod directory;
 mod granter;
 mod log;
@@ -22,6 +23,7 @@ mod timing;
 
 pub use bug::{Bug, Bugs};
 pub use client::{Client, ClientOptions, Failure, Notice, Token};
+pub use codec::{Packet, PacketError, encode_message};
 pub use directory::{Change, Directory, Rejection};
 pub use granter::Granter;
 pub use log::{LogDamage, Recovered, recover};
