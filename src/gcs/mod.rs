@@ -22,7 +22,7 @@ mod state;
 mod timing;
 
 pub use bug::{Bug, Bugs};
-pub use client::{Client, ClientOptions, Failure, Notice, Token};
+pub use client::{Client, ClientOptions, Failure, Notice, Token, shard_of};
 pub use codec::{Packet, PacketError, encode_message};
 pub use directory::{Change, Directory, Rejection};
 pub use granter::Granter;
@@ -31,7 +31,7 @@ pub use message::{
     Action, Address, Beat, Body, ChainConfig, Changes, DiskEvent, Entry, Epoch, Forward, Link, Message, Nanos, Part,
     ReplicaId, ShardId, Watch,
 };
-pub use placement::founding_chains;
+pub use placement::{founding_chains, founding_quorum};
 pub use quorum::{ConsensusMessage, Member, MemberAction, MemberOptions};
 pub use quorum_log::QuorumLog;
 pub use record::{Blob, Key, Record, Refusal, Seq, Table};
