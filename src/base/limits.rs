@@ -368,6 +368,12 @@ pub const GCS_LOG_REWRITE_BYTES: usize = 64 << 20;
 /// Queries of a replica that wait for the tail.
 pub const GCS_PARKED_MAX: usize = 16 * 1024;
 
+/// Who a member of the quorum tells of the next chain of a shard.
+pub const GCS_ASKERS_MAX: usize = 64 * 1024;
+
+/// Messages that a replica keeps which speak of an epoch that it is not in yet.
+pub const GCS_EARLY_MAX: usize = 256;
+
 /// Watches at one replica.
 pub const GCS_WATCHES_MAX: usize = 16 * 1024;
 

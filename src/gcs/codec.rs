@@ -4,7 +4,7 @@
 use thiserror::Error;
 
 use super::message::{Address, Message};
-use super::quorum::ConsensusMessage;
+use super::agreement::ConsensusMessage;
 use crate::base::limits::{MESSAGE_BYTES_MAX, RANKS_MAX};
 
 /// What travels.

@@ -6,6 +6,7 @@
 //! chain there is ([`Directory`]) and grants leases ([`Granter`]). Others use
 //! the store through a [`Client`].
 
+mod agreement;
 mod bug;
 mod client;
 mod codec;
@@ -21,6 +22,7 @@ mod replica;
 mod state;
 mod timing;
 
+pub use agreement::ConsensusMessage;
 pub use bug::{Bug, Bugs};
 pub use client::{Client, ClientOptions, Failure, Notice, Token, shard_of};
 pub use codec::{Packet, PacketError, encode_message};
@@ -32,7 +34,7 @@ pub use message::{
     ReplicaId, ShardId, Watch,
 };
 pub use placement::{founding_chains, founding_quorum};
-pub use quorum::{ConsensusMessage, Member, MemberAction, MemberOptions};
+pub use quorum::{Member, MemberAction, MemberOptions};
 pub use quorum_log::QuorumLog;
 pub use record::{Blob, Key, Record, Refusal, Seq, Table};
 pub use replica::{Options, Replica};

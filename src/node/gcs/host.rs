@@ -284,7 +284,7 @@ impl Gcs {
         let Some(member) = &mut self.member else { return };
         let mut actions = Vec::new();
         member.tick(now);
-        member.flush(&mut actions);
+        member.flush(now, &mut actions);
         for action in actions {
             match action {
                 MemberAction::Send(to, message) => self.send(to, Address::Quorum(self.me), message),
