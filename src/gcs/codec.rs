@@ -217,7 +217,7 @@ mod tests {
             let mut out = Vec::new();
             for member in &mut members {
                 member.tick(turn * Timing::default().quorum_tick / 2);
-                member.flush(&mut out);
+                member.flush(0, &mut out);
             }
             for action in out {
                 let MemberAction::Consensus(to, message) = action else { continue };
