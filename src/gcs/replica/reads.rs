@@ -28,6 +28,12 @@ impl Lease {
         }
     }
 
+    /// Whether a majority has granted it at any time in this epoch: no lease of
+    /// an earlier one can be used from then on.
+    pub(super) fn was_granted(&self) -> bool {
+        self.granted.iter().flatten().count() > self.granted.len() / 2
+    }
+
     fn holds(&self, now: Nanos, period: Nanos) -> bool {
         let alive = self.granted.iter().filter(|granted| granted.is_some_and(|at| now < at + period)).count();
         alive > self.granted.len() / 2
