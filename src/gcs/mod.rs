@@ -24,7 +24,7 @@ pub use bug::{Bug, Bugs};
 pub use client::{Client, ClientOptions, Failure, Notice, Token};
 pub use directory::{Change, Directory, Rejection};
 pub use granter::Granter;
-pub use log::{LogDamage, Recovered, recover};
+pub use log::{LogDamage, Recovered, encode_mark, is_of_a_crash, recover};
 pub use message::{
     Action, Address, Beat, Body, ChainConfig, Changes, DiskEvent, Entry, Epoch, Forward, Link, Message, Nanos, Part,
     ReplicaId, ShardId, Watch,
