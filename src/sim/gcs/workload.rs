@@ -101,7 +101,7 @@ impl User {
         };
         if plan.watches {
             for shard in (0..plan.shards).map(ShardId) {
-                let token = user.client.watch(now, shard, Key::new(Table::Names, PREFIX));
+                let token = user.client.watch(now, shard, Key::new(Table::Names, PREFIX)).expect("a short prefix");
                 user.watches.insert(token, (shard, usize::MAX));
             }
         }
