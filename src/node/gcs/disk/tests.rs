@@ -119,11 +119,18 @@ impl Solo {
 
     fn turn(&mut self, mut actions: Vec<Action>) {
         self.replica.flush(0, &mut actions);
-        for action in actions.into_iter().filter_map(|action| self.disk.perform(action)) {
+        for action in actions {
+            let Some(action) = self.disk.perform(action) else { continue };
             let Action::Send(_, message) = action else { panic!("{action:?}") };
             match message.body {
                 Body::Outcomes(outcomes) => self.done.extend(outcomes.into_iter().map(|(_, number, o)| (number, o))),
                 Body::NotNow(_, _, why) => self.refused.push(why),
+                Body::Beat(beat) => {
+                    let grant = Message { body: Body::Grant { to: beat.from, echo: beat.sent }, ..message };
+                    let mut actions = Vec::new();
+                    self.replica.receive(0, Address::Quorum(Rank(0)), grant, &mut actions);
+                    self.turn(actions);
+                }
                 _ => {}
             }
         }
