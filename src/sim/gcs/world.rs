@@ -462,7 +462,8 @@ impl World {
                 Action::Append(bytes) => self.servers[number].disks[shard].append(bytes),
                 Action::Replace(bytes) => self.servers[number].disks[shard].replace(bytes),
                 Action::Sync(seq) => {
-                    let (slow, life) = (self.servers[number].slow_disk, self.servers[number].life);
+                    let slow = self.servers[number].slow_disk;
+                    let life = self.servers[number].replicas[shard].id().incarnation;
                     let takes = self.rng.below(if slow { 8 * MS } else { 200 * US } as usize) as u64;
                     let disk = &mut self.servers[number].disks[shard];
                     disk.sync(seq);
@@ -496,7 +497,7 @@ impl World {
 
     fn disk_done(&mut self, number: usize, shard: usize, life: u32) {
         let server = &mut self.servers[number];
-        if !server.up || server.life != life {
+        if server.replicas.get(shard).is_none_or(|replica| replica.id().incarnation != life) {
             return;
         }
         match server.disks[shard].finish_sync() {
