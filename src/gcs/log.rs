@@ -4,10 +4,10 @@
 //! A record is a length, a checksum of all that follows, a kind and the bytes. A
 //! log begins with a snapshot or with nothing, and goes on with commands.
 
-use serde::Serialize;
 use thiserror::Error;
 use twox_hash::XxHash3_128;
 
+use super::codec;
 use super::message::Entry;
 use super::record::Seq;
 use super::state::State;
@@ -15,6 +15,7 @@ use super::state::State;
 const HEADER_BYTES: usize = 4 + 8;
 const KIND_SNAPSHOT: u8 = 1;
 const KIND_ENTRY: u8 = 2;
+const UNDECODABLE: Damage = Damage::Record("its bytes have no meaning");
 
 /// What a log holds.
 #[derive(Debug, Default)]
@@ -106,13 +107,12 @@ fn next_record(bytes: &[u8]) -> Result<(Record, usize), Damage> {
     if checksum_of(body) != u64::from_le_bytes(*checksum) {
         return Err(Damage::Checksum);
     }
-    let undecodable = |_| Damage::Record("its bytes have no meaning");
     let record = match body.split_first() {
         Some((&KIND_SNAPSHOT, body)) => {
-            let (owner, state) = postcard::from_bytes(body).map_err(undecodable)?;
+            let (owner, state) = postcard::from_bytes(body).map_err(|_| UNDECODABLE)?;
             Record::Snapshot(owner, state)
         }
-        Some((&KIND_ENTRY, body)) => Record::Entry(postcard::from_bytes(body).map_err(undecodable)?),
+        Some((&KIND_ENTRY, body)) => Record::Entry(codec::read_entry(body).ok_or(UNDECODABLE)?),
         _ => return Err(Damage::Record("its kind is unknown")),
     };
     Ok((record, HEADER_BYTES + len))
@@ -120,13 +120,19 @@ fn next_record(bytes: &[u8]) -> Result<(Record, usize), Damage> {
 
 /// Adds a command to the end of a log.
 pub(super) fn encode_entry(entry: &Entry, log: &mut Vec<u8>) {
-    encode(KIND_ENTRY, entry, log);
+    encode(KIND_ENTRY, log, |log| codec::put_entry(entry, log));
 }
 
 /// A log that begins with this state, of this life of a replica.
 pub(super) fn encode_snapshot(owner: u32, state: &State) -> Vec<u8> {
     let mut log = Vec::new();
-    encode(KIND_SNAPSHOT, &(owner, state), &mut log);
+    encode(KIND_SNAPSHOT, &mut log, |log| {
+        // Writing to memory cannot fail, and a state has nothing that cannot be
+        // written; a record that were cut short would not pass its checksum.
+        if let Ok(longer) = postcard::to_extend(&(owner, state), std::mem::take(log)) {
+            *log = longer;
+        }
+    });
     log
 }
 
@@ -143,15 +149,11 @@ pub(super) fn entry_bytes(entry: &Entry) -> usize {
     HEADER_BYTES + entry.command.op.bytes()
 }
 
-fn encode<T: Serialize>(kind: u8, what: &T, log: &mut Vec<u8>) {
+fn encode(kind: u8, log: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     let start = log.len();
     log.extend_from_slice(&[0; HEADER_BYTES]);
     log.push(kind);
-    // Writing to memory cannot fail, and these types have no state that cannot
-    // be written; a record that were cut short would not pass its checksum.
-    if let Ok(longer) = postcard::to_extend(what, std::mem::take(log)) {
-        *log = longer;
-    }
+    body(log);
     let Some(record) = log.get_mut(start..) else { return };
     let (header, body) = record.split_at_mut(HEADER_BYTES);
     header[..4].copy_from_slice(&(body.len() as u32).to_le_bytes());
