@@ -12,8 +12,8 @@ use thiserror::Error;
 
 use self::fields::{Reader, put_number};
 use self::hot::Before;
+use super::agreement::ConsensusMessage;
 use super::message::{Address, Body, Entry, Epoch, Message, ShardId};
-use super::quorum::ConsensusMessage;
 use crate::base::Rank;
 use crate::base::limits::{MESSAGE_BYTES_MAX, RANKS_MAX};
 
@@ -251,7 +251,7 @@ mod tests {
             let mut out = Vec::new();
             for member in &mut members {
                 member.tick(turn * Timing::default().quorum_tick / 2);
-                member.flush(&mut out);
+                member.flush(0, &mut out);
             }
             for action in out {
                 let MemberAction::Consensus(to, message) = action else { continue };

@@ -260,6 +260,14 @@ impl User {
         of_shard.all(|(token, _)| self.client.watched_through(*token).is_some_and(|through| through >= seq))
     }
 
+    /// The longest time within these in which nothing came back.
+    pub fn longest_pause(&self, from: u64, to: u64) -> u64 {
+        let ends = self.seen.iter().filter_map(|seen| Some(seen.returned.as_ref()?.0));
+        let mut moments: Vec<u64> = ends.filter(|at| (from..to).contains(at)).chain([from, to]).collect();
+        moments.sort_unstable();
+        moments.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(to - from)
+    }
+
     /// Operations that have not ended.
     pub fn pending(&self) -> usize {
         self.under_way.len()
