@@ -127,7 +127,7 @@ impl Replica {
         for (number, query) in queries {
             if let Err(refusal) = query.check() {
                 answers.push((number, Err(refusal)));
-            } else if is_tail || self.options.bugs.has(Bug::ReadDirty) || !self.dirty.touches(&query) {
+            } else if is_tail || self.options.bugs.has(Bug::ReadDirty) || !self.under_way.touches(&query) {
                 let found = self.state.answer(&query);
                 let bytes = found.bytes();
                 if bytes > room && !answers.is_empty() {
