@@ -7,6 +7,7 @@
 //! DIR/rank-R/life          how often the rank was started on this folder
 //! DIR/rank-R/quorum        what a member of the quorum must not forget
 //! DIR/rank-R/shard-S.log   the log of a replica
+//! DIR/rank-R/*.lock        that nobody else writes to the file of that name
 //! ```
 
 use std::fmt::Write as _;
