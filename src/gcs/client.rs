@@ -2,7 +2,7 @@
 //! many operations under way, asks again after losses and changes of the chain.
 //! However often it asks, a command happens once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 use twox_hash::XxHash3_128;
@@ -82,6 +82,10 @@ struct Shard {
     watches: BTreeMap<u64, WatchState>,
     locate_at: Nanos,
     locates: u64,
+    /// Members of the chain that cannot answer any more.
+    gone: BTreeSet<ReplicaId>,
+    /// The whole quorum is to be asked for the next chain.
+    ask_all: bool,
 }
 
 #[derive(Debug)]
@@ -120,6 +124,8 @@ impl Client {
             watches: BTreeMap::new(),
             locate_at: 0,
             locates: 0,
+            gone: BTreeSet::new(),
+            ask_all: false,
         };
         let shards = options.founding.iter().map(shard).collect();
         let turn = u64::from(options.me.rank.0);
@@ -129,6 +135,11 @@ impl Client {
     /// Who it is.
     pub fn id(&self) -> ClientId {
         self.options.me
+    }
+
+    /// All shards.
+    pub fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.shards.len() as u16).map(ShardId)
     }
 
     /// Which shard a key belongs to.
@@ -299,13 +310,56 @@ impl Client {
     }
 }
 
+/// Connections and time.
+impl Client {
+    /// The connection with a rank has ended. What its replicas were asked is asked
+    /// of others, and the quorum is asked for the chains without them.
+    pub fn ended(&mut self, now: Nanos, rank: Rank) {
+        let of_quorum = self.options.quorum.contains(&rank);
+        for shard in &mut self.shards {
+            let gone = shard.chain.members.iter().filter(|member| member.rank == rank);
+            let known = shard.gone.len();
+            shard.gone.extend(gone);
+            if shard.gone.len() > known {
+                shard.queries.values_mut().for_each(|attempt| attempt.again_at = now);
+                shard.watches.values_mut().for_each(|watch| watch.renew_at = now);
+            }
+            // A member of the quorum may have ended with the question.
+            if shard.gone.len() > known || of_quorum && !shard.gone.is_empty() {
+                shard.ask_all = true;
+                shard.locate_at = now;
+            }
+        }
+    }
+
+    /// When [`flush`](Client::flush) has something to do, if nothing comes before.
+    pub fn next_due(&self) -> Nanos {
+        if !self.notices.is_empty() {
+            return 0;
+        }
+        self.shards.iter().map(Shard::next_due).min().unwrap_or(Nanos::MAX)
+    }
+}
+
 impl Shard {
+    fn next_due(&self) -> Nanos {
+        let first = self.commands.first_key_value().map_or(0, |(number, _)| *number);
+        let within = self.commands.range(..first + GCS_WINDOW).map(|(_, attempt)| attempt.again_at);
+        let again = within.chain(self.queries.values().map(|attempt| attempt.again_at));
+        let over = self.commands.values().map(|attempt| attempt.deadline);
+        let over = over.chain(self.queries.values().map(|attempt| attempt.deadline));
+        let renewal = self.watches.values().map(|watch| watch.renew_at);
+        again.chain(over).chain(renewal).chain([self.locate_at]).min().unwrap_or(Nanos::MAX)
+    }
+
     /// A later chain: what is under way goes to it at once.
     fn adopt(&mut self, now: Nanos, chain: ChainConfig) {
         if chain.shard != self.chain.shard || chain.epoch <= self.chain.epoch {
             return;
         }
         self.chain = chain;
+        self.gone.clear();
+        self.ask_all = false;
         self.commands.values_mut().for_each(|attempt| attempt.again_at = now);
         self.queries.values_mut().for_each(|attempt| attempt.again_at = now);
         self.watches.values_mut().for_each(|watch| watch.renew_at = now);
@@ -407,15 +461,22 @@ impl Shard {
         }
         self.locates += 1;
         let members = options.quorum.len() as u64;
-        if let Some(rank) = (self.locates + u64::from(options.me.rank.0)).checked_rem(members) {
-            let message = Message { shard: self.chain.shard, epoch: self.chain.epoch, body: Body::Locate };
-            out.push(Action::Send(Address::Quorum(options.quorum[rank as usize]), message));
+        let turn = (self.locates + u64::from(options.me.rank.0)).checked_rem(members);
+        let ask_all = std::mem::take(&mut self.ask_all);
+        for (place, rank) in options.quorum.iter().enumerate() {
+            if ask_all || turn == Some(place as u64) {
+                let message = Message { shard: self.chain.shard, epoch: self.chain.epoch, body: Body::Locate };
+                out.push(Action::Send(Address::Quorum(*rank), message));
+            }
         }
     }
 
+    /// Some member that is not known to be gone.
     fn member(&self, turn: u64) -> Option<ReplicaId> {
-        let index = turn.checked_rem(self.chain.members.len() as u64)?;
-        self.chain.members.get(index as usize).copied()
+        let there = |member: &&ReplicaId| !self.gone.contains(member);
+        let count = self.chain.members.iter().filter(there).count();
+        let index = turn.checked_rem(count as u64)?;
+        self.chain.members.iter().filter(there).nth(index as usize).copied()
     }
 
     fn send(&self, to: Option<ReplicaId>, body: Body, out: &mut Vec<Action>) {

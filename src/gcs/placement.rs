@@ -34,6 +34,16 @@ pub fn founding_chains<H: Ord>(hosts: &[H], replicas: usize, shards: u16) -> Vec
     (0..shards).map(chain).collect()
 }
 
+/// The ranks of the configuration quorum, by the same rule: three of them, or
+/// one where there are fewer than three ranks, for two could lose none.
+pub fn founding_quorum<H: Ord>(hosts: &[H]) -> Vec<Rank> {
+    let ranks = spread(hosts);
+    let members = if ranks.len() < QUORUM { 1 } else { QUORUM };
+    ranks.into_iter().take(members).collect()
+}
+
+const QUORUM: usize = 3;
+
 /// All ranks: the first of every host, then the second of every host, and so on.
 fn spread<H: Ord>(hosts: &[H]) -> Vec<Rank> {
     let mut seen = BTreeMap::new();
@@ -66,6 +76,18 @@ mod tests {
         assert_eq!(ranks("aa", 3, 1), [[0, 1]], "no more replicas than ranks");
         assert_eq!(ranks("a", 3, 2), [[0], [0]]);
         assert_eq!(ranks("", 3, 1), [[0_u32; 0]; 1]);
+    }
+
+    #[test]
+    fn the_quorum_has_three_members_or_one() {
+        let quorum = |hosts: &str| {
+            let hosts: Vec<char> = hosts.chars().collect();
+            founding_quorum(&hosts).into_iter().map(|rank| rank.0).collect::<Vec<_>>()
+        };
+        assert_eq!(quorum("a"), [0]);
+        assert_eq!(quorum("ab"), [0]);
+        assert_eq!(quorum("aab"), [0, 2, 1]);
+        assert_eq!(quorum("abcd"), [0, 1, 2]);
     }
 
     #[test]

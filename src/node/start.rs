@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::fabrics::connect;
+use super::gcs::{Agreement, Gcs, Setup};
 use super::rank::{Ended, Node, WorkerPort};
 use super::registry::Registry;
 use super::service::Service;
@@ -69,6 +70,14 @@ pub enum StartError {
         /// The system's answer.
         cause: std::io::Error,
     },
+    /// The ranks are not set alike.
+    #[error("{rank}: {why}")]
+    Disagreement {
+        /// Which rank says so.
+        rank: Rank,
+        /// What differs, and what to do.
+        why: String,
+    },
     /// Peers did not greet in time.
     #[error("{rank}: no greeting from {missing} within {seconds} s: are all ranks the same program?")]
     Silent {
@@ -104,14 +113,15 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         FabricChoice::Shm => Via::Unix,
         _ => Via::Tcp,
     };
-    let mesh = boot::start(&config, &via)?;
+    let note = |_, _| Ok(Agreement::of(&config, 1).encode());
+    let mesh = boot::start(&config, &via, &note)?;
     let running = assemble(config, registry, mesh)?;
     Node::set_default(Some(running.node));
     Ok(running)
 }
 
 fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, StartError> {
-    let Mesh { rank, size, local_size, links, lanes, lanes_note, launcher, acceptor, counters, .. } = mesh;
+    let Mesh { rank, size, local_size, job, cards, links, lanes, lanes_note, launcher, acceptor, counters, .. } = mesh;
     if let Some(note) = lanes_note.filter(|_| config.log) {
         sys::say_line(format_args!("collimate: {rank}: {note}"));
     }
@@ -134,16 +144,17 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     };
     let capacity = config.resources.clone();
     let capacity: Demand = capacity.parse().expect("checked when the configuration was read");
-    let mut state = State::new(rank, size, capacity);
-    for (fabric, peers) in connect(&config, rank, links, lanes, arena.as_ref(), &counters)? {
-        state.add_fabric(fabric, &peers);
-    }
-
     let os = |what: &str| {
         let what = what.to_string();
         move |cause| StartError::Os { rank, what, cause }
     };
     let service = Service::new().map_err(os("cannot make an event descriptor"))?;
+    let setup = Setup::agreed(&cards).map_err(|why| StartError::Disagreement { rank, why })?;
+    let gcs = Gcs::new(rank, setup, service.started);
+    let mut state = State::new(rank, size, capacity, gcs);
+    for (fabric, peers) in connect(&config, rank, links, lanes, arena.as_ref(), &counters)? {
+        state.add_fabric(fabric, &peers);
+    }
     for fabric in &state.fabrics {
         service.network.add(fabric.wait_fd()).map_err(os("cannot watch a fabric"))?;
     }
@@ -160,6 +171,7 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     // Before any thread can send: a connection begins with the greeting, and a
     // worker asks whoever has greeted us for work.
     node.state.take().greet(node);
+    node.state.take().introduce(node, job, &cards[rank.index()]);
     let lost = {
         let launcher = launcher.clone();
         move || launcher.lost()

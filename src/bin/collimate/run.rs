@@ -36,6 +36,18 @@ pub struct Run {
     #[arg(long, value_name = "SIZE", value_parser = |v: &str| setting("COLLIMATE_STORE", v))]
     store: Option<String>,
 
+    /// On how many ranks, of different hosts where there are enough, the control store keeps each record
+    #[arg(long, value_name = "R", value_parser = |v: &str| setting("COLLIMATE_GCS_REPLICAS", v))]
+    gcs_replicas: Option<String>,
+
+    /// Into how many chains the control store's records are divided
+    #[arg(long, value_name = "S", value_parser = |v: &str| setting("COLLIMATE_GCS_SHARDS", v))]
+    gcs_shards: Option<String>,
+
+    /// Where the control store keeps its records on disk, for a later run to go on with them
+    #[arg(long, value_name = "DIR", value_parser = |v: &str| setting("COLLIMATE_GCS_DIR", v))]
+    gcs_dir: Option<String>,
+
     /// The program, and after it its arguments
     #[arg(last = true, required = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
@@ -50,8 +62,14 @@ impl Run {
             Some(path) => Host::read_file(path).map_err(|e| Failure::Other(e.to_string()))?,
             None => Vec::new(),
         };
-        let settings =
-            [("COLLIMATE_WORKERS", self.workers), ("COLLIMATE_FABRIC", self.fabric), ("COLLIMATE_STORE", self.store)];
+        let settings = [
+            ("COLLIMATE_WORKERS", self.workers),
+            ("COLLIMATE_FABRIC", self.fabric),
+            ("COLLIMATE_STORE", self.store),
+            ("COLLIMATE_GCS_REPLICAS", self.gcs_replicas),
+            ("COLLIMATE_GCS_SHARDS", self.gcs_shards),
+            ("COLLIMATE_GCS_DIR", self.gcs_dir),
+        ];
         let vars: BTreeMap<String, String> =
             settings.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))).collect();
         let job = Job { size: self.ranks, command: self.program, vars, hosts };

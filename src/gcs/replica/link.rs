@@ -151,6 +151,14 @@ impl Replica {
         self.send(Address::Replica(before.rank), Body::Link(link), out);
     }
 
+    /// Whether neighbours have something to say that may be lost.
+    pub(super) fn awaits_neighbours(&self) -> bool {
+        let unlinked = !self.linked && self.predecessor().is_some();
+        let uncommitted = !self.is_tail() && self.state.applied() < self.last;
+        let lags = self.downstream.as_ref().is_some_and(|d| uncommitted || self.is_tail() && d.received < d.sent);
+        unlinked || lags || self.disk_full || self.full_below.is_some()
+    }
+
     /// Asks again for whatever may have been lost.
     pub(super) fn resend(&mut self) {
         if self.chain.is_none() {

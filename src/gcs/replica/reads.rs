@@ -2,6 +2,8 @@
 //! holds a lease; where changes are under way it asks the tail first. Watches
 //! tell of what is committed.
 
+use std::collections::BTreeMap;
+
 use super::super::bug::Bug;
 use super::super::message::{Action, Address, Body, Changes, Nanos, ReplicaId, Watch};
 use super::super::record::{Refusal, Seq};
@@ -15,17 +17,27 @@ use crate::base::limits::{GCS_PAGE_BYTES_MAX, GCS_PARKED_MAX, GCS_WATCHES_MAX};
 pub(super) struct Lease {
     /// The clock of the latest beat that each member answered with a grant.
     granted: Vec<Option<Nanos>>,
+    /// Grants that answer beats up to these count no more.
+    revoked: Vec<Option<Nanos>>,
 }
 
 impl Lease {
     pub(super) fn new(members: usize) -> Lease {
-        Lease { granted: vec![None; members] }
+        Lease { granted: vec![None; members], revoked: vec![None; members] }
     }
 
     pub(super) fn grant(&mut self, member: Option<usize>, echo: Nanos) {
-        if let Some(granted) = member.and_then(|member| self.granted.get_mut(member)) {
-            *granted = (*granted).max(Some(echo));
+        let Some(member) = member else { return };
+        if self.revoked[member] < Some(echo) {
+            self.granted[member] = self.granted[member].max(Some(echo));
         }
+    }
+
+    /// What a member has granted counts no more, nor what it may still say to
+    /// beats up to now.
+    pub(super) fn revoke(&mut self, member: usize, now: Nanos) {
+        self.granted[member] = None;
+        self.revoked[member] = Some(now);
     }
 
     fn holds(&self, now: Nanos, period: Nanos) -> bool {
@@ -39,6 +51,16 @@ impl Lease {
 pub(super) struct Parked {
     /// The number of the question that must be answered.
     question: u64,
+    client: ClientId,
+    number: u64,
+    query: Query,
+}
+
+/// A query that waits for a lease, or for the link of an epoch that has just
+/// begun.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Waiting {
+    since: Nanos,
     client: ClientId,
     number: u64,
     query: Query,
@@ -71,9 +93,13 @@ impl Replica {
         queries: Vec<(u64, Query)>,
         out: &mut Vec<Action>,
     ) {
-        if !self.may_read(now) || self.parked.len() + queries.len() > GCS_PARKED_MAX {
+        if self.parked.len() + self.waiting.len() + queries.len() > GCS_PARKED_MAX || self.position().is_none() {
             let numbers = queries.into_iter().map(|(number, _)| number).collect();
             return self.send(Address::Client(client.rank), Body::NotNow(client, numbers, Refusal::Busy), out);
+        }
+        if !self.may_read(now) {
+            let waiting = queries.into_iter().map(|(number, query)| Waiting { since: now, client, number, query });
+            return self.waiting.extend(waiting);
         }
         let is_tail = self.is_tail();
         let mut answers = Vec::new();
@@ -93,6 +119,49 @@ impl Replica {
         }
     }
 
+    /// A query that was parked waits for what the next epoch brings.
+    pub(super) fn wait(&mut self, now: Nanos, parked: Parked, out: &mut Vec<Action>) {
+        if self.position().is_none() {
+            return self.put_off(parked, out);
+        }
+        let Parked { client, number, query, .. } = parked;
+        self.waiting.push_back(Waiting { since: now, client, number, query });
+    }
+
+    /// Answers what has waited for a lease and for the link, if they are there.
+    pub(super) fn answer_waiting(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        if self.waiting.is_empty() && self.askers.is_empty() || !self.may_read(now) {
+            return;
+        }
+        for (asker, number) in std::mem::take(&mut self.askers) {
+            self.on_tail(now, asker, number, out);
+        }
+        let mut of_clients: BTreeMap<ClientId, Vec<(u64, Query)>> = BTreeMap::new();
+        for Waiting { client, number, query, .. } in std::mem::take(&mut self.waiting) {
+            of_clients.entry(client).or_default().push((number, query));
+        }
+        for (client, queries) in of_clients {
+            self.on_queries(now, client, queries, out);
+        }
+    }
+
+    /// Who has waited in vain is told to ask again.
+    pub(super) fn waiting_too_long(&mut self, now: Nanos) {
+        let patience = self.options.timing.resend;
+        let late = self.waiting.partition_point(|waiting| waiting.since + patience <= now);
+        let numbers = self.waiting.drain(..late).map(|waiting| (waiting.client, waiting.number)).collect::<Vec<_>>();
+        for (client, number) in numbers {
+            self.turn.put_off.entry(client).or_default().push(number);
+        }
+    }
+
+    /// Says so.
+    pub(super) fn tell_put_off(&mut self, out: &mut Vec<Action>) {
+        for (client, numbers) in std::mem::take(&mut self.turn.put_off) {
+            self.send(Address::Client(client.rank), Body::NotNow(client, numbers, Refusal::Busy), out);
+        }
+    }
+
     /// One question for all queries of the turn.
     pub(super) fn ask_tail(&mut self, out: &mut Vec<Action>) {
         if !std::mem::take(&mut self.turn.ask_tail) {
@@ -105,8 +174,14 @@ impl Replica {
     }
 
     pub(super) fn on_tail(&mut self, now: Nanos, asker: ReplicaId, number: u64, out: &mut Vec<Action>) {
-        if self.is_tail() && self.may_read(now) {
+        if !self.is_tail() {
+            return;
+        }
+        if self.may_read(now) {
             self.send(Address::Replica(asker.rank), Body::TailIs(number, self.state.applied()), out);
+        } else if self.chain.as_ref().is_some_and(|chain| chain.position(asker).is_some()) {
+            let asked = self.askers.entry(asker).or_default();
+            *asked = number.max(*asked);
         }
     }
 

@@ -14,6 +14,7 @@ struct Chain {
     replicas: Vec<Replica>,
     now: Nanos,
     epoch: Epoch,
+    quorum_lives: bool,
     got: Vec<Body>,
     written: usize,
     syncs: Vec<(usize, Seq)>,
@@ -41,7 +42,7 @@ impl Chain {
         let members: Vec<ReplicaId> = (0..count).map(id).collect();
         let chain = ChainConfig { shard: ShardId(0), epoch: Epoch(1), members, joining: None };
         let mut table =
-            Chain { replicas: Vec::new(), now: 0, epoch: Epoch(1), got: Vec::new(), written: 0, syncs: Vec::new() };
+            Chain { replicas: Vec::new(), now: 0, epoch: Epoch(1), quorum_lives: true, got: Vec::new(), written: 0, syncs: Vec::new() };
         let mut actions = Vec::new();
         for rank in 0..count {
             let options = Options {
@@ -79,11 +80,12 @@ impl Chain {
                     replica.receive(self.now, Address::Replica(Rank(rank as u32)), message, &mut out);
                     queue.extend(out.into_iter().map(|action| (to.index(), action)));
                 }
-                Action::Send(Address::Quorum(_), Message { body: Body::Beat(beat), .. }) => {
+                Action::Send(Address::Quorum(_), Message { body: Body::Beat(beat), .. }) if self.quorum_lives => {
                     let grant = Body::Grant { to: beat.from, echo: beat.sent };
                     let message = Message { shard: ShardId(0), epoch: self.epoch, body: grant };
                     self.replicas[rank].receive(self.now, Address::Quorum(QUORUM), message, &mut Vec::new());
                 }
+                Action::Send(Address::Quorum(_), _) => {}
                 Action::Send(_, message) => self.got.push(message.body),
                 Action::Append(bytes) | Action::Replace(bytes) => self.written += bytes.len(),
                 Action::Sync(seq) => self.syncs.push((rank, seq)),
@@ -193,6 +195,11 @@ fn without_a_lease_nothing_is_read() {
     let mut table = Chain::new(2, false);
     table.now = Timing::default().lease;
     table.tell(1, 1, Body::Queries(CLIENT, vec![(7, get("a"))]));
+    assert_eq!(table.got.pop(), None, "the lease may come");
+    table.now += Timing::default().resend;
+    table.quorum_lives = false;
+    table.replicas[1].tick(table.now);
+    table.settle(1, Vec::new());
     assert_eq!(table.got.pop(), Some(Body::NotNow(CLIENT, vec![7], Refusal::Busy)));
 }
 

@@ -360,7 +360,7 @@ impl World {
         }
         let mut out = Vec::new();
         if let Some(member) = &mut self.servers[number].member {
-            member.flush(&mut out);
+            member.flush(now, &mut out);
             for (shard, latest) in self.latest.iter_mut().enumerate() {
                 if let Some(chain) = member.directory().chain(ShardId(shard as u16))
                     && chain.epoch > latest.epoch
