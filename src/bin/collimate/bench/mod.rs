@@ -31,7 +31,7 @@ use super::{Failure, print};
 use control::Folder;
 use measure::Effort;
 use record::{Record, table};
-use stage::Stage;
+use stage::{Plan, Stage};
 
 /// The options of `collimate bench`.
 #[derive(Args)]
@@ -51,6 +51,10 @@ pub struct Bench {
     /// Few repetitions: whether it works, not how fast
     #[arg(long)]
     quick: bool,
+
+    /// Leave out all parts but this
+    #[arg(long, value_enum, value_name = "PART", hide_possible_values = true)]
+    only: Option<Stage>,
 
     /// The one part to measure, by ranks that were started for it
     #[arg(long, hide = true, value_enum)]
@@ -79,16 +83,17 @@ impl Bench {
     pub fn execute(self) -> Result<ExitCode, Failure> {
         let effort = Effort { quick: self.quick };
         if collimate::boot::launched() {
-            return Ok(stage::take_part(self.metric, self.stage, self.json, effort));
+            let plan = Plan { metric: self.metric, stage: self.stage, only: self.only, json: self.json, effort };
+            return Ok(stage::take_part(plan));
         }
         if self.stage.is_some() {
             return Err(Failure::Usage("--stage is for the ranks that `collimate bench` starts itself".into()));
         }
         let mut gathered = Gathered { json: self.json, records: Vec::new() };
         let mut failed = Vec::new();
-        let stages = self.metric.stages();
+        let stages = self.metric.chosen(self.only).map_err(Failure::Usage)?;
         let bar = ProgressBar::new(stages.len() as u64);
-        for stage in stages {
+        for stage in &stages {
             bar.set_message(stage.name());
             match stage.obstacle() {
                 Some(why) => bar.suspend(|| eprintln!("collimate: {} left out: {why}", stage.name())),

@@ -100,6 +100,19 @@ impl Metric {
     }
 }
 
+impl Metric {
+    /// Its parts, or the one that was asked for.
+    pub fn chosen(self, only: Option<Stage>) -> Result<Vec<Stage>, String> {
+        let stages = self.stages();
+        let chosen: Vec<Stage> = stages.iter().copied().filter(|s| only.is_none_or(|only| only == *s)).collect();
+        if chosen.is_empty() {
+            let names: Vec<String> = stages.iter().map(|stage| stage.name()).collect();
+            return Err(format!("--only takes a part of what is measured: {}", names.join(", ")));
+        }
+        Ok(chosen)
+    }
+}
+
 impl Stage {
     /// As the command line names it.
     pub fn name(self) -> String {
@@ -144,7 +157,7 @@ impl Stage {
             }
             Stage::CrossWorker if cores().len() < 2 => Some("two workers need two cores, and there is one".into()),
             Stage::ControlRate => control::redis_obstacle(),
-            Stage::ControlDurable => control::etcd_obstacle(),
+            Stage::ControlDurable => control::durable_obstacle(),
             _ => None,
         }
     }
@@ -208,20 +221,25 @@ impl Stage {
 }
 
 /// What the driver of this process's job measures.
-struct Plan {
-    metric: Metric,
-    stage: Option<Stage>,
-    json: bool,
-    effort: Effort,
+pub struct Plan {
+    /// What.
+    pub metric: Metric,
+    /// The stage that `collimate bench` has started this job for.
+    pub stage: Option<Stage>,
+    /// The stage that the user wants, of all that fit the job.
+    pub only: Option<Stage>,
+    /// Whether records are printed as JSON.
+    pub json: bool,
+    /// How much to measure.
+    pub effort: Effort,
 }
 
 static PLAN: OnceLock<Plan> = OnceLock::new();
 
 /// Takes part in the job that this process was started for: measures one stage
 /// for the `collimate bench` that wants it, or all that fit the job.
-pub fn take_part(metric: Metric, stage: Option<Stage>, json: bool, effort: Effort) -> ExitCode {
-    let plan = PLAN.get_or_init(|| Plan { metric, stage, json, effort });
-    debug_assert_eq!(plan.metric, metric);
+pub fn take_part(plan: Plan) -> ExitCode {
+    PLAN.get_or_init(|| plan);
     rank()
 }
 
@@ -239,7 +257,7 @@ fn rank() -> Result<(), Failed> {
         return stage.run(plan.effort, &mut emit);
     }
     let config = Config::from_env()?;
-    for stage in plan.metric.stages() {
+    for stage in plan.metric.chosen(plan.only)? {
         match stage.misfit(&config) {
             Some(why) => eprintln!("collimate: {} left out: {why}", stage.name()),
             None => stage.run(plan.effort, &mut emit)?,

@@ -11,16 +11,18 @@ mod peer;
 mod redis;
 mod ring;
 
-pub use etcd::obstacle as etcd_obstacle;
 pub use kill::{measure as kills, one as one_kill};
 pub use memory::short_records;
 pub use peer::Folder;
 pub use redis::obstacle as redis_obstacle;
 
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use collimate::base::Config;
 
 use super::latency::record;
-use super::measure::{Effort, Failed, Round, compare, median};
+use super::measure::{Compared, Effort, Failed, Round, compare};
 use super::record::{Figure, Record, Target};
 use etcd::Etcd;
 use ours::Writer;
@@ -65,70 +67,104 @@ pub fn write_rate(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Fa
     let writer = Writer::new()?;
     let redis = &Redis::start()?;
     for under_way in UNDER_WAY {
-        let peer =
-            |connections| -> Peer<'_> { (connections, Box::new(move |time| redis.rate(connections, under_way, time))) };
-        let peers = [1, 4, under_way].map(peer);
-        let (ours, theirs, connections) = beside(&writer, under_way, effort, &peers)?;
-        let name = format!("redis, a replica, WAIT 1, {connections} connections");
-        let target = Target { ratio: Some(1.0 / 3.0), ..Target::default() };
-        emit(rates("control_writes", under_way, &ours, &theirs, &name, target));
+        let ways: Vec<Way<'_>> = [1, 4, under_way]
+            .map(|connections| Way {
+                name: format!("redis, a replica, WAIT 1: {connections} x {} SET", under_way / connections),
+                rate: Box::new(move |time| redis.rate(connections, under_way, time)),
+            })
+            .into();
+        beside("control_writes", &writer, under_way, effort, &ways, 1.0 / 3.0, emit)?;
     }
     Ok(())
 }
 
 /// Many writes under way that are on disk when they are acknowledged, beside
-/// etcd.
+/// etcd: members as many as our replicas, and a single one.
 pub fn durable_rate(effort: Effort, emit: &mut dyn FnMut(Record)) -> Result<(), Failed> {
+    let folder = Config::from_env()?.gcs_dir.ok_or("the control store has no folder to be on disk in")?;
     let writer = Writer::new()?;
-    let clusters = [("of three", Etcd::start::<3>()?), ("of one", Etcd::start::<1>()?)];
+    let (three, one) = (Etcd::start::<3>()?, Etcd::start::<1>()?);
     for under_way in UNDER_WAY {
-        for (members, etcd) in &clusters {
-            let peer = |connections| -> Peer<'_> {
-                (connections, Box::new(move |time| etcd.rate(connections, under_way, time)))
-            };
-            let (ours, theirs, connections) = beside(&writer, under_way, effort, &[1, 8].map(peer))?;
-            let name = format!("etcd {members}, {connections} connections");
-            let target = Target { ratio: Some(0.5), ..Target::default() };
-            emit(rates("control_durable", under_way, &ours, &theirs, &name, target));
+        let before = last_write(&folder)?;
+        for (members, etcd) in [("three members", &three), ("one member", &one)] {
+            let ways: Vec<Way<'_>> = [1, 8]
+                .map(|connections| Way {
+                    name: format!("etcd, {members}: {connections} connections"),
+                    rate: Box::new(move |time| etcd.rate(connections, under_way, time)),
+                })
+                .into();
+            beside("control_durable", &writer, under_way, effort, &ways, 0.5, emit)?;
+        }
+        if last_write(&folder)? == before {
+            return Err(format!("the control store has written nothing to {}", folder.display()).into());
         }
     }
     Ok(())
 }
 
-/// A peer's way to have writes under way: with so many connections, the rate of
-/// some time.
-type Peer<'a> = (usize, Box<dyn Fn(Duration) -> Result<f64, Failed> + 'a>);
+/// A way in which a peer has writes under way, and its rate in some time.
+struct Way<'a> {
+    name: String,
+    rate: Box<dyn Fn(Duration) -> Result<f64, Failed> + 'a>,
+}
 
-/// Rates of ours and of the peer's best way, and which that is. All take turns.
+/// Ours beside each way of a peer, in turns. The target counts for the peer's
+/// best.
 fn beside(
+    metric: &str,
     writer: &Writer,
     under_way: usize,
     effort: Effort,
-    peers: &[Peer<'_>],
-) -> Result<(Vec<f64>, Vec<f64>, usize), Failed> {
+    ways: &[Way<'_>],
+    target: f64,
+    emit: &mut dyn FnMut(Record),
+) -> Result<(), Failed> {
     let (rounds, time) = if effort.quick { (1, 200) } else { (7, 1000) };
     let time = Duration::from_millis(time);
-    let (mut ours, mut theirs) = (Vec::new(), vec![Vec::new(); peers.len()]);
+    let per_write = |rate: f64| Round { p50_ns: 1e9 / rate, p99_ns: 1e9 / rate };
+    let mut pairs = vec![Vec::new(); ways.len()];
     for _ in 0..rounds {
-        ours.push(writer.rate(under_way, time)?);
-        for (rates, (_, peer)) in theirs.iter_mut().zip(peers) {
-            rates.push(peer(time)?);
+        let ours = per_write(writer.rate(under_way, time)?);
+        for (pairs, way) in pairs.iter_mut().zip(ways) {
+            pairs.push((ours, per_write((way.rate)(time)?)));
         }
     }
-    let ways = theirs.into_iter().zip(peers.iter().map(|(connections, _)| *connections));
-    let best = ways.max_by(|(a, _), (b, _)| median(a.clone()).total_cmp(&median(b.clone())));
-    let (theirs, connections) = best.ok_or("a peer without a way")?;
-    Ok((ours, theirs, connections))
+    let compared: Vec<Compared> = pairs.iter().map(|pairs| compare(pairs)).collect();
+    let best = compared.iter().map(|c| c.reference.p50_ns).fold(f64::INFINITY, f64::min);
+    for (compared, way) in compared.iter().zip(ways) {
+        let target = (compared.reference.p50_ns == best).then(|| Target { ratio: Some(target), ..Target::default() });
+        let mut record = record(metric, "cross_process", compared, &way.name, target);
+        record.variant = Some(format!("{under_way} under way"));
+        record.bytes = Some(VALUE_BYTES as u64);
+        record.figure = Figure::rate(1e9 / compared.ours.p50_ns);
+        record.reference.figure = Figure::rate(1e9 / compared.reference.p50_ns);
+        emit(record);
+    }
+    Ok(())
 }
 
-fn rates(metric: &str, under_way: usize, ours: &[f64], theirs: &[f64], name: &str, target: Target) -> Record {
-    let round = |rate: &f64| Round { p50_ns: 1e9 / rate, p99_ns: 1e9 / rate };
-    let pairs: Vec<_> = ours.iter().map(round).zip(theirs.iter().map(round)).collect();
-    let compared = compare(&pairs);
-    let mut record = record(metric, "cross_process", &compared, name, Some(target));
-    record.variant = Some(format!("{under_way} under way"));
-    record.bytes = Some(VALUE_BYTES as u64);
-    record.figure = Figure::rate(1e9 / compared.ours.p50_ns);
-    record.reference.figure = Figure::rate(1e9 / compared.reference.p50_ns);
-    record
+/// When something in a folder, or in the folders in it, was written last.
+fn last_write(folder: &Path) -> Result<SystemTime, Failed> {
+    let unreadable = |e| format!("cannot read {}: {e}", folder.display());
+    let mut last = UNIX_EPOCH;
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        let written = if metadata.is_dir() { last_write(&entry.path())? } else { metadata.modified()? };
+        last = last.max(written);
+    }
+    Ok(last)
+}
+
+/// Why there can be no comparison with etcd, if so.
+pub fn durable_obstacle() -> Option<String> {
+    /// `statfs(2)`.
+    const TMPFS: u32 = 0x0102_1994;
+    let folder = std::env::temp_dir();
+    match rustix::fs::statfs(&folder) {
+        Ok(found) if found.f_type as u32 == TMPFS => {
+            Some(format!("{} is in memory; let TMPDIR name a folder on a disk", folder.display()))
+        }
+        _ => etcd::obstacle(),
+    }
 }
