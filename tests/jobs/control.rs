@@ -139,7 +139,8 @@ fn watching() -> Result<(), Box<dyn std::error::Error>> {
     let store = ControlStore::of_job()?;
     let mut watch = store.watch(Table::Actors, b"watched/")?;
     let ranks = collimate::size();
-    let writing: Vec<_> = (0..ranks).map(|rank| write_some::spawn_with(Options::new().rank(rank), rank, TIMES)).collect();
+    let writing: Vec<_> =
+        (0..ranks).map(|rank| write_some::spawn_with(Options::new().rank(rank), rank, TIMES)).collect();
     let mut seen = std::collections::BTreeMap::<Vec<u8>, Vec<u64>>::new();
     let mut count = 0;
     while count < u64::from(ranks) * TIMES {

@@ -34,9 +34,16 @@ fn main() -> ExitCode {
         return known.expect("the tests name scenarios that exist").1();
     }
     let mut trials: Vec<Trial> = Vec::new();
-    for tests in
-        [values::tests(), errors::tests(), deep::tests(), store::tests(), bulk::tests(), stress::tests(), life::tests(), control::tests()]
-    {
+    for tests in [
+        values::tests(),
+        errors::tests(),
+        deep::tests(),
+        store::tests(),
+        bulk::tests(),
+        stress::tests(),
+        life::tests(),
+        control::tests(),
+    ] {
         trials.extend(tests.into_iter().map(|test| {
             let lacks = harness::lacks_launcher(&test.0);
             harness::trial(test, lacks)
