@@ -8,11 +8,11 @@ use thiserror::Error;
 use twox_hash::XxHash3_128;
 
 use super::message::{Action, Address, Body, ChainConfig, Epoch, Message, Nanos, ReplicaId, ShardId, Watch};
-use super::record::{Key, Refusal, Seq};
+use super::record::{Key, Refusal, Seq, check_prefix};
 use super::state::{ClientId, Command, Event, Found, Op, Query};
 use super::timing::Timing;
 use crate::base::Rank;
-use crate::base::limits::{GCS_FORWARD_BYTES_MAX, GCS_WINDOW};
+use crate::base::limits::{GCS_FORWARD_BYTES_MAX, GCS_PAGE_BYTES_MAX, GCS_WINDOW};
 
 /// What a client is made with.
 #[derive(Clone, Debug)]
@@ -190,12 +190,16 @@ impl Client {
 
     /// Is told of all changes in one shard whose keys begin so, until
     /// [`unwatch`](Client::unwatch).
-    pub fn watch(&mut self, now: Nanos, shard: ShardId, prefix: Key) -> Token {
+    ///
+    /// # Errors
+    /// If no key may begin so.
+    pub fn watch(&mut self, now: Nanos, shard: ShardId, prefix: Key) -> Result<Token, Refusal> {
+        check_prefix(&prefix.bytes)?;
         let token = self.attempt(now, ()).token;
         let replica = self.next_turn();
         let watch = WatchState { prefix, since: None, renew_at: now, replica, heard_at: now };
         self.shards[usize::from(shard.0)].watches.insert(token.0, watch);
-        token
+        Ok(token)
     }
 
     /// Up to where a watch has told of everything; nothing before it begins.
@@ -408,22 +412,31 @@ impl Shard {
         }
     }
 
-    /// All queries that are due, in one message to some member; another one
-    /// every time.
+    /// All queries that are due, in as few messages as they fit; each to another
+    /// member.
     fn send_queries(&mut self, now: Nanos, options: &ClientOptions, turn: &mut u64, out: &mut Vec<Action>) {
-        let mut queries = Vec::new();
+        let mut messages: Vec<Vec<(u64, Query)>> = Vec::new();
+        let mut room = 0;
         for (token, attempt) in &mut self.queries {
             if attempt.again_at <= now {
                 attempt.delay(now, options.timing);
                 if attempt.tries > 2 {
                     self.locate_at = self.locate_at.min(now);
                 }
-                queries.push((*token, attempt.what.clone()));
+                let bytes = attempt.what.bytes();
+                match messages.last_mut().filter(|last| last.len() < QUERIES_AT_ONCE && bytes <= room) {
+                    Some(last) => last.push((*token, attempt.what.clone())),
+                    None => {
+                        room = GCS_PAGE_BYTES_MAX;
+                        messages.push(vec![(*token, attempt.what.clone())]);
+                    }
+                }
+                room = room.saturating_sub(bytes);
             }
         }
-        for some in queries.chunks(QUERIES_AT_ONCE) {
+        for queries in messages {
             *turn += 1;
-            self.send(self.member(*turn), Body::Queries(options.me, some.to_vec()), out);
+            self.send(self.member(*turn), Body::Queries(options.me, queries), out);
         }
     }
 

@@ -108,6 +108,7 @@ mod tests {
     use super::super::{Bugs, Timing};
     use super::*;
     use crate::base::Rank;
+    use crate::base::limits::{GCS_FORWARD_BYTES_MAX, GCS_KEY_BYTES_MAX, GCS_PAGE_BYTES_MAX, GCS_VALUE_BYTES_MAX};
     use crate::base::rng::Rng;
 
     const CLIENT: ClientId = ClientId { rank: Rank(70), incarnation: 2 };
@@ -217,7 +218,7 @@ mod tests {
             let mut out = Vec::new();
             for member in &mut members {
                 member.tick(turn * Timing::default().quorum_tick / 2);
-                member.flush(&mut out);
+                member.flush(0, &mut out);
             }
             for action in out {
                 let MemberAction::Consensus(to, message) = action else { continue };
@@ -276,6 +277,41 @@ mod tests {
             }
             bytes.push(0);
             assert_eq!(Packet::decode(&bytes).unwrap_err(), PacketError::Body);
+        }
+    }
+
+    /// What a turn may gather goes out in pieces that fit a message.
+    #[test]
+    fn the_longest_of_each_kind_fits_a_message() {
+        let long = Key::new(Table::Names, &[255; GCS_KEY_BYTES_MAX]);
+        let value = Blob::from(&[255; GCS_VALUE_BYTES_MAX]);
+        let most = ClientId { rank: Rank(u32::MAX), incarnation: u32::MAX };
+        let op = Op::Put { key: long.clone(), value: value.clone() };
+        let command = Command { client: most, number: u64::MAX, settled: u64::MAX, op };
+        let room = |bytes: usize| GCS_FORWARD_BYTES_MAX / bytes + 1;
+        let small = Command { op: Op::Delete { key: Key::new(Table::Names, b"k") }, ..command.clone() };
+        let entry = |command: &Command| std::sync::Arc::new(Entry { seq: Seq(u64::MAX), command: command.clone() });
+        let forward = |entries| {
+            let to = ReplicaId { rank: Rank(u32::MAX), incarnation: u32::MAX };
+            Body::Forward(Forward { to, after: Seq(u64::MAX), entries, durable: Seq(u64::MAX), link: Some(Seq(u64::MAX)) })
+        };
+        let record = Record { version: Seq(u64::MAX), value };
+        let page = GCS_PAGE_BYTES_MAX / record.value.len() + 1;
+        let bodies = [
+            Body::Commands(vec![command.clone(); room(command.op.bytes())]),
+            Body::Commands(vec![small.clone(); room(small.op.bytes())]),
+            forward(vec![entry(&command); room(command.op.bytes())]),
+            forward(vec![entry(&small); room(small.op.bytes())]),
+            Body::Answers(most, vec![(u64::MAX, Ok((Seq(u64::MAX), Found::Records(vec![Some(record.clone()); page]))))]),
+            Body::Outcomes(vec![(most, u64::MAX, Ok(Seq(u64::MAX))); 1024]),
+            Body::Queries(most, vec![(u64::MAX, Query::Get(vec![long; 120])); 1]),
+        ];
+        for body in bodies {
+            let message = Message { shard: ShardId(u16::MAX), epoch: Epoch(u64::MAX), body };
+            let mut bytes = Vec::new();
+            encode_message(Address::Client(Rank(4095)), Address::Replica(Rank(4095)), &message, &mut bytes);
+            assert!(bytes.len() + 512 <= MESSAGE_BYTES_MAX, "{}", bytes.len());
+            assert!(Packet::decode(&bytes).is_ok());
         }
     }
 

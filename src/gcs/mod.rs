@@ -28,7 +28,7 @@ pub use client::{Client, ClientOptions, Failure, Notice, Token, shard_of};
 pub use codec::{Packet, PacketError, encode_message};
 pub use directory::{Change, Directory, Rejection};
 pub use granter::Granter;
-pub use log::{LogDamage, Recovered, recover};
+pub use log::{LogDamage, Recovered, encode_mark, is_of_a_crash, recover};
 pub use message::{
     Action, Address, Beat, Body, ChainConfig, Changes, DiskEvent, Entry, Epoch, Forward, Link, Message, Nanos, Part,
     ReplicaId, ShardId, Watch,

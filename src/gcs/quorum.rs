@@ -331,7 +331,7 @@ impl Member {
     /// What a leader does: finds what the chains need and proposes it, one
     /// change of a shard at a time.
     fn manage(&mut self, now: Nanos) {
-        let patience = 4 * self.options.timing.detection;
+        let patience = self.options.timing.detection;
         for shard in std::mem::take(&mut self.due) {
             let Some(chain) = self.directory.chain(shard) else { continue };
             let proposed = self.proposed.get(&shard);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use thiserror::Error;
 
 use crate::base::Rank;
-use crate::base::limits::{GCS_KEY_BYTES_MAX, GCS_KEYS_MAX, GCS_VALUE_BYTES_MAX, GCS_WINDOW};
+use crate::base::limits::{GCS_KEY_BYTES_MAX, GCS_KEYS_MAX, GCS_PAGE_BYTES_MAX, GCS_VALUE_BYTES_MAX, GCS_WINDOW};
 
 /// The tables of the control store.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -131,10 +131,14 @@ impl Key {
     pub fn check(&self) -> Result<(), Refusal> {
         match self.bytes.len() {
             0 => Err(Refusal::EmptyKey),
-            bytes if bytes > GCS_KEY_BYTES_MAX => Err(Refusal::KeyTooLong { bytes }),
-            _ => Ok(()),
+            _ => check_prefix(&self.bytes),
         }
     }
+}
+
+/// Whether a key may begin so, or end where these bytes do.
+pub fn check_prefix(bytes: &[u8]) -> Result<(), Refusal> {
+    if bytes.len() > GCS_KEY_BYTES_MAX { Err(Refusal::KeyTooLong { bytes: bytes.len() }) } else { Ok(()) }
 }
 
 /// The place of a command in the order of its shard, from 1; 0 stands before all.
@@ -191,6 +195,12 @@ pub enum Refusal {
     TooManyKeys {
         /// How many.
         keys: usize,
+    },
+    /// A query's keys do not fit a message.
+    #[error("a query for keys of {bytes} bytes in all: at most {GCS_PAGE_BYTES_MAX} at once; ask for some of them, then for the others")]
+    QueryTooLong {
+        /// How long they are together.
+        bytes: usize,
     },
     /// The record has another version than the command expects.
     #[error("the record has version {current}, not the one expected: read it again")]

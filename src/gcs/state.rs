@@ -8,7 +8,7 @@ use std::ops::Bound;
 use serde::{Deserialize, Serialize};
 
 use super::bug::{Bug, Bugs};
-use super::record::{Blob, Key, Record, Refusal, Seq, Table, check_value};
+use super::record::{Blob, Key, Record, Refusal, Seq, Table, check_prefix, check_value};
 use crate::base::Rank;
 use crate::base::limits::{GCS_HISTORY_EVENTS, GCS_KEYS_MAX, GCS_PAGE_BYTES_MAX, GCS_WINDOW};
 
@@ -90,7 +90,8 @@ impl Op {
                 key.check().and_then(|()| check_value(value.as_ref().map_or(0, |v| v.len())))
             }
             Op::Delete { key } => key.check(),
-            Op::DeletePrefix { .. } | Op::EndClient { .. } => Ok(()),
+            Op::DeletePrefix { prefix, .. } => check_prefix(prefix),
+            Op::EndClient { .. } => Ok(()),
         }
     }
 
@@ -140,8 +141,23 @@ impl Query {
     pub fn check(&self) -> Result<(), Refusal> {
         match self {
             Query::Get(keys) if keys.len() > GCS_KEYS_MAX => Err(Refusal::TooManyKeys { keys: keys.len() }),
-            Query::Get(keys) => keys.iter().try_for_each(Key::check),
-            Query::Scan { .. } => Ok(()),
+            Query::Get(keys) => {
+                keys.iter().try_for_each(Key::check)?;
+                let bytes = self.bytes();
+                if bytes > GCS_PAGE_BYTES_MAX { Err(Refusal::QueryTooLong { bytes }) } else { Ok(()) }
+            }
+            Query::Scan { prefix, after, .. } => {
+                check_prefix(prefix)?;
+                after.iter().try_for_each(|after| check_prefix(after))
+            }
+        }
+    }
+
+    /// About how many bytes it has in a message.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Query::Get(keys) => keys.iter().map(|key| key.bytes.len() + 4).sum::<usize>() + 16,
+            Query::Scan { prefix, after, .. } => prefix.len() + after.as_ref().map_or(0, |after| after.len()) + 32,
         }
     }
 }
@@ -160,6 +176,22 @@ pub enum Found {
         more: bool,
     },
 }
+
+impl Found {
+    /// About how many bytes it has in a message.
+    pub(super) fn bytes(&self) -> usize {
+        let of = |record: &Record| record.value.len() + RECORD_BYTES;
+        match self {
+            Found::Records(records) => {
+                records.iter().map(|record| record.as_ref().map_or(RECORD_BYTES, of)).sum::<usize>()
+            }
+            Found::Page { records, .. } => records.iter().map(|(key, record)| key.len() + of(record)).sum(),
+        }
+    }
+}
+
+/// What a record has in a message besides its key and its value, at most.
+const RECORD_BYTES: usize = 16;
 
 /// A change that was committed.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -333,7 +365,7 @@ impl State {
             Query::Get(keys) => {
                 let mut room = GCS_PAGE_BYTES_MAX;
                 let fits = |record: &Option<&Record>| {
-                    let bytes = record.map_or(0, |r| r.value.len()) + 16;
+                    let bytes = record.map_or(0, |r| r.value.len()) + RECORD_BYTES;
                     let first = room == GCS_PAGE_BYTES_MAX;
                     room = room.saturating_sub(bytes);
                     room > 0 || first
@@ -345,7 +377,7 @@ impl State {
                 let mut records = Vec::new();
                 let mut room = GCS_PAGE_BYTES_MAX;
                 for (key, record) in self.range(*table, prefix, after.as_ref()) {
-                    let bytes = key.bytes.len() + record.value.len() + 16;
+                    let bytes = key.bytes.len() + record.value.len() + RECORD_BYTES;
                     if records.len() == GCS_KEYS_MAX || bytes > room && !records.is_empty() {
                         return Found::Page { records, more: true };
                     }

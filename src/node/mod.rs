@@ -26,6 +26,7 @@ mod worker;
 
 pub use fabrics::Survey;
 pub use gcs::{ControlAnswer, ControlReply, ControlRequest, WatchId};
+pub use gcs::{DiskError, DiskOptions, Home, Layout, QuorumDisk, ReplicaDisk};
 pub use linkme;
 pub use rank::{Ended, Node, Target};
 pub use registry::{Registry, TASKS, TaskType, declare};

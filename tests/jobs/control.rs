@@ -7,7 +7,7 @@ use collimate::{ControlError, ControlStore, Error, Options, Refusal, Table};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::Scenario;
-use crate::harness::{Test, job, test};
+use crate::harness::{Test, job, lasting, test};
 
 pub const SCENARIOS: &[Scenario] = &[
     ("control operations", operations),
@@ -28,9 +28,10 @@ pub fn tests() -> Vec<Test> {
         }));
         tests.push(test(format!("control_survives_replicas_{fabric}"), move || {
             // Of these chains the ranks that die are head, middle and tail.
-            let job = job(5, "control deaths").env("COLLIMATE_FABRIC", fabric).env("COLLIMATE_GCS_SHARDS", "3");
-            let done = job.run();
+            let job = lasting(5, "control deaths").env("COLLIMATE_FABRIC", fabric).env("COLLIMATE_GCS_SHARDS", "3");
+            let done = job.run().succeeded();
             assert!(done.stdout.contains("nothing lost"), "{done:#?}");
+            assert_eq!(done.stderr.matches("goes on without it").count(), 2, "{done:#?}");
         }));
     }
     tests.push(test("control_limits", || drop(job(2, "control limits").run().succeeded())));

@@ -8,9 +8,14 @@ use super::super::bug::Bug;
 use super::super::log;
 use super::super::message::{Action, Address, Body, Entry, Forward};
 use super::super::record::{Key, Refusal, Seq};
-use super::super::state::{Command, Op, Outcome, Query, Standing};
+use super::super::state::{Command, Op, Query, Standing};
 use super::Replica;
-use crate::base::limits::{GCS_FORWARD_BYTES_MAX, GCS_LOG_ENTRIES_MAX, GCS_LOG_REWRITE_BYTES};
+use crate::base::limits::{GCS_FORWARD_BYTES_MAX, GCS_LOG_ENTRIES_MAX, GCS_LOG_REWRITE_BYTES, MESSAGE_BYTES_MAX};
+
+/// Outcomes in one message: with a client, a number and a place each fits, and
+/// no client has more under way.
+const OUTCOMES_AT_ONCE: usize = 1024;
+const _: () = assert!(OUTCOMES_AT_ONCE * 32 + 1024 <= MESSAGE_BYTES_MAX);
 
 /// Which keys have changes that are not committed here.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
@@ -195,9 +200,11 @@ impl Replica {
         }
     }
 
-    /// The tail commits what has passed every member.
+    /// The tail commits what has passed every member, once nobody reads in an
+    /// earlier epoch any more: a removed replica that does not know it would
+    /// miss what is committed.
     pub(super) fn commit_as_tail(&mut self) {
-        if self.is_tail() && self.serves() {
+        if self.is_tail() && self.serves() && self.lease.was_granted() {
             let through = self.last.min(self.durable());
             if through > self.state.applied() {
                 self.turn.commit_to_tell = true;
@@ -253,8 +260,9 @@ impl Replica {
 
     pub(super) fn tell_outcomes(&mut self, out: &mut Vec<Action>) {
         for (rank, outcomes) in std::mem::take(&mut self.turn.outcomes) {
-            let outcomes: Vec<(_, _, Outcome)> = outcomes;
-            self.send(Address::Client(rank), Body::Outcomes(outcomes), out);
+            for some in outcomes.chunks(OUTCOMES_AT_ONCE) {
+                self.send(Address::Client(rank), Body::Outcomes(some.to_vec()), out);
+            }
         }
     }
 

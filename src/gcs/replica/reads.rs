@@ -19,15 +19,18 @@ pub(super) struct Lease {
     granted: Vec<Option<Nanos>>,
     /// Grants that answer beats up to these count no more.
     revoked: Vec<Option<Nanos>>,
+    /// Who has granted it at all.
+    ever: Vec<bool>,
 }
 
 impl Lease {
     pub(super) fn new(members: usize) -> Lease {
-        Lease { granted: vec![None; members], revoked: vec![None; members] }
+        Lease { granted: vec![None; members], revoked: vec![None; members], ever: vec![false; members] }
     }
 
     pub(super) fn grant(&mut self, member: Option<usize>, echo: Nanos) {
         let Some(member) = member else { return };
+        self.ever[member] = true;
         if self.revoked[member] < Some(echo) {
             self.granted[member] = self.granted[member].max(Some(echo));
         }
@@ -38,6 +41,12 @@ impl Lease {
     pub(super) fn revoke(&mut self, member: usize, now: Nanos) {
         self.granted[member] = None;
         self.revoked[member] = Some(now);
+    }
+
+    /// Whether a majority has granted it at any time in this epoch: no lease of
+    /// an earlier one can be used from then on, whatever happens to this one.
+    pub(super) fn was_granted(&self) -> bool {
+        self.ever.iter().filter(|ever| **ever).count() > self.ever.len() / 2
     }
 
     fn holds(&self, now: Nanos, period: Nanos) -> bool {
@@ -103,11 +112,20 @@ impl Replica {
         }
         let is_tail = self.is_tail();
         let mut answers = Vec::new();
+        let mut room = GCS_PAGE_BYTES_MAX;
         for (number, query) in queries {
             if let Err(refusal) = query.check() {
                 answers.push((number, Err(refusal)));
             } else if is_tail || self.options.bugs.has(Bug::ReadDirty) || !self.dirty.touches(&query) {
-                answers.push((number, Ok((self.state.applied(), self.state.answer(&query)))));
+                let found = self.state.answer(&query);
+                let bytes = found.bytes();
+                if bytes > room && !answers.is_empty() {
+                    let body = Body::Answers(client, std::mem::take(&mut answers));
+                    self.send(Address::Client(client.rank), body, out);
+                    room = GCS_PAGE_BYTES_MAX;
+                }
+                room = room.saturating_sub(bytes);
+                answers.push((number, Ok((self.state.applied(), found))));
             } else {
                 let question = self.asked + 1;
                 self.parked.push_back(Parked { question, client, number, query });
@@ -245,10 +263,13 @@ impl Replica {
             let mut room = GCS_PAGE_BYTES_MAX;
             for event in changes.into_iter().flatten().filter(matches) {
                 let bytes = event.key.bytes.len() + event.value.as_ref().map_or(0, |v| v.len()) + 32;
-                // A message ends between commands, never within one.
-                let new_command = message.events.last().is_some_and(|last: &Event| last.version != event.version);
-                if bytes > room && new_command {
-                    message.through = message.events.last().map_or(message.through, |last| last.version);
+                if bytes > room && !message.events.is_empty() {
+                    // A message ends between commands, never within one. The
+                    // changes of a single one that are too many are not told:
+                    // there is another state to begin with.
+                    message.events.retain(|before: &Event| before.version < event.version);
+                    message.afresh |= message.events.is_empty();
+                    message.through = message.events.last().map_or(event.version, |last| last.version);
                     break;
                 }
                 room = room.saturating_sub(bytes);

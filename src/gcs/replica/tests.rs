@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::super::message::{Changes, Watch};
 use super::super::record::{Blob, Key, Table};
 use super::super::state::{Command, Found, Op, Query};
 use super::*;
@@ -230,6 +231,24 @@ fn a_full_disk_refuses_writes_and_not_reads() {
     table.tell(0, 1, Body::Commands(vec![put(1, "a", "1")]));
     table.sync(&[0, 1]);
     assert_eq!(table.got.pop(), Some(Body::Outcomes(vec![(CLIENT, 1, Ok(Seq(1)))])));
+}
+
+/// All changes of one command are told at once, or that it is time to read.
+#[test]
+fn a_watch_begins_anew_at_a_change_of_too_many_records() {
+    let mut table = Chain::new(2, false);
+    let watch = Watch { client: CLIENT, number: 7, prefix: Key::new(Table::Names, b"n"), since: None };
+    table.tell(1, 1, Body::Watch(watch));
+    let fill = |first: u64| (first..first + 200).map(|n| put(n, &format!("n{n:0>200}"), "")).collect();
+    table.tell(0, 1, Body::Commands(fill(1)));
+    let op = Op::DeletePrefix { table: Table::Names, prefix: Blob::from("n") };
+    table.tell(0, 1, Body::Commands(vec![command(201, op)]));
+    let changes = |body| if let Body::Changes(changes) = body { Some(changes) } else { None };
+    let told: Vec<Changes> = std::mem::take(&mut table.got).into_iter().filter_map(changes).collect();
+    let (last, before) = told.split_last().unwrap();
+    assert!(before[0].afresh && before.iter().skip(1).all(|changes| !changes.afresh && changes.events.len() > 50));
+    assert_eq!(before.iter().map(|changes| changes.events.len()).sum::<usize>(), 200);
+    assert_eq!((last.afresh, last.events.len(), last.through), (true, 0, Seq(201)));
 }
 
 #[test]

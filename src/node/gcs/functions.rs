@@ -64,12 +64,17 @@ impl Functions {
 
     /// Reads the table with this hash, if that is not under way.
     pub fn want(&mut self, client: &mut Client, now: Nanos, hash: u64) {
+        if self.readings.contains_key(&hash) {
+            return;
+        }
         let head = head_key(hash);
-        self.readings.entry(hash).or_insert_with(|| {
-            let watch = client.watch(now, client.shard_of(&head), head);
-            self.purposes.insert(watch, Purpose::Watch(hash));
-            Reading { watch, entries: Vec::new(), missing: 0 }
-        });
+        match client.watch(now, client.shard_of(&head), head) {
+            Ok(watch) => {
+                self.purposes.insert(watch, Purpose::Watch(hash));
+                self.readings.insert(hash, Reading { watch, entries: Vec::new(), missing: 0 });
+            }
+            Err(refusal) => self.fail("read", &refusal.into()),
+        }
     }
 
     /// Takes what the client was told; gives it back if it is for others.

@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use crate::gcs::{Client, Event, Failure, Found, Key, Nanos, Notice, Op, Query, Seq, ShardId, Token};
+use crate::gcs::{Client, Event, Failure, Found, Key, Nanos, Notice, Op, Query, Refusal, Seq, ShardId, Token};
 use crate::sync::{Call, Stored, Task};
 
 /// What is asked of the store.
@@ -158,9 +158,14 @@ impl Waiting {
     }
 
     fn watch(&mut self, client: &mut Client, now: Nanos, prefix: &Key, task: Task) {
+        let begun = client.shards().map(|shard| client.watch(now, shard, prefix.clone()));
+        let tokens = match begun.collect::<Result<Vec<Token>, Refusal>>() {
+            Ok(tokens) => tokens,
+            // What one shard refuses, the first refuses.
+            Err(refusal) => return answer(task, Err(refusal.into())),
+        };
         self.next_watch += 1;
         let id = WatchId(self.next_watch);
-        let tokens: Vec<Token> = client.shards().map(|shard| client.watch(now, shard, prefix.clone())).collect();
         self.watch_of.extend(tokens.iter().map(|token| (*token, id)));
         let silent = tokens.len();
         let watch = Watch { tokens, silent, opener: Some(task), news: VecDeque::new(), missed: false, reader: None };
