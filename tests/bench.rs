@@ -82,6 +82,7 @@ fn many_writes_are_compared_with_redis() {
         assert!(String::from_utf8_lossy(&out.stderr).contains("scripts/setup --peers"), "{out:?}");
         return;
     }
+    assert!(out.status.success(), "{out:?}");
     let lines = records(&out);
     for under_way in ["64 under way", "512 under way"] {
         let those: Vec<_> = lines.iter().filter(|l| l["variant"] == under_way).collect();
@@ -98,6 +99,7 @@ fn many_writes_to_disk_are_compared_with_etcd() {
         assert!(String::from_utf8_lossy(&out.stderr).contains("scripts/setup --peers"), "{out:?}");
         return;
     }
+    assert!(out.status.success(), "{out:?}");
     let lines = records(&out);
     for members in ["three members", "one member"] {
         let is_of = |line: &&Value| text(&line["reference"], "name").contains(members);

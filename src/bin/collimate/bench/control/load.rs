@@ -66,7 +66,8 @@ pub fn rate(port: u16, speakers: Vec<impl Speaker>, time: Duration) -> Result<f6
         }
         match counted {
             None if now - begun > time / 4 => counted = Some((now, done)),
-            Some((since, before)) if now - since > time => {
+            // At least one, or there would be no telling how slow it is.
+            Some((since, before)) if now - since > time && done > before => {
                 return Ok((done - before) as f64 / (now - since).as_secs_f64());
             }
             _ => {}
