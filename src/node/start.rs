@@ -1,13 +1,15 @@
 //! From a mesh of connections to a running rank, and its end.
 
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::fabrics::connect;
-use super::gcs::{Agreement, Gcs, Setup};
+use super::gcs::{Agreement, DiskOptions, Gcs, Home, Setup};
 use super::rank::{Ended, Node, WorkerPort};
 use super::registry::Registry;
 use super::service::Service;
@@ -21,7 +23,7 @@ use crate::fabric::{FabricError, Kind};
 use crate::mem::{Arena, Region};
 use crate::sched::{Choice, Demand, Place, choose};
 use crate::sync::{Call, Fences, Handle, Idle, Lineage, Owner, Wake, frame};
-use crate::sys;
+use crate::sys::{self, JournalBackend};
 
 /// How late a thread that waits for a result sees that the job has ended.
 const END_CHECK: Duration = Duration::from_millis(100);
@@ -70,12 +72,12 @@ pub enum StartError {
         /// The system's answer.
         cause: std::io::Error,
     },
-    /// The ranks are not set alike.
+    /// The control store cannot start.
     #[error("{rank}: {why}")]
-    Disagreement {
-        /// Which rank says so.
+    ControlStore {
+        /// On which rank.
         rank: Rank,
-        /// What differs, and what to do.
+        /// Why, and what to do.
         why: String,
     },
     /// Peers did not greet in time.
@@ -113,14 +115,30 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         FabricChoice::Shm => Via::Unix,
         _ => Via::Tcp,
     };
-    let note = |_, _| Ok(Agreement::of(&config, 1).encode());
+    let home = RefCell::new(None);
+    let note = |rank, _| {
+        let opened = config.gcs_dir.as_ref().map(|dir| open_home(dir, rank, &config)).transpose()?;
+        let life = opened.as_ref().map_or(1, Home::life);
+        home.replace(opened);
+        Ok(Agreement::of(&config, life).encode())
+    };
     let mesh = boot::start(&config, &via, &note)?;
-    let running = assemble(config, registry, mesh)?;
+    let running = assemble(config, registry, mesh, home.into_inner())?;
     Node::set_default(Some(running.node));
     Ok(running)
 }
 
-fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, StartError> {
+/// This rank's part of the folder in which the control store is kept.
+fn open_home(dir: &Path, rank: Rank, config: &Config) -> Result<Home, String> {
+    let backend = match config.fabric {
+        FabricChoice::Epoll => JournalBackend::Thread,
+        _ => JournalBackend::Auto,
+    };
+    let options = DiskOptions { backend, truncate_damaged: config.gcs_truncate };
+    Home::open(dir, rank, options).map_err(|error| error.to_string())
+}
+
+fn assemble(config: Config, registry: Registry, mesh: Mesh, home: Option<Home>) -> Result<Running, StartError> {
     let Mesh { rank, size, local_size, job, cards, links, lanes, lanes_note, launcher, acceptor, counters, .. } = mesh;
     if let Some(note) = lanes_note.filter(|_| config.log) {
         sys::say_line(format_args!("collimate: {rank}: {note}"));
@@ -149,8 +167,15 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
         move |cause| StartError::Os { rank, what, cause }
     };
     let service = Service::new().map_err(os("cannot make an event descriptor"))?;
-    let setup = Setup::agreed(&cards).map_err(|why| StartError::Disagreement { rank, why })?;
-    let gcs = Gcs::new(rank, setup, service.started);
+    let unfit = |why| StartError::ControlStore { rank, why };
+    let setup = Setup::agreed(&cards).map_err(unfit)?;
+    if let Some(home) = &home {
+        home.check_layout(&setup.layout(size)).map_err(|error| unfit(error.to_string()))?;
+    }
+    let gcs = Gcs::new(rank, setup, service.started, home).map_err(unfit)?;
+    for disk in gcs.wait_fds() {
+        service.network.add(disk).map_err(os("cannot watch a disk"))?;
+    }
     let mut state = State::new(rank, size, capacity, gcs);
     for (fabric, peers) in connect(&config, rank, links, lanes, arena.as_ref(), &counters)? {
         state.add_fabric(fabric, &peers);

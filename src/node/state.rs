@@ -10,7 +10,7 @@ use slab::Slab;
 
 use super::bulk::Bulk;
 use super::gcs::{ControlRequest, Gcs};
-use super::rank::{HUNGRY_BASE, Node, Target};
+use super::rank::{Ended, HUNGRY_BASE, Node, Target};
 use super::registry::TaskType;
 use super::transfer::{Pack, Piece, Received};
 use crate::base::event::Event as Counted;
@@ -297,6 +297,7 @@ impl State {
             }
         }
         self.core.check_transfers();
+        self.core.gcs.poll_disks();
         self.flush(node);
         events
     }
@@ -548,6 +549,9 @@ impl State {
         self.core.gcs.outgoing = outgoing;
         self.core.tables_read(node);
         node.service.control_due(due);
+        if let Some(why) = self.core.gcs.failed.take() {
+            node.end(Ended { status: 1, reason: Some(format!("{}: {why}", node.rank)) });
+        }
         for decision in self.core.gcs.decisions.drain(..) {
             node.log(|| decision);
         }

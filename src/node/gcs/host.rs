@@ -3,8 +3,10 @@
 //! out.
 
 use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
+use super::disk::{Home, QuorumDisk, ReplicaDisk};
 use super::functions::Functions;
 use super::setup::Setup;
 use super::waiting::{ControlRequest, Waiting};
@@ -29,6 +31,7 @@ pub(in crate::node) struct Gcs {
     timing: Timing,
     seats: Vec<Seat>,
     member: Option<Member>,
+    quorum_disk: Option<QuorumDisk>,
     member_touched: bool,
     client: Client,
     client_touched: bool,
@@ -39,14 +42,19 @@ pub(in crate::node) struct Gcs {
     waiting: Waiting,
     functions: Functions,
     pending: bool,
+    /// Why this rank cannot go on.
+    pub failed: Option<String>,
     /// What has been decided, for the log.
     pub decisions: Vec<String>,
+    /// Where the files are; holds them against other processes.
+    home: Option<Home>,
 }
 
 /// This rank's replica of one shard; that of every shard has a place, for it may
 /// be called to join.
 struct Seat {
     replica: Replica,
+    disk: Option<ReplicaDisk>,
     /// How many replicas have been removed from it.
     removed: u32,
     epoch: Epoch,
@@ -76,12 +84,31 @@ impl Outgoing {
 const INCARNATIONS: u32 = 1 << 12;
 
 impl Gcs {
-    /// The cores of this rank as they are at the start of the job; time counts
-    /// from `started`.
-    pub fn new(me: Rank, setup: Setup, started: Instant) -> Gcs {
+    /// The cores of this rank as they are at the start of the job, or with `home`
+    /// as what is there says; time counts from `started`.
+    ///
+    /// # Errors
+    /// In words, if what is there cannot be used.
+    pub fn new(me: Rank, setup: Setup, started: Instant, home: Option<Home>) -> Result<Gcs, String> {
         let timing = Timing::for_detection(GCS_RANK_DETECTION.as_nanos() as Nanos);
         let Setup { replicas, quorum, chains, life } = setup;
-        let member = quorum.contains(&me).then(|| {
+        let mut decisions = Vec::new();
+        let mut saved = None;
+        let mut quorum_disk = None;
+        let mut is_member = quorum.contains(&me);
+        if let Some(home) = home.as_ref().filter(|_| is_member) {
+            // What this rank has promised as a member in earlier runs is lost:
+            // it must not promise anything else.
+            is_member = home.life() > 1 || life == 1;
+            if is_member {
+                let (disk, log) = QuorumDisk::open(home).map_err(|error| error.to_string())?;
+                (quorum_disk, saved) = (Some(disk), log);
+            } else {
+                decisions.push("control store: no member of the quorum, for what it had saved is gone".into());
+            }
+        }
+        let mut member = None;
+        if is_member {
             let options = MemberOptions {
                 me,
                 members: quorum.clone(),
@@ -90,8 +117,8 @@ impl Gcs {
                 founding: chains.clone(),
                 bugs: Bugs::default(),
             };
-            Member::new(options, 0, None).expect("a quorum of one or three is one")
-        });
+            member = Some(Member::new(options, 0, saved).map_err(|error| error.to_string())?);
+        }
         let client = Client::new(ClientOptions {
             me: ClientId { rank: me, incarnation: life },
             quorum: quorum.clone(),
@@ -108,6 +135,7 @@ impl Gcs {
             timing,
             seats: Vec::new(),
             member,
+            quorum_disk,
             member_touched: true,
             client,
             client_touched: true,
@@ -116,19 +144,70 @@ impl Gcs {
             waiting: Waiting::default(),
             functions: Functions::default(),
             pending: true,
-            decisions: Vec::new(),
+            failed: None,
+            decisions,
+            home,
         };
         for chain in chains {
+            let at = usize::from(chain.shard.0);
+            let (disk, recovered) = match &gcs.home {
+                Some(home) => {
+                    let (disk, recovered) = ReplicaDisk::open(home, chain.shard).map_err(|error| error.to_string())?;
+                    gcs.decisions.push(disk.decision().to_string());
+                    (Some(disk), recovered)
+                }
+                None => (None, None),
+            };
             let options = gcs.options(chain.shard, 0);
             let mut actions = Vec::new();
-            let replica = match chain.position(options.me) {
-                Some(_) => Replica::founding(options, chain.clone(), 0, &mut actions),
+            let replica = match recovered {
+                Some(recovered) if recovered.owner >= options.me.incarnation => {
+                    return Err(format!(
+                        "COLLIMATE_GCS_DIR has records of run {} of this job here, and on rank 0 this is run {life}: give \
+                         rank 0 the folder that it had, or begin with an empty one on all ranks",
+                        recovered.owner / INCARNATIONS + 1
+                    ));
+                }
+                Some(recovered) => Replica::restored(options, recovered),
+                None if chain.position(options.me).is_some() => {
+                    Replica::founding(options, chain.clone(), 0, &mut actions)
+                }
                 None => Replica::spare(options),
             };
-            gcs.seats.push(Seat { replica, removed: 0, epoch: chain.epoch, touched: true });
-            gcs.perform(actions.drain(..));
+            gcs.seats.push(Seat { replica, disk, removed: 0, epoch: chain.epoch, touched: true });
+            gcs.perform(at, actions.drain(..));
         }
-        gcs
+        Ok(gcs)
+    }
+
+    /// What is readable when [`Gcs::poll_disks`] has something to do.
+    pub fn wait_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let replicas = self.seats.iter().filter_map(|seat| seat.disk.as_ref()).map(ReplicaDisk::wait_fd);
+        replicas.chain(self.quorum_disk.as_ref().map(QuorumDisk::wait_fd))
+    }
+
+    /// Tells the cores what their disks have done.
+    pub fn poll_disks(&mut self) {
+        if self.home.is_none() {
+            return;
+        }
+        for seat in &mut self.seats {
+            let Some(disk) = &mut seat.disk else { continue };
+            let polled = disk.poll(&mut |event| {
+                seat.replica.disk(event);
+                seat.touched = true;
+            });
+            self.pending |= seat.touched;
+            if let Err(error) = polled {
+                self.failed = Some(error.to_string());
+            }
+        }
+        if let Some(mut disk) = self.quorum_disk.take() {
+            if let Err(error) = disk.poll(&mut |action| self.release(action)) {
+                self.failed = Some(error.to_string());
+            }
+            self.quorum_disk = Some(disk);
+        }
     }
 
     /// Whether a turn is due.
@@ -268,12 +347,15 @@ impl Gcs {
                 let options = self.options(shard, removed);
                 let seat = &mut self.seats[at];
                 seat.replica = Replica::spare(options);
+                if let Some(disk) = &mut seat.disk {
+                    disk.change_replica();
+                }
                 seat.touched = true;
             } else if seat.replica.epoch() > seat.epoch {
                 seat.epoch = seat.replica.epoch();
                 self.decisions.extend(seat.replica.chain().map(describe));
             }
-            self.perform(actions.drain(..));
+            self.perform(at, actions.drain(..));
         }
     }
 
@@ -285,18 +367,7 @@ impl Gcs {
         let mut actions = Vec::new();
         member.tick(now);
         member.flush(now, &mut actions);
-        for action in actions {
-            match action {
-                MemberAction::Send(to, message) => self.send(to, Address::Quorum(self.me), message),
-                MemberAction::Consensus(to, message) => {
-                    begin_gcs(&mut self.outgoing.bytes);
-                    Packet::Consensus(message).encode(&mut self.outgoing.bytes);
-                    self.outgoing.ends.push((to, self.outgoing.bytes.len()));
-                }
-                // Nothing is kept beyond the process.
-                MemberAction::Save(_) => (),
-            }
-        }
+        self.perform_as_member(actions);
     }
 
     fn flush_client(&mut self, now: Nanos) {
@@ -322,19 +393,49 @@ impl Gcs {
         }
     }
 
-    /// What replicas want done.
-    fn perform(&mut self, actions: impl Iterator<Item = Action>) {
+    /// What a replica wants done.
+    fn perform(&mut self, at: usize, actions: impl Iterator<Item = Action>) {
         for action in actions {
-            match action {
-                Action::Send(to, message) => self.send(to, Address::Replica(self.me), message),
-                // Nothing is kept beyond the process.
-                Action::Append(_) | Action::Sync(_) | Action::Replace(_) => (),
+            let rest = match &mut self.seats[at].disk {
+                Some(disk) => disk.perform(action),
+                None => Some(action),
+            };
+            if let Some(Action::Send(to, message)) = rest {
+                self.send(to, Address::Replica(self.me), message);
             }
+        }
+    }
+
+    /// What the member wants done: with a disk, what follows something that is to
+    /// be saved waits for that.
+    fn perform_as_member(&mut self, actions: Vec<MemberAction>) {
+        let mut disk = self.quorum_disk.take();
+        for action in actions {
+            match &mut disk {
+                Some(disk) => disk.perform(action, &mut |action| self.release(action)),
+                None => self.release(action),
+            }
+        }
+        self.quorum_disk = disk;
+    }
+
+    fn release(&mut self, action: MemberAction) {
+        match action {
+            MemberAction::Send(to, message) => self.send(to, Address::Quorum(self.me), message),
+            MemberAction::Consensus(to, message) => {
+                begin_gcs(&mut self.outgoing.bytes);
+                Packet::Consensus(message).encode(&mut self.outgoing.bytes);
+                self.outgoing.ends.push((to, self.outgoing.bytes.len()));
+                self.pending = true;
+            }
+            // Without a disk nothing is kept beyond the process.
+            MemberAction::Save(_) => (),
         }
     }
 
     fn send(&mut self, to: Address, from: Address, message: Message) {
         let rank = rank_of(to);
+        self.pending = true;
         if rank == self.me {
             self.local.push_back((to, from, message));
         } else {
@@ -350,20 +451,17 @@ impl Gcs {
             Address::Replica(_) => {
                 let Some(seat) = self.seats.get_mut(usize::from(message.shard.0)) else { return };
                 let mut actions = Vec::new();
+                let at = usize::from(message.shard.0);
                 seat.replica.receive(now, from, message, &mut actions);
                 seat.touched = true;
-                self.perform(actions.drain(..));
+                self.perform(at, actions.drain(..));
             }
             Address::Quorum(_) => {
                 let Some(member) = &mut self.member else { return };
                 let mut actions = Vec::new();
                 member.receive(now, from, message, &mut actions);
                 self.member_touched = true;
-                for action in actions {
-                    if let MemberAction::Send(to, message) = action {
-                        self.send(to, Address::Quorum(self.me), message);
-                    }
-                }
+                self.perform_as_member(actions);
             }
             Address::Client(_) => {
                 self.client.receive(now, message);
@@ -399,7 +497,7 @@ impl Gcs {
             shard,
             quorum: self.quorum.clone(),
             timing: self.timing,
-            durable: false,
+            durable: self.home.is_some(),
             bugs: Bugs::default(),
         }
     }

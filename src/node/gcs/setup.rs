@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::disk::Layout;
 use crate::base::{Config, Rank};
 use crate::boot::Card;
 use crate::gcs::{ChainConfig, founding_chains, founding_quorum};
@@ -40,6 +41,12 @@ impl Agreement {
 }
 
 impl Setup {
+    /// What must be the same in all runs of a job on one folder.
+    pub fn layout(&self, ranks: u32) -> Layout {
+        let (replicas, shards) = (self.replicas as u32, self.chains.len() as u32);
+        Layout { ranks, replicas, shards, quorum: self.quorum.clone() }
+    }
+
     /// Reads all cards.
     ///
     /// # Errors
