@@ -417,7 +417,7 @@ impl Replica {
         }
         let is_head = position == Some(0);
         self.linked = is_head && self.proven;
-        self.link_target = None;
+        self.link_target = (is_head && self.proven).then_some(self.last);
         self.taking = None;
         self.downstream = None;
         self.upstream_durable = if is_head { Seq(u64::MAX) } else { Seq(0) };

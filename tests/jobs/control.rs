@@ -14,6 +14,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ("control limits", limits),
     ("control watch", watching),
     ("control deaths", deaths),
+    ("control keeps", keeps),
 ];
 
 pub fn tests() -> Vec<Test> {
@@ -29,16 +30,103 @@ pub fn tests() -> Vec<Test> {
         tests.push(test(format!("control_survives_replicas_{fabric}"), move || {
             // Of these chains the ranks that die are head, middle and tail.
             let job = lasting(5, "control deaths").env("COLLIMATE_FABRIC", fabric).env("COLLIMATE_GCS_SHARDS", "3");
-            let done = job.run().succeeded();
-            assert!(done.stdout.contains("nothing lost"), "{done:#?}");
+            let done = job.run();
+            assert!(done.status == Some(0) && done.stdout.contains("nothing lost"), "{done:#?}");
             assert_eq!(done.stderr.matches("goes on without it").count(), 2, "{done:#?}");
         }));
     }
+    for ranks in [1, 2, 3] {
+        tests.push(test(format!("control_comes_back_from_disk_{ranks}"), move || comes_back(ranks)));
+    }
+    tests.push(test("control_refuses_another_layout", || {
+        let folder = Folder::new("layout");
+        kept(1, &folder, "0").succeeded();
+        let done = kept(2, &folder, "0");
+        assert!(done.status == Some(1) && done.stderr.contains("is of a job with"), "{done:#?}");
+    }));
+    tests.push(test("control_refuses_a_damaged_log", || {
+        let folder = Folder::new("damage");
+        kept(1, &folder, "0").succeeded();
+        let log = folder.0.join("rank-0/shard-0.log");
+        let mut bytes = std::fs::read(&log).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&log, bytes).unwrap();
+        let done = kept(1, &folder, "0");
+        assert!(done.status == Some(1) && done.stderr.contains("shard-0.log"), "{done:#?}");
+        assert!(done.stderr.contains("COLLIMATE_GCS_TRUNCATE=1"), "{done:#?}");
+        let job = job(1, "control keeps").env("COLLIMATE_GCS_DIR", folder.0.to_str().unwrap());
+        job.env("COLLIMATE_GCS_TRUNCATE", "1").env("EXPECTED", "0").run().succeeded();
+    }));
     tests.push(test("control_limits", || drop(job(2, "control limits").run().succeeded())));
     tests.push(test("control_watch", || {
         job(3, "control watch").env("COLLIMATE_GCS_SHARDS", "3").run().succeeded();
     }));
     tests
+}
+
+/// A folder that goes with its owner.
+struct Folder(std::path::PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let folder = std::env::temp_dir().join(format!("clm-control-{name}-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        Folder(folder)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn kept(ranks: u32, folder: &Folder, expected: &str) -> crate::harness::Finished {
+    let job = job(ranks, "control keeps").env("COLLIMATE_GCS_DIR", folder.0.to_str().unwrap());
+    job.env("EXPECTED", expected).run()
+}
+
+/// Runs a job on one folder again and again, at times with a sudden end: what
+/// was answered in one run is there in the next.
+fn comes_back(ranks: u32) {
+    let folder = Folder::new(&format!("kept-{ranks}"));
+    let mut expected = 0;
+    for end in ["", "kill", "kill", ""] {
+        let job = job(ranks, "control keeps").env("COLLIMATE_GCS_DIR", folder.0.to_str().unwrap());
+        let done = job.env("EXPECTED", expected.to_string()).env("END", end).run();
+        assert_eq!(done.status == Some(0), end.is_empty(), "{done:#?}");
+        let last = done.stdout.lines().filter_map(|line| line.strip_prefix("written ")).next_back();
+        let written: u64 = last.unwrap_or_else(|| panic!("{done:#?}")).parse().unwrap();
+        assert!(written > expected, "{done:#?}");
+        expected = written;
+    }
+}
+
+/// Finds what the runs before have written, writes more, and ends as told.
+#[collimate::main]
+fn keeps() -> Result<(), Box<dyn std::error::Error>> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let expected = number("EXPECTED");
+    let store = ControlStore::of_job()?;
+    for n in 0..expected {
+        let record = store.get(Table::Lineage, &key(n)).wait()?;
+        assert_eq!(record.map(|record| record.value.to_vec()), Some(n.to_le_bytes().to_vec()), "record {n}");
+    }
+    for n in expected..expected + 200 {
+        store.put(Table::Lineage, &key(n), &n.to_le_bytes()).wait()?;
+        println!("written {}", n + 1);
+        if n == expected + 150 && std::env::var("END").is_ok_and(|end| end == "kill") {
+            // More than are answered are under way.
+            let _under_way: Vec<_> = (0..100).map(|m| store.put(Table::Lineage, &key(n + 1 + m), b"later")).collect();
+            let ranks = (0..collimate::size()).rev();
+            let pids: Vec<_> = ranks.map(|rank| process::spawn_with(Options::new().rank(rank)).get()).collect();
+            for pid in pids {
+                kill_process(Pid::from_raw(pid? as i32).expect("a process"), Signal::KILL)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn key(number: u64) -> Vec<u8> {

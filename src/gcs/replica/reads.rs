@@ -92,7 +92,14 @@ impl Replica {
     /// Whether it may answer reads now.
     pub fn may_read(&self, now: Nanos) -> bool {
         let leased = self.lease.holds(now, self.options.timing.lease) || self.options.bugs.has(Bug::DropLease);
-        self.serves() && leased
+        self.serves() && leased && self.has_committed()
+    }
+
+    /// Whether a tail has committed everything that an earlier one may have:
+    /// it has that since its link stands, but commits it only once it is granted
+    /// a lease, and with disks once those before it say that it is on theirs.
+    fn has_committed(&self) -> bool {
+        !self.is_tail() || self.link_target.is_none_or(|target| self.state.applied() >= target)
     }
 
     pub(super) fn on_queries(
