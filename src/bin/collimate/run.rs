@@ -14,7 +14,9 @@ use super::Failure;
 
 /// The options of `collimate run`.
 #[derive(Args)]
-#[command(after_help = "The exit status is that of rank 0, which runs the driver; 1 when another rank died before it and the job was not to keep going.")]
+#[command(
+    after_help = "The exit status is that of rank 0, which runs the driver; 1 when another rank died before it and the job was not to keep going."
+)]
 pub struct Run {
     /// How many ranks to start
     #[arg(short = 'n', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(RANKS_MAX)))]

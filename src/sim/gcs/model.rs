@@ -350,7 +350,10 @@ fn measure() {
     if let Some((_, path)) = found {
         for (world, step) in path.into_vec() {
             let chain = &cores.history(world.history).chains.last().unwrap();
-            println!("  decided {:?} known {} epoch {:?} expired {:?}", world.decided, world.known, chain, world.expired);
+            println!(
+                "  decided {:?} known {} epoch {:?} expired {:?}",
+                world.decided, world.known, chain, world.expired
+            );
             for slot in 0..SLOTS {
                 println!("    {slot}: {:?}", world.view(&cores, slot));
             }

@@ -73,14 +73,26 @@ pub struct World {
 
 #[derive(Debug)]
 enum Event {
-    Deliver { from: Address, to: Address, message: Message },
-    Consensus { from: Rank, to: Rank, message: Box<ConsensusMessage> },
+    Deliver {
+        from: Address,
+        to: Address,
+        message: Message,
+    },
+    Consensus {
+        from: Rank,
+        to: Rank,
+        message: Box<ConsensusMessage>,
+    },
     Wake(usize),
     Flush(usize),
     /// Whoever is at the first rank sees that its connection with the second
     /// has ended.
     Ended(Rank, Rank),
-    DiskDone { server: usize, shard: usize, life: u32 },
+    DiskDone {
+        server: usize,
+        shard: usize,
+        life: u32,
+    },
     Think(usize),
     Fault,
 }

@@ -180,7 +180,8 @@ impl Cores {
             turns: HashMap::new(),
             grants: HashMap::new(),
         };
-        let chain = ChainConfig { shard: ShardId(0), epoch: Epoch(1), members: (0..3).map(id).collect(), joining: None };
+        let chain =
+            ChainConfig { shard: ShardId(0), epoch: Epoch(1), members: (0..3).map(id).collect(), joining: None };
         let history = History {
             chains: vec![chain.clone()],
             directory: Directory::founded(vec![chain.clone()]),
@@ -191,14 +192,8 @@ impl Cores {
         let lessor = cores.lessors.number(Lessor { granter: Granter::new(NOW, TIMING.hold, true) });
         let mut mail = Vec::new();
         let slots = std::array::from_fn(|slot| {
-            let options = Options {
-                me: id(slot),
-                shard: ShardId(0),
-                quorum: vec![QUORUM],
-                timing: TIMING,
-                durable: false,
-                bugs,
-            };
+            let options =
+                Options { me: id(slot), shard: ShardId(0), quorum: vec![QUORUM], timing: TIMING, durable: false, bugs };
             if slot == 3 {
                 return cores.core(Replica::spare(options));
             }

@@ -38,14 +38,12 @@ impl Redis {
             command
         };
         let mut main = Server::start("redis", folder.path(), &mut command(port))?;
-        main.await_ready(|| ask(port, "PING", "+PONG"))?;
+        main.await_ready(|| ask(port, &[("PING", "+PONG")]))?;
         let mut replica_command = command(replica_port);
         replica_command.args(["--replicaof", "127.0.0.1", &port.to_string()]);
         let mut replica = Server::start("redis-replica", folder.path(), &mut replica_command)?;
-        replica.await_ready(|| {
-            ask(port, "SET ready 1", "+OK")?;
-            ask(port, "WAIT 1 100", ":1")
-        })?;
+        // On one connection: WAIT is about the writes of its own.
+        replica.await_ready(|| ask(port, &[("SET ready 1", "+OK"), ("WAIT 1 100", ":1")]))?;
         Ok(Redis { port, _servers: [main, replica], _folder: folder })
     }
 
@@ -58,15 +56,20 @@ impl Redis {
     }
 }
 
-/// One command by itself.
-fn ask(port: u16, command: &str, expected: &str) -> Result<(), Failed> {
+/// Some commands, one after the other, and the answers that they should have.
+fn ask(port: u16, commands: &[(&str, &str)]) -> Result<(), Failed> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("{command}\r\n").as_bytes())?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
-    let answer = line.trim_end();
-    if answer == expected { Ok(()) } else { Err(format!("{command}: {answer}").into()) }
+    let mut answers = BufReader::new(stream.try_clone()?);
+    for (command, expected) in commands {
+        stream.write_all(format!("{command}\r\n").as_bytes())?;
+        let mut line = String::new();
+        answers.read_line(&mut line)?;
+        if line.trim_end() != *expected {
+            return Err(format!("{command}: {}", line.trim_end()).into());
+        }
+    }
+    Ok(())
 }
 
 /// `batch` times SET and then WAIT, again and again.

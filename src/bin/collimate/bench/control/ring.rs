@@ -22,22 +22,26 @@ const BYTES: usize = 128;
 /// Polls between two looks at the clock.
 const POLLS_PER_LOOK: u32 = 16;
 
-/// How long whoever waits looks for the message before it sleeps.
+/// How long the ranks look for the message before they sleep.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Waiting(Duration);
+pub struct Waiting {
+    /// The first, as one whose worker waits for the end of a write.
+    first: Duration,
+    /// The others, as ranks without a worker awake.
+    others: Duration,
+}
 
 /// As the ranks of a job that has more threads than the host has cores.
-pub const LIKE_RANKS: Waiting = Waiting(Duration::from_micros(5));
+pub const LIKE_RANKS: Waiting = Waiting { first: Duration::from_micros(5), others: Duration::ZERO };
+const AT_ONCE: Waiting = Waiting { first: Duration::ZERO, others: Duration::ZERO };
+const FIRST_POLLS: Waiting = Waiting { first: Duration::from_millis(1), others: Duration::ZERO };
 
 /// The ways to wait that are measured.
-pub const WAYS: [Waiting; 2] = [LIKE_RANKS, Waiting(Duration::ZERO)];
+pub const WAYS: [Waiting; 3] = [LIKE_RANKS, AT_ONCE, FIRST_POLLS];
 
 impl fmt::Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.as_micros() {
-            0 => f.write_str("sleeping at once"),
-            micros => write!(f, "sleeping after {micros} us"),
-        }
+        write!(f, "who waits sleeps after {} us, the others after {}", self.first.as_micros(), self.others.as_micros())
     }
 }
 
@@ -45,11 +49,11 @@ impl fmt::Display for Waiting {
 pub fn rounds(count: u64, waiting: Waiting) -> Result<Round, Failed> {
     let folder = Folder::new("ring")?;
     let path = folder.path().to_string_lossy().into_owned();
-    let micros = waiting.0.as_micros() as u64;
+    let micros = waiting.others.as_micros() as u64;
     let options = |rank| collimate::Options::new().rank(rank);
     let others: Vec<_> =
         (1..RANKS).map(|rank| pass_on::spawn_with(options(rank), rank, path.clone(), micros)).collect();
-    let mut place = Place::take(Rank(0), folder.path(), waiting)?;
+    let mut place = Place::take(Rank(0), folder.path(), waiting.first)?;
     let round = sample(count, 1, || {
         place.fabric.send(Rank(1), &[&[7; BYTES]])?;
         match place.next()? {
@@ -68,8 +72,7 @@ pub fn rounds(count: u64, waiting: Waiting) -> Result<Round, Failed> {
 #[collimate::task]
 fn pass_on(rank: u32, folder: String, micros: u64) -> Result<u64, String> {
     let pass_on = || -> Result<u64, Failed> {
-        let waiting = Waiting(Duration::from_micros(micros));
-        let mut place = Place::take(Rank(rank), Path::new(&folder), waiting)?;
+        let mut place = Place::take(Rank(rank), Path::new(&folder), Duration::from_micros(micros))?;
         let mut passed = 0;
         while let Found::Message(message) = place.next()? {
             place.fabric.send(Rank((rank + 1) % RANKS), &[&message])?;
@@ -83,7 +86,8 @@ fn pass_on(rank: u32, folder: String, micros: u64) -> Result<u64, String> {
 /// A rank's place in the ring.
 struct Place {
     fabric: ShmFabric,
-    waiting: Waiting,
+    /// How long it looks for a message before it sleeps.
+    patience: Duration,
 }
 
 enum Found {
@@ -93,7 +97,7 @@ enum Found {
 }
 
 impl Place {
-    fn take(rank: Rank, folder: &Path, waiting: Waiting) -> Result<Place, Failed> {
+    fn take(rank: Rank, folder: &Path, patience: Duration) -> Result<Place, Failed> {
         let mut fabric = ShmFabric::new(rank, Default::default())?;
         // All in the order of the pairs, since both sides of one wait for each
         // other. The lower rank of a pair listens.
@@ -102,7 +106,7 @@ impl Place {
             let stream = if rank < other { accept(&socket)? } else { dial(&socket)? };
             fabric.connect(other, Link::Unix(stream))?;
         }
-        Ok(Place { fabric, waiting })
+        Ok(Place { fabric, patience })
     }
 
     /// Waits for the next message.
@@ -118,9 +122,9 @@ impl Place {
             if waited > PATIENCE {
                 return Err(format!("no message for {} s", PATIENCE.as_secs()).into());
             }
-            if waited >= self.waiting.0 && self.fabric.arm() {
-                let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-                poll(&mut [PollFd::from_borrowed_fd(self.fabric.wait_fd(), PollFlags::IN)], Some(&patience))?;
+            if waited >= self.patience && self.fabric.arm() {
+                let deadline = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+                poll(&mut [PollFd::from_borrowed_fd(self.fabric.wait_fd(), PollFlags::IN)], Some(&deadline))?;
             }
         }
     }
