@@ -81,6 +81,9 @@ pub struct Replica {
     log_bytes: usize,
 
     lease: Lease,
+    /// Whether it has had a lease of this epoch, and as the tail has committed
+    /// since what an earlier one may have.
+    open: bool,
     parked: VecDeque<Parked>,
     waiting: VecDeque<Waiting>,
     /// Who has asked the tail how far it is before it could tell.
@@ -135,6 +138,7 @@ impl Replica {
             disk_full: false,
             full_below: None,
             log_bytes: 0,
+            open: false,
             parked: VecDeque::new(),
             waiting: VecDeque::new(),
             askers: BTreeMap::new(),
@@ -368,7 +372,9 @@ impl Replica {
             return;
         }
         self.write_log(out);
-        self.commit_as_tail();
+        if self.is_open(now) {
+            self.commit_as_tail();
+        }
         self.forward(out);
         self.tell_commit(out);
         self.send_link(out);
@@ -388,6 +394,14 @@ impl Replica {
         } else if self.next_resend == Nanos::MAX {
             self.next_resend = now + self.options.timing.resend;
         }
+    }
+
+    /// Whether a majority of the quorum has granted a lease of this epoch: then
+    /// nobody reads in an earlier one any more, who would not see what is
+    /// committed now.
+    fn is_open(&mut self, now: Nanos) -> bool {
+        self.open |= self.serves() && self.is_leased(now);
+        self.open
     }
 
     /// Whether something is out that may be lost.
@@ -423,6 +437,7 @@ impl Replica {
         self.upstream_durable = if is_head { Seq(u64::MAX) } else { Seq(0) };
         self.full_below = None;
         self.lease = Lease::new(self.options.quorum.len());
+        self.open = false;
         let Turn { outcomes, put_off, .. } = std::mem::take(&mut self.turn);
         self.turn = Turn { outcomes, put_off, beat_due: true, ..Turn::default() };
         self.chain = Some(chain);

@@ -200,11 +200,9 @@ impl Replica {
         }
     }
 
-    /// The tail commits what has passed every member, once nobody reads in an
-    /// earlier epoch any more: a removed replica that does not know it would
-    /// miss what is committed.
+    /// The tail commits what has passed every member.
     pub(super) fn commit_as_tail(&mut self) {
-        if self.is_tail() && self.serves() && self.lease.was_granted() {
+        if self.is_tail() && self.serves() {
             let through = self.last.min(self.durable());
             if through > self.state.applied() {
                 self.turn.commit_to_tell = true;

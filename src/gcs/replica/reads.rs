@@ -19,18 +19,15 @@ pub(super) struct Lease {
     granted: Vec<Option<Nanos>>,
     /// Grants that answer beats up to these count no more.
     revoked: Vec<Option<Nanos>>,
-    /// Who has granted it at all.
-    ever: Vec<bool>,
 }
 
 impl Lease {
     pub(super) fn new(members: usize) -> Lease {
-        Lease { granted: vec![None; members], revoked: vec![None; members], ever: vec![false; members] }
+        Lease { granted: vec![None; members], revoked: vec![None; members] }
     }
 
     pub(super) fn grant(&mut self, member: Option<usize>, echo: Nanos) {
         let Some(member) = member else { return };
-        self.ever[member] = true;
         if self.revoked[member] < Some(echo) {
             self.granted[member] = self.granted[member].max(Some(echo));
         }
@@ -43,11 +40,6 @@ impl Lease {
         self.revoked[member] = Some(now);
     }
 
-    /// Whether a majority has granted it at any time in this epoch: no lease of
-    /// an earlier one can be used from then on, whatever happens to this one.
-    pub(super) fn was_granted(&self) -> bool {
-        self.ever.iter().filter(|ever| **ever).count() > self.ever.len() / 2
-    }
 
     fn holds(&self, now: Nanos, period: Nanos) -> bool {
         let alive = self.granted.iter().filter(|granted| granted.is_some_and(|at| now < at + period)).count();
@@ -91,15 +83,18 @@ pub(super) struct Watcher {
 impl Replica {
     /// Whether it may answer reads now.
     pub fn may_read(&self, now: Nanos) -> bool {
-        let leased = self.lease.holds(now, self.options.timing.lease) || self.options.bugs.has(Bug::DropLease);
-        self.serves() && leased && self.has_committed()
+        self.serves() && self.is_leased(now) && (!self.is_tail() || self.open && self.has_committed())
     }
 
-    /// Whether a tail has committed everything that an earlier one may have:
-    /// it has that since its link stands, but commits it only once it is granted
-    /// a lease, and with disks once those before it say that it is on theirs.
+    /// Whether a tail has committed everything that an earlier one may have: it
+    /// has that since its link stands, but with disks commits it only once those
+    /// before it say that it is on theirs.
     fn has_committed(&self) -> bool {
-        !self.is_tail() || self.link_target.is_none_or(|target| self.state.applied() >= target)
+        self.link_target.is_none_or(|target| self.state.applied() >= target)
+    }
+
+    pub(super) fn is_leased(&self, now: Nanos) -> bool {
+        self.lease.holds(now, self.options.timing.lease) || self.options.bugs.has(Bug::DropLease)
     }
 
     pub(super) fn on_queries(
