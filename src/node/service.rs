@@ -153,7 +153,9 @@ impl Service {
             let until_timer = until_timer.min(Duration::from_nanos(control_due.saturating_sub(now)));
 
             let turns = node.turns_taken.load(Ordering::Relaxed);
-            let polled = std::mem::replace(&mut turns_seen, turns) != turns || node.idle.searching() > 0;
+            let moved = std::mem::replace(&mut turns_seen, turns) != turns;
+            // Who has polled and gone to sleep since has left the network to us.
+            let polled = !node.all_asleep() && (moved || node.idle.searching() > 0);
             quiet = if polled { 0 } else { quiet + 1 };
             if !polled {
                 node.turn();
