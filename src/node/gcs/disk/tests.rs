@@ -13,7 +13,7 @@ use super::*;
 use crate::base::Rank;
 use crate::base::rng::Rng;
 use crate::gcs::{
-    Address, Body, Bugs, ChainConfig, ClientId, Command, Epoch, Key, Message, Op, Options, Outcome, Refusal, Replica,
+    Address, Beat, Body, Bugs, ChainConfig, ClientId, Command, Epoch, Key, Message, Op, Options, Outcome, Refusal, Replica,
     ReplicaId, Table, Timing,
 };
 use crate::sys::{JournalBackend, SmallDisk};
@@ -70,6 +70,11 @@ fn put(number: u64, settled: u64) -> Command {
     Command { client: CLIENT, number, settled, op }
 }
 
+/// What a member of the quorum answers to a beat.
+fn granted(epoch: Epoch, beat: &Beat) -> Message {
+    Message { shard: SHARD, epoch, body: Body::Grant { to: beat.from, echo: beat.sent } }
+}
+
 /// Sleeps until one of them has something to tell.
 fn sleep_on(fds: &[BorrowedFd<'_>]) {
     let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
@@ -119,9 +124,17 @@ impl Solo {
 
     fn turn(&mut self, mut actions: Vec<Action>) {
         self.replica.flush(0, &mut actions);
-        for action in actions.into_iter().filter_map(|action| self.disk.perform(action)) {
-            let Action::Send(_, message) = action else { panic!("{action:?}") };
+        let mut said = VecDeque::from(actions);
+        while let Some(action) = said.pop_front() {
+            let Some(action) = self.disk.perform(action) else { continue };
+            let Action::Send(to, message) = action else { panic!("{action:?}") };
             match message.body {
+                Body::Beat(beat) => {
+                    let mut actions = Vec::new();
+                    self.replica.receive(0, to, granted(message.epoch, &beat), &mut actions);
+                    self.replica.flush(0, &mut actions);
+                    said.extend(actions);
+                }
                 Body::Outcomes(outcomes) => self.done.extend(outcomes.into_iter().map(|(_, number, o)| (number, o))),
                 Body::NotNow(_, _, why) => self.refused.push(why),
                 _ => {}
