@@ -250,7 +250,29 @@ fn a_log_that_is_damaged_within_is_refused_with_the_place() {
         bytes[at] ^= 0x55;
         fs::write(folder.log(0), &bytes).unwrap();
         let error = ReplicaDisk::open(&folder.home(0), SHARD).err().unwrap().to_string();
-        assert!(error.contains("at byte 0:") && error.contains("0 records before"), "{error}");
+        let needed = ["at byte 0:", "0 records before", "or begin with an empty"];
+        assert!(needed.iter().all(|needed| error.contains(needed)), "{error}");
+        let truncate = DiskOptions { truncate_damaged: true, ..DiskOptions::default() };
+        let home = Home::open(&folder.0, Rank(0), truncate).unwrap();
+        assert!(ReplicaDisk::open(&home, SHARD).is_err(), "there is nothing to go on with");
+    }
+}
+
+#[test]
+fn a_log_that_was_never_written_is_empty_and_one_that_was_lost_is_missed() {
+    let folder = Folder::new();
+    let home = folder.home(0);
+    assert!(!home.found_layout());
+    for _ in 0..2 {
+        assert!(ReplicaDisk::open(&home, SHARD).unwrap().1.is_none());
+        assert!(QuorumDisk::open(&home).unwrap().1.is_none());
+    }
+    fs::remove_file(folder.log(0)).unwrap();
+    fs::remove_file(folder.0.join("rank-0/quorum")).unwrap();
+    let errors = [ReplicaDisk::open(&home, SHARD).err().unwrap(), QuorumDisk::open(&home).err().unwrap()];
+    for (error, file) in errors.iter().zip(["shard-0.log", "quorum"]) {
+        let error = error.to_string();
+        assert!(error.contains(&format!("rank-0/{file} is gone")) && error.contains("put it back"), "{error}");
     }
 }
 
