@@ -30,7 +30,7 @@ const BATCH: usize = 64;
 
 /// Polls between two looks for ended peers: often enough for a spinning rank,
 /// rare enough to cost a spin nothing.
-const LOOK_EVERY: u32 = 4096;
+const LOOK_EVERY: u32 = 256;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"clm-shm1");
 

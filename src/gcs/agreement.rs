@@ -3,7 +3,7 @@
 //!
 //! The library counts ticks. They are slow while there is a leader and fast from
 //! the moment when it is lost for certain, or when there has been none yet: then
-//! each tick waits twice as long as the one before, since one that is over before
+//! each tick waits a quarter longer than the one before, since one that is over before
 //! the others can have answered finds nobody.
 
 use omnipaxos::errors::ConfigError;
@@ -115,7 +115,7 @@ impl Agreement {
     pub(super) fn tick(&mut self, now: Nanos) {
         self.find_pace(now);
         if now >= self.next_tick {
-            self.pace = (2 * self.pace).min(self.slow);
+            self.pace = (self.pace + self.pace / 4).min(self.slow);
             self.next_tick = now + self.pace;
             self.library.iter_mut().for_each(OmniPaxos::tick);
         }
