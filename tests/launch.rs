@@ -9,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use collimate::base::Config;
-use collimate::boot::{Mesh, Stream, Via, start};
+use collimate::boot::{Card, Mesh, Stream, Via, start};
 
 /// Set in processes that are to be ranks: what to do once they have met.
 const ROLE: &str = "COLLIMATE_TEST_ROLE";
@@ -26,7 +26,8 @@ fn rank_program() {
     }
     let config = Config::from_env().unwrap();
     let tcp = role == "meet-by-tcp";
-    let mesh = match start(&config, &|me, peer| if me.host == peer.host && !tcp { Via::Unix } else { Via::Tcp }) {
+    let via = |me: &Card, peer: &Card| if me.host == peer.host && !tcp { Via::Unix } else { Via::Tcp };
+    let mesh = match start(&config, &via, &|_, _| Ok(Vec::new())) {
         Ok(mesh) => mesh,
         Err(error) => {
             println!("\nerror: {error}");

@@ -3,6 +3,7 @@
 mod array;
 mod codec;
 mod control;
+mod control_store;
 mod entry;
 mod param;
 pub mod raw;
@@ -12,6 +13,9 @@ mod spawn;
 pub use array::{Array, Pod};
 pub use collimate_macros::{main, task};
 pub use control::{put, put_value, rank, size, wait, workers};
+pub use control_store::{
+    ControlChange, ControlChanges, ControlError, ControlRecord, ControlStore, Pending, Refusal, Table, Watch,
+};
 pub use entry::{Outcome, Runtime};
 pub use reference::{Error, Ref};
 pub use spawn::Options;

@@ -1,6 +1,7 @@
 //! The configuration of a rank, read once from `COLLIMATE_*`.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +74,18 @@ pub struct Config {
     /// `COLLIMATE_RESOURCES`: what tasks may ask for on this rank besides a
     /// worker, by name and amount, as `gpu=2,licence=1`.
     pub resources: String,
+    /// `COLLIMATE_GCS_REPLICAS`: on how many ranks the control store keeps each
+    /// record, on different hosts where there are enough; the same on all ranks.
+    pub gcs_replicas: u8,
+    /// `COLLIMATE_GCS_SHARDS`: into how many chains its records are divided; the
+    /// same on all ranks.
+    pub gcs_shards: u16,
+    /// `COLLIMATE_GCS_DIR`: where its replicas keep what they have on disk, so
+    /// that a job that is started again finds it; `None` keeps nothing.
+    pub gcs_dir: Option<PathBuf>,
+    /// `COLLIMATE_GCS_TRUNCATE`: what was kept is used up to where it is damaged,
+    /// instead of refused.
+    pub gcs_truncate: bool,
     /// `COLLIMATE_LOG`: one line per decision on standard error.
     pub log: bool,
 }
@@ -91,6 +104,10 @@ impl Default for Config {
             interface: None,
             port: 0,
             resources: String::new(),
+            gcs_replicas: limits::GCS_REPLICAS_DEFAULT,
+            gcs_shards: 1,
+            gcs_dir: None,
+            gcs_truncate: false,
             log: false,
         }
     }
@@ -209,14 +226,35 @@ impl Config {
                 false => return Err(bad(v, "names and whole amounts, as gpu=2,licence=1".into())),
             };
         }
-        if let Some(v) = var("COLLIMATE_LOG") {
-            config.log = match v.1.as_str() {
-                "0" | "off" => false,
-                "1" | "on" => true,
-                _ => return Err(bad(v, "0 or 1".into())),
+        if let Some(v) = var("COLLIMATE_GCS_REPLICAS") {
+            config.gcs_replicas = match v.1.parse() {
+                Ok(n) if (1..=limits::GCS_REPLICAS_MAX).contains(&n) => n,
+                _ => return Err(bad(v, format!("a number from 1 to {}", limits::GCS_REPLICAS_MAX))),
             };
         }
+        if let Some(v) = var("COLLIMATE_GCS_SHARDS") {
+            config.gcs_shards = match v.1.parse() {
+                Ok(n) if (1..=limits::GCS_SHARDS_MAX).contains(&n) => n,
+                _ => return Err(bad(v, format!("a number from 1 to {}", limits::GCS_SHARDS_MAX))),
+            };
+        }
+        config.gcs_dir = var("COLLIMATE_GCS_DIR").map(|v| v.1.into());
+        if let Some(v) = var("COLLIMATE_GCS_TRUNCATE") {
+            config.gcs_truncate = switch(&v.1).ok_or_else(|| bad(v, "0 or 1".into()))?;
+        }
+        if let Some(v) = var("COLLIMATE_LOG") {
+            config.log = switch(&v.1).ok_or_else(|| bad(v, "0 or 1".into()))?;
+        }
         Ok(config)
+    }
+}
+
+/// What is on or off.
+fn switch(text: &str) -> Option<bool> {
+    match text {
+        "0" | "off" => Some(false),
+        "1" | "on" => Some(true),
+        _ => None,
     }
 }
 
@@ -270,6 +308,11 @@ mod tests {
             ("COLLIMATE_INTERFACE", "here"),
             ("COLLIMATE_PORT", "70000"),
             ("COLLIMATE_RESOURCES", "gpu"),
+            ("COLLIMATE_GCS_REPLICAS", "0"),
+            ("COLLIMATE_GCS_REPLICAS", "three"),
+            ("COLLIMATE_GCS_SHARDS", "0"),
+            ("COLLIMATE_GCS_SHARDS", "65536"),
+            ("COLLIMATE_GCS_TRUNCATE", "maybe"),
             ("COLLIMATE_LOG", "maybe"),
         ] {
             let error = parse(name, value).unwrap_err().to_string();

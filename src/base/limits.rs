@@ -305,9 +305,28 @@ pub const TRAIL_HOPS_MAX: usize = 64;
 /// Task functions of one program.
 pub const TASKS_MAX: usize = 4096;
 
+/// Replicas of a shard of the control store unless `COLLIMATE_GCS_REPLICAS` says
+/// otherwise: one can be lost, and then another while its place is being filled.
+pub const GCS_REPLICAS_DEFAULT: u8 = 3;
+
+/// Most replicas of a shard.
+pub const GCS_REPLICAS_MAX: u8 = 7;
+
+/// Most shards: every rank may be asked to join any of them, and says so to the
+/// quorum for each.
+pub const GCS_SHARDS_MAX: u16 = 64;
+
 /// How long a replica of the control store may be silent before its chain goes
-/// on without it: well above what a busy host keeps a thread waiting.
+/// on without it, where nothing else tells of its end: well above what a busy
+/// host keeps a thread waiting.
 pub const GCS_DETECTION: Duration = Duration::from_millis(5);
+
+/// The same in a rank, which learns of the end of a process from its connection:
+/// this is for hosts that fall silent, and an idle rank must not wake often.
+pub const GCS_RANK_DETECTION: Duration = Duration::from_secs(1);
+
+/// How long an operation of the control store may take.
+pub const GCS_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Longest key of the control store.
 pub const GCS_KEY_BYTES_MAX: usize = 256;
@@ -348,6 +367,12 @@ pub const GCS_LOG_REWRITE_BYTES: usize = 64 << 20;
 
 /// Queries of a replica that wait for the tail.
 pub const GCS_PARKED_MAX: usize = 16 * 1024;
+
+/// Who a member of the quorum tells of the next chain of a shard.
+pub const GCS_ASKERS_MAX: usize = 64 * 1024;
+
+/// Messages that a replica keeps which speak of an epoch that it is not in yet.
+pub const GCS_EARLY_MAX: usize = 256;
 
 /// Watches at one replica.
 pub const GCS_WATCHES_MAX: usize = 16 * 1024;

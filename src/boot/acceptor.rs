@@ -435,7 +435,7 @@ mod tests {
         let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
         let unix = UnixListener::bind_addr(&address).unwrap();
         rustix::net::listen(&tcp, crate::base::limits::BACKLOG).unwrap();
-        let card = Card { rank: Rank(1), host: HostId(0), tcp: tcp.local_addr().unwrap(), unix: name, pid: 0, lanes: 2 };
+        let card = Card { rank: Rank(1), host: HostId(0), tcp: tcp.local_addr().unwrap(), unix: name, pid: 0, lanes: 2, note: Vec::new() };
         let counters = Arc::new(Counters::new());
         let listeners = Listeners { tcp: Some(tcp), unix: Some(unix) };
         let acceptor = Acceptor::start(identity(1, 1), listeners, Launcher::none(), counters.clone()).unwrap();

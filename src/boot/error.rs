@@ -56,6 +56,14 @@ pub enum BootError {
     /// Another rank has published something that is no card.
     #[error("{0} runs another version of Collimate: start all ranks from the same build")]
     Card(Rank),
+    /// What this rank has to tell the others of itself cannot be said.
+    #[error("{me}: {why}")]
+    Note {
+        /// This rank.
+        me: Rank,
+        /// Why.
+        why: String,
+    },
     /// No connection to a rank could be made.
     #[error("{me} cannot reach {peer} at {address}: {cause}")]
     Unreachable {

@@ -31,6 +31,8 @@ pub struct Job {
     pub vars: BTreeMap<String, String>,
     /// Where; empty means this host, with room for all.
     pub hosts: Vec<Host>,
+    /// The death of a rank other than rank 0 does not end the job.
+    pub keep_going: bool,
 }
 
 /// Why a job could not be launched.
@@ -99,7 +101,7 @@ pub fn launch(job: &Job, say: &mut dyn FnMut(&str)) -> Result<i32, LaunchError> 
         }
     }
     let cards = vec![None; job.size as usize];
-    let mut running = Running { local, remotes, cards, verdict: Verdict::new(job.size) };
+    let mut running = Running { local, remotes, cards, verdict: Verdict::new(job.size, job.keep_going) };
     loop {
         // Signals first: a rank that ends after this was read ends the sleep.
         while let Some(signal) = signals.take() {

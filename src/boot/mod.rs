@@ -74,6 +74,8 @@ pub struct Card {
     /// How many connections, besides the first, it can have with each peer that
     /// it reaches by TCP; a pair has as many as both can.
     pub lanes: u8,
+    /// What the layers above have to say; not known here.
+    pub note: Vec<u8>,
 }
 
 /// A rank connected to all others.
@@ -107,6 +109,9 @@ pub struct Mesh {
     pub counters: Arc<Counters>,
 }
 
+/// Most bytes of [`Card::note`]: some launchers carry no more than a line.
+pub const NOTE_BYTES_MAX: usize = 64;
+
 /// The variable by which `collimate run` names the socket to it.
 const LAUNCH_FD: &str = "COLLIMATE_LAUNCH_FD";
 
@@ -114,22 +119,37 @@ const LAUNCH_FD: &str = "COLLIMATE_LAUNCH_FD";
 type Secret = (JobId, Key);
 
 /// Joins this process to its job. `choose` says how the pair of this rank (the
-/// first card) and a lower rank connects. A process that nothing launched is a
-/// job of one rank.
-pub fn start(config: &Config, choose: &dyn Fn(&Card, &Card) -> Via) -> Result<Mesh, BootError> {
-    let Some(bootstrap) = bootstrap::find()? else { return single(Launcher::none(), None) };
+/// first card) and a lower rank connects, `note` what this rank tells all others
+/// on its card, at most [`NOTE_BYTES_MAX`] bytes; its error is [`BootError::Note`].
+/// A process that nothing launched is a job of one rank.
+pub fn start(
+    config: &Config,
+    choose: &dyn Fn(&Card, &Card) -> Via,
+    note: &dyn Fn(Rank, u32) -> Result<Vec<u8>, String>,
+) -> Result<Mesh, BootError> {
+    let Some(bootstrap) = bootstrap::find()? else { return single(Launcher::none(), None, noted(note, Rank(0), 1)?) };
     match bootstrap.size() {
         0 | 1 => {
             let job = bootstrap.secret().map(|(job, _)| job);
-            single(bootstrap.finish()?, job)
+            let note = noted(note, Rank(0), 1)?;
+            single(bootstrap.finish()?, job, note)
         }
         size if size > RANKS_MAX => Err(BootError::TooManyRanks { size, max: RANKS_MAX }),
-        _ => join(bootstrap, config, choose),
+        size => {
+            let note = noted(note, bootstrap.rank(), size)?;
+            join(bootstrap, config, choose, note)
+        }
     }
 }
 
+fn noted(note: &dyn Fn(Rank, u32) -> Result<Vec<u8>, String>, me: Rank, size: u32) -> Result<Vec<u8>, BootError> {
+    let note = note(me, size).map_err(|why| BootError::Note { me, why })?;
+    assert!(note.len() <= NOTE_BYTES_MAX, "launchers carry short cards only");
+    Ok(note)
+}
+
 /// A job of one rank: nobody to listen for.
-fn single(launcher: Launcher, job: Option<JobId>) -> Result<Mesh, BootError> {
+fn single(launcher: Launcher, job: Option<JobId>, note: Vec<u8>) -> Result<Mesh, BootError> {
     let counters = Arc::new(Counters::new());
     let job = match job {
         Some(job) => job,
@@ -150,6 +170,7 @@ fn single(launcher: Launcher, job: Option<JobId>) -> Result<Mesh, BootError> {
         unix: String::new(),
         pid: std::process::id(),
         lanes: 0,
+        note,
     };
     Ok(Mesh {
         rank: me,
@@ -171,6 +192,7 @@ fn join(
     mut bootstrap: Box<dyn Bootstrap>,
     config: &Config,
     choose: &dyn Fn(&Card, &Card) -> Via,
+    note: Vec<u8>,
 ) -> Result<Mesh, BootError> {
     let (me, size) = (bootstrap.rank(), bootstrap.size());
     let deadline = Instant::now() + BOOT_DEADLINE;
@@ -180,6 +202,7 @@ fn join(
     // Listen first and publish then: whoever has the card can call at once.
     let (listeners, mut card) = listen(config, me, one_host)?;
     card.lanes = most_lanes;
+    card.note = note;
     let launcher_secret = bootstrap.secret();
     let drawn = if me == Rank(0) && launcher_secret.is_none() { Some(draw_secret()?) } else { None };
     let offers = bootstrap.exchange(&Offer::new(&card, drawn.as_ref()).encode())?;
@@ -290,7 +313,7 @@ fn listen(config: &Config, me: Rank, one_host: bool) -> Result<(Listeners, Card)
     rustix::net::listen(&unix_listener, BACKLOG).map_err(BootError::os("listen"))?;
 
     let address = SocketAddr::new(address, port);
-    let card = Card { rank: me, host: host_id()?, tcp: address, unix, pid: std::process::id(), lanes: 0 };
+    let card = Card { rank: me, host: host_id()?, tcp: address, unix, pid: std::process::id(), lanes: 0, note: Vec::new() };
     Ok((Listeners { tcp: Some(tcp), unix: Some(unix_listener) }, card))
 }
 
@@ -327,10 +350,11 @@ struct Offer {
     unix: String,
     pid: u32,
     lanes: u8,
+    note: Vec<u8>,
     secret: Option<(u64, Key)>,
 }
 
-const OFFER_VERSION: u32 = 2;
+const OFFER_VERSION: u32 = 3;
 
 impl Offer {
     fn new(card: &Card, secret: Option<&Secret>) -> Offer {
@@ -342,6 +366,7 @@ impl Offer {
             unix: card.unix.clone(),
             pid: card.pid,
             lanes: card.lanes,
+            note: card.note.clone(),
             secret: secret.map(|(job, key)| (job.0, key.clone())),
         }
     }
@@ -361,11 +386,11 @@ fn read_offers(offers: &[Vec<u8>], size: u32) -> Result<(Vec<Card>, Option<Secre
             return Err(BootError::Card(rank));
         }
         secret = secret.or(offer.secret.map(|(job, key)| (JobId(job), key)));
-        let Offer { host, tcp, unix, pid, lanes, .. } = offer;
-        if usize::from(lanes) > LANES_MAX {
+        let Offer { host, tcp, unix, pid, lanes, note, .. } = offer;
+        if usize::from(lanes) > LANES_MAX || note.len() > NOTE_BYTES_MAX {
             return Err(BootError::Card(rank));
         }
-        cards.push(Card { rank, host: HostId(host), tcp, unix, pid, lanes });
+        cards.push(Card { rank, host: HostId(host), tcp, unix, pid, lanes, note });
     }
     if cards.len() == size as usize { Ok((cards, secret)) } else { Err(BootError::Card(Rank(cards.len() as u32))) }
 }

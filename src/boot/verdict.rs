@@ -25,6 +25,7 @@ pub(super) struct Verdict {
     phase: Phase,
     /// The first thing that settled the job's status.
     status: Option<i32>,
+    keep_going: bool,
 }
 
 /// Exit status of a job that a rank's death has ended.
@@ -55,9 +56,11 @@ enum Phase {
 }
 
 impl Verdict {
-    pub(super) fn new(size: u32) -> Self {
+    /// Of a job that ends with the first rank that dies, or `keep_going` goes on
+    /// as long as rank 0 does.
+    pub(super) fn new(size: u32, keep_going: bool) -> Self {
         let ranks = vec![State::default(); size as usize];
-        Verdict { running: ranks.len(), ranks, phase: Phase::Running, status: None }
+        Verdict { running: ranks.len(), ranks, phase: Phase::Running, status: None, keep_going }
     }
 
     /// A rank has told what the others must know of it, and now waits for all.
@@ -97,6 +100,10 @@ impl Verdict {
                     if crashed { Phase::Failing(now + LOSS_GRACE) } else { Phase::Closing(now + GOODBYE_DEADLINE) };
                 self.stranded(now)
             }
+            (Phase::Running, _) if crashed && rank != 0 && self.goes_on() => {
+                let Action::Say(text) = line() else { return Vec::new() };
+                vec![Action::Say(format!("{text}; the job goes on without it"))]
+            }
             (Phase::Running, _) if crashed => {
                 let others = if self.running > 0 { "; the other ranks are ended" } else { "" };
                 let Action::Say(text) = line() else { return Vec::new() };
@@ -110,10 +117,14 @@ impl Verdict {
     /// The connection to a host is gone and with it these ranks.
     pub(super) fn vanished(&mut self, now: Instant, ranks: std::ops::Range<u32>, why: String) -> Vec<Action> {
         let before = self.running;
+        let goes_on = self.goes_on() && ranks.start > 0;
         for state in &mut self.ranks[ranks.start as usize..ranks.end as usize] {
             self.running -= usize::from(!std::mem::replace(&mut state.ended, true));
         }
         match self.phase {
+            Phase::Running if self.running < before && goes_on => {
+                vec![Action::Say(format!("{why}; the job goes on without its ranks"))]
+            }
             Phase::Running | Phase::Closing(_) if self.running < before => self.fail(now, why),
             _ => Vec::new(),
         }
@@ -183,6 +194,11 @@ impl Verdict {
         (self.running == 0 || self.phase == Phase::Abandoned).then(|| self.status.unwrap_or(0))
     }
 
+    /// Whether the death of a rank is the job's own affair: it has started.
+    fn goes_on(&self) -> bool {
+        self.keep_going && self.ranks.iter().all(|state| state.joined)
+    }
+
     /// Fails the job if a rank waits for one that has ended without joining.
     fn stranded(&mut self, now: Instant) -> Vec<Action> {
         let waiting = self.ranks.iter().any(|s| s.joined && !s.ended);
@@ -228,7 +244,7 @@ mod tests {
     #[test]
     fn the_status_is_rank_0s() {
         let now = Instant::now();
-        let mut verdict = Verdict::new(2);
+        let mut verdict = Verdict::new(2, false);
         assert_eq!(verdict.ended(now, 1, 11, Fate::Exited(0), ""), []);
         assert_eq!(verdict.exit_status(), None);
         assert_eq!(verdict.ended(now, 0, 10, Fate::Exited(3), ""), []);
@@ -238,7 +254,7 @@ mod tests {
     #[test]
     fn a_rank_that_announced_its_status_has_not_crashed() {
         let now = Instant::now();
-        let mut verdict = Verdict::new(2);
+        let mut verdict = Verdict::new(2, false);
         verdict.announced(1, 3);
         assert_eq!(verdict.ended(now, 1, 11, Fate::Exited(3), ""), []);
         verdict.ended(now, 0, 10, Fate::Exited(3), "");
@@ -248,7 +264,7 @@ mod tests {
     #[test]
     fn a_lost_rank_ends_the_others_in_three_steps() {
         let now = Instant::now();
-        let mut verdict = Verdict::new(3);
+        let mut verdict = Verdict::new(3, false);
         let line = "rank 1 (pid 11) was killed by SIGKILL (signal 9); the other ranks are ended";
         assert_eq!(verdict.ended(now, 1, 11, Fate::Killed(9), ""), [Action::Say(line.into())]);
         assert_eq!(verdict.tick(now), []);
@@ -265,7 +281,7 @@ mod tests {
     #[test]
     fn nobody_waits_for_a_host_out_of_reach() {
         let now = Instant::now();
-        let mut verdict = Verdict::new(3);
+        let mut verdict = Verdict::new(3, false);
         verdict.ended(now, 0, 10, Fate::Exited(1), "");
         verdict.ended(now, 1, 11, Fate::Exited(0), "");
         let now = verdict.deadline().unwrap();
@@ -280,7 +296,7 @@ mod tests {
     #[test]
     fn a_killed_rank_0_fails_the_job() {
         let now = Instant::now();
-        let mut verdict = Verdict::new(1);
+        let mut verdict = Verdict::new(1, false);
         let line = "rank 0 (pid 10 on far) was killed by SIGSEGV (signal 11)";
         assert_eq!(verdict.ended(now, 0, 10, Fate::Killed(11), " on far"), [Action::Say(line.into())]);
         assert_eq!(verdict.exit_status(), Some(1));
@@ -289,7 +305,7 @@ mod tests {
     #[test]
     fn stragglers_are_named_and_do_not_change_the_status() {
         let now = Instant::now();
-        let mut verdict = Verdict::new(2);
+        let mut verdict = Verdict::new(2, false);
         verdict.ended(now, 0, 10, Fate::Exited(0), "");
         let actions = verdict.tick(now + GOODBYE_DEADLINE);
         assert!(matches!(&actions[..], [Action::Say(_), Action::Terminate]), "{actions:?}");
@@ -300,7 +316,7 @@ mod tests {
     #[test]
     fn the_second_interrupt_kills() {
         let now = Instant::now();
-        let mut verdict = Verdict::new(1);
+        let mut verdict = Verdict::new(1, false);
         assert_eq!(verdict.interrupted(now, 2), [Action::Terminate]);
         assert_eq!(verdict.interrupted(now, 2), [Action::Kill]);
         assert_eq!(verdict.ended(now, 0, 10, Fate::Killed(9), ""), []);
@@ -311,7 +327,7 @@ mod tests {
     fn nobody_waits_for_a_rank_that_ended_without_joining() {
         let now = Instant::now();
         for joined_first in [true, false] {
-            let mut verdict = Verdict::new(2);
+            let mut verdict = Verdict::new(2, false);
             let mut actions = Vec::new();
             if joined_first {
                 actions.extend(verdict.joined(now, 0));
@@ -323,7 +339,7 @@ mod tests {
             assert!(matches!(&actions[..], [Action::Say(line)] if line.starts_with("rank 1 ended")), "{actions:?}");
             assert_eq!(verdict.deadline(), Some(now + LOSS_GRACE));
         }
-        let mut verdict = Verdict::new(2);
+        let mut verdict = Verdict::new(2, false);
         verdict.ended(now, 0, 10, Fate::Exited(0), "");
         assert!(matches!(&verdict.joined(now, 1)[..], [Action::Say(line)] if line.starts_with("rank 0 ended")));
     }
@@ -331,10 +347,28 @@ mod tests {
     #[test]
     fn a_lost_host_loses_its_ranks() {
         let now = Instant::now();
-        let mut verdict = Verdict::new(3);
+        let mut verdict = Verdict::new(3, false);
         assert_eq!(verdict.vanished(now, 1..3, "far is gone".into()), [Action::Say("far is gone".into())]);
         assert_eq!(verdict.ended(now, 0, 10, Fate::Exited(4), ""), []);
         assert_eq!(verdict.exit_status(), Some(1));
         assert_eq!(verdict.vanished(now, 1..3, "again".into()), []);
+    }
+
+    #[test]
+    fn a_job_that_keeps_going_ends_with_rank_0_only() {
+        let now = Instant::now();
+        let mut verdict = Verdict::new(3, true);
+        for rank in 0..3 {
+            verdict.joined(now, rank);
+        }
+        let line = "rank 1 (pid 11) was killed by SIGKILL (signal 9); the job goes on without it";
+        assert_eq!(verdict.ended(now, 1, 11, Fate::Killed(9), ""), [Action::Say(line.into())]);
+        assert_eq!(verdict.tick(now + 10 * LOSS_GRACE), []);
+        let line = "rank 0 (pid 10) was killed by SIGKILL (signal 9); the other ranks are ended";
+        assert_eq!(verdict.ended(now, 0, 10, Fate::Killed(9), ""), [Action::Say(line.into())]);
+
+        let mut starting = Verdict::new(2, true);
+        let line = "rank 1 (pid 11) was killed by SIGKILL (signal 9); the other ranks are ended";
+        assert_eq!(starting.ended(now, 1, 11, Fate::Killed(9), ""), [Action::Say(line.into())]);
     }
 }

@@ -78,6 +78,11 @@ impl Directory {
         self.used.get(&(shard, replica.rank)).is_none_or(|used| *used < replica.incarnation)
     }
 
+    /// The latest life of a rank that was in the chain of a shard; 0 if none was.
+    pub fn latest_life(&self, shard: ShardId, rank: Rank) -> u32 {
+        self.used.get(&(shard, rank)).copied().unwrap_or(0)
+    }
+
     /// Whether what a life of a rank left on disk is what its chain's present
     /// member had on disk.
     pub fn is_state_of(&self, shard: ShardId, member: ReplicaId, left_by: u32) -> bool {

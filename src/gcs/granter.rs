@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use super::bug::{Bug, Bugs};
 use super::message::{Beat, ChainConfig, Epoch, Nanos, ReplicaId};
+use crate::base::Rank;
 
 /// The leases of one shard that a member of the quorum has granted.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -42,12 +43,16 @@ impl Granter {
         self.held.insert(beat.from, (epoch, now + hold));
         true
     }
+
+    /// Nobody on this rank reads under a grant of this member any more.
+    pub fn forget(&mut self, rank: Rank) {
+        self.held.retain(|replica, _| replica.rank != rank);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::Rank;
     use crate::gcs::ShardId;
 
     #[test]
@@ -73,6 +78,10 @@ mod tests {
         assert!(grant(100, &second, 2, 1));
         let third = chain(3, &[id(1)]);
         assert!(grant(101, &third, 3, 1), "it gave up the lease of epoch 2 itself");
+        let fourth = chain(4, &[id(0)]);
+        assert!(!grant(102, &fourth, 4, 0), "rank 1 may read until 201");
+        granter.forget(Rank(1));
+        assert!(granter.grant(103, &fourth, Epoch(4), &beat(0), 100, Bugs::default()));
         let mut reborn = Granter::new(50, 100, false);
         assert!(!reborn.grant(149, &third, Epoch(3), &beat(1), 100, Bugs::default()));
         assert!(reborn.grant(150, &third, Epoch(3), &beat(1), 100, Bugs::default()));

@@ -2,12 +2,14 @@
 //! read of a file that a crash or a bad disk left. Knows no file.
 //!
 //! A record is a length, a checksum of all that follows, a kind and the bytes. A
-//! log begins with a snapshot or with nothing, and goes on with commands.
+//! log begins with a snapshot or with nothing, and goes on with commands. Between
+//! them are marks, which say how much of the log was on disk when they were
+//! written: so damage that a crash can have left is told from other damage.
 
-use serde::Serialize;
 use thiserror::Error;
 use twox_hash::XxHash3_128;
 
+use super::codec;
 use super::message::Entry;
 use super::record::Seq;
 use super::state::State;
@@ -15,6 +17,10 @@ use super::state::State;
 const HEADER_BYTES: usize = 4 + 8;
 const KIND_SNAPSHOT: u8 = 1;
 const KIND_ENTRY: u8 = 2;
+const KIND_MARK: u8 = 3;
+/// A kind and a number of bytes.
+const MARK_BODY_BYTES: usize = 1 + 8;
+const UNDECODABLE: Damage = Damage::Record("its bytes have no meaning");
 
 /// What a log holds.
 #[derive(Debug, Default)]
@@ -74,6 +80,31 @@ pub fn recover(bytes: &[u8]) -> Recovered {
     recovered
 }
 
+/// What a group of commands begins with in a log of which this many bytes are on
+/// disk already.
+pub fn encode_mark(on_disk: u64) -> Vec<u8> {
+    let mut mark = vec![0; HEADER_BYTES];
+    mark.push(KIND_MARK);
+    mark.extend_from_slice(&on_disk.to_le_bytes());
+    seal(&mut mark);
+    mark
+}
+
+/// Whether a crash can have left this damage in a log: in what was being written,
+/// of which any parts may be there, and not in what was on disk.
+pub fn is_of_a_crash(bytes: &[u8], damage: &LogDamage) -> bool {
+    // Snapshots are there as a whole or not at all.
+    if damage.offset == 0 || matches!(damage.what, Damage::Record(_)) {
+        return false;
+    }
+    let behind = bytes.get(damage.offset..).unwrap_or_default();
+    let start = (MARK_BODY_BYTES as u32).to_le_bytes();
+    let candidates = behind.windows(start.len()).enumerate().filter(|(_, window)| **window == start);
+    !candidates.into_iter().any(|(at, _)| {
+        matches!(next_record(&behind[at..]), Ok((Record::Mark(on_disk), _)) if on_disk > damage.offset as u64)
+    })
+}
+
 impl Recovered {
     fn take(&mut self, record: Record) -> Result<(), Damage> {
         let last = self.entries.last().map_or(self.state.applied(), |entry| entry.seq);
@@ -82,6 +113,7 @@ impl Recovered {
             Record::Snapshot(..) => return Err(Damage::Record("a snapshot that is not the first record")),
             Record::Entry(entry) if entry.seq == last.next() => self.entries.push(entry),
             Record::Entry(_) => return Err(Damage::Record("a command out of its order")),
+            Record::Mark(_) => {}
         }
         Ok(())
     }
@@ -95,6 +127,7 @@ impl Recovered {
 enum Record {
     Snapshot(u32, State),
     Entry(Entry),
+    Mark(u64),
 }
 
 fn next_record(bytes: &[u8]) -> Result<(Record, usize), Damage> {
@@ -106,13 +139,15 @@ fn next_record(bytes: &[u8]) -> Result<(Record, usize), Damage> {
     if checksum_of(body) != u64::from_le_bytes(*checksum) {
         return Err(Damage::Checksum);
     }
-    let undecodable = |_| Damage::Record("its bytes have no meaning");
     let record = match body.split_first() {
         Some((&KIND_SNAPSHOT, body)) => {
-            let (owner, state) = postcard::from_bytes(body).map_err(undecodable)?;
+            let (owner, state) = postcard::from_bytes(body).map_err(|_| UNDECODABLE)?;
             Record::Snapshot(owner, state)
         }
-        Some((&KIND_ENTRY, body)) => Record::Entry(postcard::from_bytes(body).map_err(undecodable)?),
+        Some((&KIND_ENTRY, body)) => Record::Entry(codec::read_entry(body).ok_or(UNDECODABLE)?),
+        Some((&KIND_MARK, body)) => {
+            Record::Mark(u64::from_le_bytes(body.try_into().map_err(|_| UNDECODABLE)?))
+        }
         _ => return Err(Damage::Record("its kind is unknown")),
     };
     Ok((record, HEADER_BYTES + len))
@@ -120,13 +155,19 @@ fn next_record(bytes: &[u8]) -> Result<(Record, usize), Damage> {
 
 /// Adds a command to the end of a log.
 pub(super) fn encode_entry(entry: &Entry, log: &mut Vec<u8>) {
-    encode(KIND_ENTRY, entry, log);
+    encode(KIND_ENTRY, log, |log| codec::put_entry(entry, log));
 }
 
 /// A log that begins with this state, of this life of a replica.
 pub(super) fn encode_snapshot(owner: u32, state: &State) -> Vec<u8> {
     let mut log = Vec::new();
-    encode(KIND_SNAPSHOT, &(owner, state), &mut log);
+    encode(KIND_SNAPSHOT, &mut log, |log| {
+        // Writing to memory cannot fail, and a state has nothing that cannot be
+        // written; a record that were cut short would not pass its checksum.
+        if let Ok(longer) = postcard::to_extend(&(owner, state), std::mem::take(log)) {
+            *log = longer;
+        }
+    });
     log
 }
 
@@ -143,17 +184,19 @@ pub(super) fn entry_bytes(entry: &Entry) -> usize {
     HEADER_BYTES + entry.command.op.bytes()
 }
 
-fn encode<T: Serialize>(kind: u8, what: &T, log: &mut Vec<u8>) {
+fn encode(kind: u8, log: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     let start = log.len();
     log.extend_from_slice(&[0; HEADER_BYTES]);
     log.push(kind);
-    // Writing to memory cannot fail, and these types have no state that cannot
-    // be written; a record that were cut short would not pass its checksum.
-    if let Ok(longer) = postcard::to_extend(what, std::mem::take(log)) {
-        *log = longer;
+    body(log);
+    if let Some(record) = log.get_mut(start..) {
+        seal(record);
     }
-    let Some(record) = log.get_mut(start..) else { return };
-    let (header, body) = record.split_at_mut(HEADER_BYTES);
+}
+
+/// Puts the length and the checksum of a record in its place.
+fn seal(record: &mut [u8]) {
+    let Some((header, body)) = record.split_at_mut_checked(HEADER_BYTES) else { return };
     header[..4].copy_from_slice(&(body.len() as u32).to_le_bytes());
     header[4..].copy_from_slice(&checksum_of(body).to_le_bytes());
 }
@@ -224,6 +267,37 @@ mod tests {
             assert_eq!(recovered.clean_bytes, offsets[record], "a bit of byte {at}");
             assert_eq!(recovered.damage.unwrap().offset, offsets[record]);
         }
+    }
+
+    /// The log of `log`, its commands in two groups: 6 and 7, 8 and 9.
+    fn marked_log() -> (Vec<u8>, Vec<usize>) {
+        let (plain, offsets) = log();
+        let mut bytes = plain[..offsets[1]].to_vec();
+        let mut groups = Vec::new();
+        for group in [offsets[1]..offsets[3], offsets[3]..offsets[5]] {
+            groups.push(bytes.len());
+            bytes.extend(encode_mark(bytes.len() as u64));
+            bytes.extend(&plain[group]);
+        }
+        (bytes, groups)
+    }
+
+    #[test]
+    fn only_damage_to_what_was_not_on_disk_is_of_a_crash() {
+        let (bytes, groups) = marked_log();
+        assert_eq!(recover(&bytes).last(), Seq(9), "marks are passed over");
+        for at in 0..bytes.len() {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 0x40;
+            let damage = recover(&bytes).damage.unwrap();
+            assert_eq!(is_of_a_crash(&bytes, &damage), at >= groups[1], "a bit of byte {at}");
+        }
+        // Of the last group any part may be there, its end without its beginning.
+        let mut hollow = bytes.clone();
+        hollow[groups[1]..groups[1] + 60].fill(0);
+        let recovered = recover(&hollow);
+        assert_eq!((recovered.last(), recovered.clean_bytes), (Seq(7), groups[1]));
+        assert!(is_of_a_crash(&hollow, &recovered.damage.unwrap()));
     }
 
     #[test]

@@ -6,8 +6,10 @@
 //! chain there is ([`Directory`]) and grants leases ([`Granter`]). Others use
 //! the store through a [`Client`].
 
+mod agreement;
 mod bug;
 mod client;
+mod codec;
 mod directory;
 mod granter;
 mod log;
@@ -20,17 +22,19 @@ mod replica;
 mod state;
 mod timing;
 
+pub use agreement::ConsensusMessage;
 pub use bug::{Bug, Bugs};
-pub use client::{Client, ClientOptions, Failure, Notice, Token};
+pub use client::{Client, ClientOptions, Failure, Notice, Token, shard_of};
+pub use codec::{Packet, PacketError, encode_message};
 pub use directory::{Change, Directory, Rejection};
 pub use granter::Granter;
-pub use log::{LogDamage, Recovered, recover};
+pub use log::{LogDamage, Recovered, encode_mark, is_of_a_crash, recover};
 pub use message::{
     Action, Address, Beat, Body, ChainConfig, Changes, DiskEvent, Entry, Epoch, Forward, Link, Message, Nanos, Part,
     ReplicaId, ShardId, Watch,
 };
-pub use placement::founding_chains;
-pub use quorum::{ConsensusMessage, Member, MemberAction, MemberOptions};
+pub use placement::{founding_chains, founding_quorum};
+pub use quorum::{Member, MemberAction, MemberOptions};
 pub use quorum_log::QuorumLog;
 pub use record::{Blob, Key, Record, Refusal, Seq, Table};
 pub use replica::{Options, Replica};

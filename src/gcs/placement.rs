@@ -34,6 +34,17 @@ pub fn founding_chains<H: Ord>(hosts: &[H], replicas: usize, shards: u16) -> Vec
     (0..shards).map(chain).collect()
 }
 
+/// The ranks of the configuration quorum, by the same rule: five of them, of
+/// which two can be lost; three or one where there are not enough ranks, for an
+/// even number could lose no more than the odd one below it.
+pub fn founding_quorum<H: Ord>(hosts: &[H]) -> Vec<Rank> {
+    let ranks = spread(hosts);
+    let odd = ranks.len() - usize::from(ranks.len().is_multiple_of(2) && !ranks.is_empty());
+    ranks.into_iter().take(odd.min(QUORUM_MAX)).collect()
+}
+
+const QUORUM_MAX: usize = 5;
+
 /// All ranks: the first of every host, then the second of every host, and so on.
 fn spread<H: Ord>(hosts: &[H]) -> Vec<Rank> {
     let mut seen = BTreeMap::new();
@@ -66,6 +77,20 @@ mod tests {
         assert_eq!(ranks("aa", 3, 1), [[0, 1]], "no more replicas than ranks");
         assert_eq!(ranks("a", 3, 2), [[0], [0]]);
         assert_eq!(ranks("", 3, 1), [[0_u32; 0]; 1]);
+    }
+
+    #[test]
+    fn the_quorum_is_odd() {
+        let quorum = |hosts: &str| {
+            let hosts: Vec<char> = hosts.chars().collect();
+            founding_quorum(&hosts).into_iter().map(|rank| rank.0).collect::<Vec<_>>()
+        };
+        assert_eq!(quorum("a"), [0]);
+        assert_eq!(quorum("ab"), [0]);
+        assert_eq!(quorum("aab"), [0, 2, 1]);
+        assert_eq!(quorum("abcd"), [0, 1, 2]);
+        assert_eq!(quorum("aabbcc"), [0, 2, 4, 1, 3]);
+        assert_eq!(quorum(""), [0; 0]);
     }
 
     #[test]

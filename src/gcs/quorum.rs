@@ -1,30 +1,28 @@
 //! A member of the configuration quorum: it agrees with the others on which
-//! chain every shard has, through a consensus library, grants leases, and, while
-//! it leads, finds who is silent and proposes what follows from that.
+//! chain every shard has, grants leases, and, while it leads, finds who is gone
+//! and proposes what follows from that.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use omnipaxos::errors::ConfigError;
-use omnipaxos::util::{LogEntry, NodeId};
-use omnipaxos::{ClusterConfig, OmniPaxos, OmniPaxosConfig, ServerConfig};
 
+use super::agreement::{Agreement, ConsensusMessage};
 use super::bug::Bugs;
 use super::directory::Directory;
 use super::granter::Granter;
 use super::message::{Address, Beat, Body, ChainConfig, Epoch, Message, Nanos, ReplicaId, ShardId};
-use super::quorum_log::{QuorumLog, SharedLog};
+use super::quorum_log::QuorumLog;
 use super::timing::Timing;
 use crate::base::Rank;
-
-/// What members say to each other about what they agree on.
-pub type ConsensusMessage = omnipaxos::messages::Message<ChainConfig>;
+use crate::base::limits::GCS_ASKERS_MAX;
 
 /// What a member is made with.
 #[derive(Clone, Debug)]
 pub struct MemberOptions {
     /// Who it is.
     pub me: Rank,
-    /// All members, itself included, in the same order for all; at least two.
+    /// All members, itself included, in the same order for all: one, or at
+    /// least three if one may be lost.
     pub members: Vec<Rank>,
     /// The periods of the protocol.
     pub timing: Timing,
@@ -51,17 +49,25 @@ pub enum MemberAction {
 /// See the module.
 pub struct Member {
     options: MemberOptions,
-    paxos: OmniPaxos<ChainConfig, SharedLog>,
-    log: SharedLog,
+    agreement: Agreement,
     directory: Directory,
     decided: usize,
     granters: BTreeMap<ShardId, Granter>,
     heard: BTreeMap<(ShardId, ReplicaId), Heard>,
+    /// Beats that cannot be granted yet, but may be soon.
+    waiting: BTreeMap<(ShardId, ReplicaId), (Epoch, Beat)>,
+    /// Lives up to these have ended.
+    gone: BTreeMap<(ShardId, Rank), u32>,
+    /// Who is told of the next chain, until when.
+    askers: BTreeMap<(ShardId, Address), Nanos>,
     leads_since: Option<Nanos>,
     proposed: BTreeMap<ShardId, (Epoch, Nanos)>,
-    next_tick: Nanos,
-    behind: bool,
-    next_catch_up: Nanos,
+    /// Shards whose chains may have to change.
+    due: BTreeSet<ShardId>,
+    next_check: Nanos,
+    next_sweep: Nanos,
+    /// When the leader is asked for changes that others know of.
+    catch_up_at: Option<Nanos>,
 }
 
 /// What is known of a replica.
@@ -72,49 +78,33 @@ struct Heard {
     beat: Beat,
 }
 
-/// Ticks of the library without a word from its leader before another is
-/// elected.
-const ELECTION_TICKS: u64 = 5;
-/// Ticks before it says again what may have been lost.
-const RESEND_TICKS: u64 = 3;
-/// Changes that are kept before all members are asked whether they have them.
-const CHANGES_KEPT: usize = 64;
-
 impl Member {
     /// A member; `saved` is what an earlier life of it left on disk. Without
     /// that, a rank that was a member before must not be one again.
+    ///
+    /// # Errors
+    /// If the consensus library does not take the members.
     pub fn new(options: MemberOptions, now: Nanos, saved: Option<QuorumLog>) -> Result<Member, ConfigError> {
         let first_life = saved.is_none();
         let storage = saved.unwrap_or_else(|| QuorumLog::founded(options.founding.clone()));
         let (directory, decided) = storage.directory();
-        let log = SharedLog::new(storage);
-        let number_of = |rank| options.members.iter().position(|member| *member == rank).map_or(0, |i| i as NodeId + 1);
-        let config = OmniPaxosConfig {
-            cluster_config: ClusterConfig {
-                configuration_id: 1,
-                nodes: options.members.iter().map(|rank| number_of(*rank)).collect(),
-                flexible_quorum: None,
-            },
-            server_config: ServerConfig {
-                pid: number_of(options.me),
-                election_tick_timeout: ELECTION_TICKS,
-                resend_message_tick_timeout: RESEND_TICKS,
-                ..ServerConfig::default()
-            },
-        };
+        let me = options.members.iter().position(|member| *member == options.me).unwrap_or(0);
         let granter = Granter::new(now, options.timing.hold, first_life);
         Ok(Member {
-            paxos: config.build(log.clone())?,
-            log,
+            agreement: Agreement::new(me, options.members.len(), options.timing.quorum_tick, now, storage)?,
             granters: directory.chains().map(|chain| (chain.shard, granter.clone())).collect(),
             directory,
             decided,
             heard: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            askers: BTreeMap::new(),
             leads_since: None,
             proposed: BTreeMap::new(),
-            next_tick: now,
-            behind: false,
-            next_catch_up: now,
+            due: BTreeSet::new(),
+            next_check: now,
+            next_sweep: now,
+            catch_up_at: None,
             options,
         })
     }
@@ -131,121 +121,229 @@ impl Member {
 
     /// Takes a message of a replica or a client.
     pub fn receive(&mut self, now: Nanos, from: Address, message: Message, out: &mut Vec<MemberAction>) {
-        let Some(chain) = self.directory.chain(message.shard) else { return };
-        match message.body {
-            Body::Locate if message.epoch < chain.epoch => answer(from, chain, Body::Chain(Some(chain.clone())), out),
-            Body::Beat(beat) => {
-                let Some(granter) = self.granters.get_mut(&message.shard) else { return };
-                let MemberOptions { timing, bugs, .. } = self.options;
-                if granter.grant(now, chain, message.epoch, &beat, timing.hold, bugs) {
-                    let grant = Body::Grant { to: beat.from, echo: beat.sent };
-                    answer(from, chain, grant, out);
-                } else if message.epoch < chain.epoch {
-                    answer(from, chain, Body::Chain(Some(chain.clone())), out);
+        let Message { shard, epoch, body } = message;
+        let Some(chain) = self.directory.chain(shard) else { return };
+        match body {
+            Body::Locate if epoch < chain.epoch => answer(from, chain, out),
+            Body::Locate if self.askers.len() < GCS_ASKERS_MAX => {
+                self.askers.insert((shard, from), now + self.options.timing.watch);
+            }
+            Body::Beat(beat) if !self.is_gone(shard, beat.from) => {
+                if epoch < chain.epoch {
+                    answer(from, chain, out);
                 }
-                // Somebody else has learned more: what told this member was lost.
-                self.behind |= message.epoch > chain.epoch;
-                let heard = Heard { at: now, epoch: message.epoch, beat };
-                let known = self.heard.entry((message.shard, heard.beat.from)).or_insert_with(|| heard.clone());
-                known.at = now;
-                if (heard.epoch, heard.beat.sent) >= (known.epoch, known.beat.sent) {
-                    *known = heard;
+                if epoch > chain.epoch {
+                    // What told this member of that epoch is late or lost.
+                    self.catch_up_at.get_or_insert(now + self.options.timing.resend);
                 }
+                if epoch > chain.epoch || epoch == chain.epoch && chain.position(beat.from).is_some() {
+                    self.waiting.insert((shard, beat.from), (epoch, beat.clone()));
+                } else {
+                    // That it speaks of this epoch may end a lease of an earlier one.
+                    self.try_grant(now, shard, epoch, &beat, out);
+                }
+                self.note(now, shard, epoch, beat);
+                self.grant_waiting(now, shard, out);
             }
             _ => {}
         }
     }
 
+    /// Keeps what a replica says of itself.
+    fn note(&mut self, now: Nanos, shard: ShardId, epoch: Epoch, beat: Beat) {
+        let heard = Heard { at: now, epoch, beat };
+        let Some(known) = self.heard.get_mut(&(shard, heard.beat.from)) else {
+            self.due.insert(shard);
+            self.heard.insert((shard, heard.beat.from), heard);
+            return;
+        };
+        known.at = now;
+        if (heard.epoch, heard.beat.sent) >= (known.epoch, known.beat.sent) {
+            let is_news = |a: &Heard, b: &Heard| {
+                a.epoch != b.epoch
+                    || a.beat.linked != b.beat.linked
+                    || a.beat.restored != b.beat.restored
+                    || a.beat.received.is_some() != b.beat.received.is_some()
+            };
+            if is_news(known, &heard) {
+                self.due.insert(shard);
+            }
+            *known = heard;
+        }
+    }
+
+    /// Grants what can be granted. Whoever speaks of an epoch has no lease of an
+    /// earlier one, so what one of them says may be what another waited for.
+    fn grant_waiting(&mut self, now: Nanos, shard: ShardId, out: &mut Vec<MemberAction>) {
+        let epoch = self.directory.chain(shard).map_or(Epoch(0), |chain| chain.epoch);
+        for _ in 0..2 {
+            let beats: Vec<(Epoch, Beat)> =
+                self.waiting.range((shard, FIRST)..=(shard, LAST)).map(|(_, waiting)| waiting.clone()).collect();
+            for (of, beat) in beats {
+                if of < epoch || of == epoch && self.try_grant(now, shard, of, &beat, out) {
+                    self.waiting.remove(&(shard, beat.from));
+                }
+            }
+        }
+    }
+
+    fn try_grant(&mut self, now: Nanos, shard: ShardId, epoch: Epoch, beat: &Beat, out: &mut Vec<MemberAction>) -> bool {
+        let MemberOptions { timing, bugs, .. } = self.options;
+        let (Some(chain), Some(granter)) = (self.directory.chain(shard), self.granters.get_mut(&shard)) else {
+            return false;
+        };
+        let granted = granter.grant(now, chain, epoch, beat, timing.hold, bugs);
+        if granted {
+            let body = Body::Grant { to: beat.from, echo: beat.sent };
+            out.push(MemberAction::Send(Address::Replica(beat.from.rank), Message { shard, epoch, body }));
+        }
+        granted
+    }
+
     /// Takes a message of another member.
     pub fn consensus(&mut self, message: ConsensusMessage) {
-        self.paxos.handle_incoming(message);
+        self.agreement.receive(message);
+    }
+
+    /// The connection with a rank has ended, and it is certain that its process
+    /// has ended too or that its replicas have dropped the grants of this member
+    /// ([`Replica::ended`]): the end came from that side. Where this side has
+    /// closed the connection, or a host has fallen silent, nothing is told here
+    /// and the leases run out.
+    ///
+    /// Nothing that came over a later connection may be told before this.
+    ///
+    /// [`Replica::ended`]: super::Replica::ended
+    pub fn ended(&mut self, now: Nanos, rank: Rank) {
+        for (shard, granter) in &mut self.granters {
+            granter.forget(rank);
+            let lives = self.heard.range((*shard, FIRST)..=(*shard, LAST)).filter(|((_, id), _)| id.rank == rank);
+            let latest = lives.map(|((_, id), _)| id.incarnation).max().unwrap_or(0);
+            let latest = latest.max(self.directory.latest_life(*shard, rank));
+            let gone = self.gone.entry((*shard, rank)).or_default();
+            *gone = latest.max(*gone);
+            self.due.insert(*shard);
+        }
+        self.heard.retain(|(_, replica), _| replica.rank != rank);
+        self.waiting.retain(|(_, replica), _| replica.rank != rank);
+        self.askers.retain(|(_, asker), _| rank_of(*asker) != rank);
+        if let Some(member) = self.options.members.iter().position(|member| *member == rank) {
+            self.agreement.ended(now, member);
+        }
+    }
+
+    fn is_gone(&self, shard: ShardId, replica: ReplicaId) -> bool {
+        self.gone.get(&(shard, replica.rank)).is_some_and(|gone| replica.incarnation <= *gone)
     }
 
     /// Time has passed.
     pub fn tick(&mut self, now: Nanos) {
-        if now >= self.next_tick {
-            self.next_tick = now + self.options.timing.quorum_tick;
-            self.paxos.tick();
+        let Timing { beat, detection, .. } = self.options.timing;
+        self.agreement.tick(now);
+        if now >= self.next_check {
+            self.next_check = now + beat;
+            self.due.extend(self.granters.keys());
         }
-        let me = self.options.members.iter().position(|rank| *rank == self.options.me).map_or(0, |i| i as NodeId + 1);
-        if self.paxos.get_current_leader() == Some((me, true)) {
-            self.leads_since.get_or_insert(now);
-            self.manage(now);
-        } else {
-            self.leads_since = None;
+        if self.catch_up_at.is_some_and(|at| now >= at) {
+            self.catch_up_at = None;
+            self.agreement.catch_up();
         }
-        if self.behind && now >= self.next_catch_up {
-            self.behind = false;
-            self.next_catch_up = now + self.options.timing.detection;
-            if let Some((leader, _)) = self.paxos.get_current_leader().filter(|(leader, _)| *leader != me) {
-                self.paxos.reconnected(leader);
-            }
+        if now >= self.next_sweep {
+            self.next_sweep = now + detection;
+            self.heard.retain(|_, heard| heard.at + 20 * detection > now);
+            self.waiting.retain(|key, _| self.heard.contains_key(key));
+            self.askers.retain(|_, until| *until > now);
         }
-        let forgotten = 20 * self.options.timing.detection;
-        self.heard.retain(|_, heard| heard.at + forgotten > now);
+    }
+
+    /// When [`tick`](Member::tick) and [`flush`](Member::flush) have something
+    /// to do, if nothing comes before.
+    pub fn next_due(&self) -> Nanos {
+        if self.agreement.leads() != self.leads() || self.leads() && !self.due.is_empty() {
+            return 0;
+        }
+        let check = if self.leads() { self.next_check } else { Nanos::MAX };
+        let catch_up = self.catch_up_at.unwrap_or(Nanos::MAX);
+        self.agreement.next_due().min(check).min(catch_up)
     }
 
     /// Ends a turn: what was agreed on meanwhile takes effect, and messages go out.
-    pub fn flush(&mut self, out: &mut Vec<MemberAction>) {
-        let mut changed = Vec::new();
-        if self.paxos.get_decided_idx() > self.decided {
-            for entry in self.paxos.read_decided_suffix(self.decided).unwrap_or_default() {
-                let LogEntry::Decided(next) = entry else { continue };
-                let before = self.directory.chain(next.shard).cloned();
-                self.decided += 1;
-                if self.directory.apply(&next).is_ok() {
-                    changed.push((before, next));
-                }
+    pub fn flush(&mut self, now: Nanos, out: &mut Vec<MemberAction>) {
+        let mut told = Vec::new();
+        match (self.agreement.leads(), self.leads_since) {
+            (true, None) => {
+                self.leads_since = Some(now);
+                self.due.extend(self.granters.keys());
+                // Whoever led before may not have told them.
+                told.extend(self.directory.chains().map(|chain| (None, chain.clone())));
             }
-            if self.leads() && self.decided - self.paxos.get_compacted_idx() > CHANGES_KEPT {
-                // Refused while a member is behind: then the next change tries again.
-                let _ = self.paxos.trim(None);
+            (false, Some(_)) => {
+                self.leads_since = None;
+                self.proposed.clear();
+            }
+            _ => {}
+        }
+        if self.leads() {
+            self.manage(now);
+        }
+        for next in self.agreement.decided(self.decided) {
+            let before = self.directory.chain(next.shard).cloned();
+            self.decided += 1;
+            if self.directory.apply(&next).is_ok() {
+                self.due.insert(next.shard);
+                self.catch_up_at = None;
+                told.push((before, next));
             }
         }
-        let mut messages = Vec::new();
-        self.paxos.take_outgoing_messages(&mut messages);
-        self.save(out);
-        for message in messages {
-            let to = message.get_receiver() as usize - 1;
-            if let Some(rank) = self.options.members.get(to) {
-                out.push(MemberAction::Consensus(*rank, message));
-            }
+        self.agreement.fold(self.decided);
+        let messages = self.agreement.outgoing();
+        out.extend(self.agreement.changed().map(MemberAction::Save));
+        for (to, message) in messages {
+            out.push(MemberAction::Consensus(self.options.members[to], message));
         }
-        for (before, next) in changed.into_iter().filter(|_| self.leads_since.is_some()) {
-            let mut told: Vec<Rank> =
-                before.iter().chain([&next]).flat_map(|c| c.members.iter().chain(&c.joining)).map(|r| r.rank).collect();
-            told.sort_unstable();
-            told.dedup();
-            for rank in told {
-                answer(Address::Replica(rank), &next, Body::Chain(Some(next.clone())), out);
-            }
+        for (before, next) in told {
+            self.tell(before, &next, out);
+            self.grant_waiting(now, next.shard, out);
         }
     }
 
-    fn save(&mut self, out: &mut Vec<MemberAction>) {
-        out.extend(self.log.changed().map(MemberAction::Save));
+    /// Tells of a new chain: all who asked, the replica beside this member, and
+    /// as the leader all who are in the chain or were.
+    fn tell(&mut self, before: Option<ChainConfig>, next: &ChainConfig, out: &mut Vec<MemberAction>) {
+        let (me, leads) = (self.options.me, self.leads());
+        let involved = before.iter().chain([next]).flat_map(|chain| chain.members.iter().chain(&chain.joining));
+        let ranks: BTreeSet<Rank> = involved.map(|replica| replica.rank).filter(|rank| leads || *rank == me).collect();
+        for rank in ranks {
+            answer(Address::Replica(rank), next, out);
+        }
+        if before.is_some() {
+            let first = (next.shard, Address::Replica(Rank(0)));
+            let mut later = self.askers.split_off(&first);
+            let after = ShardId(next.shard.0.saturating_add(1));
+            let mut rest = later.split_off(&(after, Address::Replica(Rank(0))));
+            self.askers.append(&mut rest);
+            for (_, asker) in later.into_keys() {
+                answer(asker, next, out);
+            }
+        }
     }
 
     /// What a leader does: finds what the chains need and proposes it, one
     /// change of a shard at a time.
     fn manage(&mut self, now: Nanos) {
-        let patience = 4 * self.options.timing.detection;
-        let mut proposals = Vec::new();
-        for chain in self.directory.chains() {
-            let proposed = self.proposed.get(&chain.shard);
+        let patience = self.options.timing.detection;
+        for shard in std::mem::take(&mut self.due) {
+            let Some(chain) = self.directory.chain(shard) else { continue };
+            let proposed = self.proposed.get(&shard);
             if proposed.is_some_and(|(epoch, at)| *epoch == chain.epoch && now < at + patience) {
                 continue;
             }
             if let Some(next) = self.next_chain(now, chain) {
                 debug_assert!(self.directory.judge(&next).is_ok(), "{chain:?} -> {next:?}");
-                proposals.push((chain.epoch, next));
-            }
-        }
-        for (epoch, next) in proposals {
-            let shard = next.shard;
-            // Refused only while the library changes its own members, which it never does here.
-            if self.paxos.append(next).is_ok() {
-                self.proposed.insert(shard, (epoch, now));
+                let epoch = chain.epoch;
+                if self.agreement.propose(next) {
+                    self.proposed.insert(shard, (epoch, now));
+                }
             }
         }
     }
@@ -257,7 +355,7 @@ impl Member {
         // Whoever has just begun to lead may not have heard of anybody yet.
         let silent = |replica: ReplicaId| {
             let last = heard(replica).map_or(leads_since, |heard| heard.at.max(leads_since));
-            now > last + self.options.timing.detection
+            self.is_gone(chain.shard, replica) || now > last + self.options.timing.detection
         };
         let proven = |replica: ReplicaId| {
             chain.epoch == Epoch(1) || heard(replica).is_some_and(|heard| heard.beat.received.is_some())
@@ -333,6 +431,14 @@ impl Member {
 const FIRST: ReplicaId = ReplicaId { rank: Rank(0), incarnation: 0 };
 const LAST: ReplicaId = ReplicaId { rank: Rank(u32::MAX), incarnation: u32::MAX };
 
-fn answer(to: Address, chain: &ChainConfig, body: Body, out: &mut Vec<MemberAction>) {
+/// Tells of a chain.
+fn answer(to: Address, chain: &ChainConfig, out: &mut Vec<MemberAction>) {
+    let body = Body::Chain(Some(chain.clone()));
     out.push(MemberAction::Send(to, Message { shard: chain.shard, epoch: chain.epoch, body }));
+}
+
+fn rank_of(address: Address) -> Rank {
+    match address {
+        Address::Replica(rank) | Address::Quorum(rank) | Address::Client(rank) => rank,
+    }
 }

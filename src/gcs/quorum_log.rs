@@ -48,6 +48,15 @@ impl QuorumLog {
         }
         (directory, self.decided)
     }
+
+    fn fold(&mut self, through: usize) {
+        let count = through.saturating_sub(self.trimmed).min(self.changes.len());
+        for change in self.changes.drain(..count) {
+            // One that is not allowed was decided and changed nothing.
+            let _ = self.base.apply(&change);
+        }
+        self.trimmed += count;
+    }
 }
 
 /// A [`QuorumLog`] that the library writes and its member reads.
@@ -64,6 +73,33 @@ impl SharedLog {
         let mut guard = self.lock();
         let (log, changed) = &mut *guard;
         std::mem::take(changed).then(|| postcard::to_stdvec(log).unwrap_or_default())
+    }
+
+    /// How many changes are kept one by one.
+    pub(super) fn kept(&self) -> usize {
+        self.lock().0.changes.len()
+    }
+
+    /// Adds a change that one member alone has decided.
+    pub(super) fn decide(&self, change: ChainConfig) {
+        let mut guard = self.lock();
+        guard.0.changes.push(change);
+        guard.0.decided = guard.0.trimmed + guard.0.changes.len();
+        guard.1 = true;
+    }
+
+    /// The changes that were decided after the first `known`.
+    pub(super) fn decided(&self, known: usize) -> Vec<ChainConfig> {
+        let log = &self.lock().0;
+        let from = known.checked_sub(log.trimmed);
+        from.and_then(|from| log.changes.get(from..log.decided - log.trimmed)).unwrap_or_default().to_vec()
+    }
+
+    /// Folds changes into the directory before them.
+    pub(super) fn fold(&self, through: usize) {
+        let mut guard = self.lock();
+        guard.0.fold(through);
+        guard.1 = true;
     }
 
     fn read<T>(&self, read: impl FnOnce(&QuorumLog) -> T) -> StorageResult<T> {
@@ -170,14 +206,7 @@ impl Storage<ChainConfig> for SharedLog {
     }
 
     fn trim(&mut self, trimmed: usize) -> StorageResult<()> {
-        self.write(|log| {
-            let count = trimmed.saturating_sub(log.trimmed).min(log.changes.len());
-            for change in log.changes.drain(..count) {
-                // One that is not allowed was decided and changed nothing.
-                let _ = log.base.apply(&change);
-            }
-            log.trimmed += count;
-        })
+        self.write(|log| log.fold(trimmed))
     }
 
     fn set_compacted_idx(&mut self, trimmed: usize) -> StorageResult<()> {

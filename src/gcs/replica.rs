@@ -11,13 +11,13 @@ mod order;
 mod reads;
 #[cfg(test)]
 mod tests;
+mod under_way;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
 
 use self::link::{Downstream, Taking};
-use self::order::Dirty;
-use self::reads::{Lease, Parked, Watcher};
+use self::reads::{Lease, Parked, Waiting, Watcher};
+use self::under_way::UnderWay;
 use super::bug::{Bug, Bugs};
 use super::log::{self, Recovered};
 use super::message::{
@@ -27,6 +27,7 @@ use super::record::{Refusal, Seq};
 use super::state::{ClientId, Outcome, Sizes, State};
 use super::timing::Timing;
 use crate::base::Rank;
+use crate::base::limits::GCS_EARLY_MAX;
 
 /// What a replica is made with.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -61,10 +62,11 @@ pub struct Replica {
     state: State,
     /// Commands up to `last`: those that are not committed, and before them
     /// what a joining successor may need.
-    log: VecDeque<Arc<Entry>>,
+    log: VecDeque<Entry>,
     last: Seq,
-    dirty: Dirty,
-    under_way: BTreeSet<(ClientId, u64)>,
+    /// Commands up to here are in the disk's log, or on their way there.
+    written: Seq,
+    under_way: UnderWay,
 
     /// Whether the state is one on which commands can follow.
     complete: bool,
@@ -80,11 +82,20 @@ pub struct Replica {
     log_bytes: usize,
 
     lease: Lease,
+    /// Whether it has had a lease of this epoch, and as the tail has committed
+    /// since what an earlier one may have.
+    open: bool,
     parked: VecDeque<Parked>,
+    waiting: VecDeque<Waiting>,
+    /// Who has asked the tail how far it is before it could tell.
+    askers: BTreeMap<ReplicaId, u64>,
     asked: u64,
     watchers: BTreeMap<(ClientId, u64), Watcher>,
 
+    /// Messages that speak of an epoch to come: of who was told of it sooner.
+    early: VecDeque<(Address, Message)>,
     next_beat: Nanos,
+    /// Never while nothing is out that could be lost.
     next_resend: Nanos,
     turn: Turn,
 }
@@ -92,12 +103,12 @@ pub struct Replica {
 /// What the turn under way has gathered, so that it goes out at once.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 struct Turn {
-    to_append: Vec<Arc<Entry>>,
     outcomes: BTreeMap<Rank, Vec<(ClientId, u64, Outcome)>>,
     commit_to_tell: bool,
     told_durable: Seq,
     link_due: Option<bool>,
     ask_tail: bool,
+    put_off: BTreeMap<ClientId, Vec<u64>>,
     beat_due: bool,
     applied: bool,
 }
@@ -115,8 +126,8 @@ impl Replica {
             state: State::default(),
             log: VecDeque::new(),
             last: Seq(0),
-            dirty: Dirty::default(),
-            under_way: BTreeSet::new(),
+            written: Seq(0),
+            under_way: UnderWay::default(),
             complete: false,
             linked: false,
             link_target: None,
@@ -127,11 +138,15 @@ impl Replica {
             disk_full: false,
             full_below: None,
             log_bytes: 0,
+            open: false,
             parked: VecDeque::new(),
+            waiting: VecDeque::new(),
+            askers: BTreeMap::new(),
             asked: 0,
             watchers: BTreeMap::new(),
+            early: VecDeque::new(),
             next_beat: 0,
-            next_resend: 0,
+            next_resend: Nanos::MAX,
             turn: Turn::default(),
         }
     }
@@ -156,11 +171,12 @@ impl Replica {
         replica.state = recovered.state;
         for entry in recovered.entries {
             if entry.seq == replica.last.next() {
-                replica.keep(Arc::new(entry));
+                replica.keep(entry);
             }
         }
         replica.turn = Turn::default();
         replica.synced = replica.last;
+        replica.written = replica.last;
         replica
     }
 
@@ -236,8 +252,12 @@ impl Replica {
         let current = self.epoch();
         if epoch > current {
             self.turn.beat_due = true;
+            if matches!(body, Body::Link(_) | Body::Tail(..)) {
+                self.keep_early(from, Message { shard, epoch, body });
+            }
+            return;
         }
-        if epoch != current && !(epoch < current && self.options.bugs.has(Bug::SkipEpochCheck)) {
+        if epoch != current && !self.options.bugs.has(Bug::SkipEpochCheck) {
             return;
         }
         match body {
@@ -264,17 +284,43 @@ impl Replica {
     fn receive_from_client(&mut self, now: Nanos, from: Address, epoch: Epoch, body: Body, out: &mut Vec<Action>) {
         if epoch > self.epoch() {
             self.turn.beat_due = true;
+            let message = Message { shard: self.options.shard, epoch, body };
+            if !self.keep_early(from, message) {
+                self.send(from, Body::Chain(None), out);
+            }
+            return;
         }
-        let stale = epoch < self.epoch() && !self.options.bugs.has(Bug::SkipEpochCheck);
-        if stale || epoch > self.epoch() {
-            let chain = self.chain.clone().filter(|_| stale);
-            return self.send(from, Body::Chain(chain), out);
+        if epoch < self.epoch() && !self.options.bugs.has(Bug::SkipEpochCheck) {
+            return self.send(from, Body::Chain(self.chain.clone()), out);
         }
         match body {
             Body::Commands(commands) => self.on_commands(commands, out),
             Body::Queries(client, queries) => self.on_queries(now, client, queries, out),
             Body::Watch(watch) => self.on_watch(now, watch),
             _ => {}
+        }
+    }
+
+    /// Keeps a message until the epoch comes that it speaks of, if there is room.
+    fn keep_early(&mut self, from: Address, message: Message) -> bool {
+        let room = self.early.len() < GCS_EARLY_MAX;
+        if room {
+            self.early.push_back((from, message));
+        }
+        room
+    }
+
+    /// The connection with a rank has ended, or this side is about to end it:
+    /// what the quorum's member there has granted counts no more. Must be told
+    /// before the connection is closed from this side.
+    pub fn ended(&mut self, now: Nanos, rank: Rank) {
+        if let Some(member) = self.options.quorum.iter().position(|member| *member == rank) {
+            self.lease.revoke(member, now);
+        }
+        let involved = |chain: &ChainConfig| chain.members.iter().chain(&chain.joining).any(|other| other.rank == rank);
+        if self.chain.as_ref().is_some_and(involved) && !self.retired {
+            // Whoever knows of a later chain answers with it.
+            self.turn.beat_due = true;
         }
     }
 
@@ -304,8 +350,21 @@ impl Replica {
         if now >= self.next_resend {
             self.next_resend = now + self.options.timing.resend;
             self.resend();
+            self.waiting_too_long(now);
         }
         self.watchers.retain(|_, watcher| watcher.expires > now);
+    }
+
+    /// When [`tick`](Replica::tick) and [`flush`](Replica::flush) have something
+    /// to do, if nothing comes before.
+    pub fn next_due(&self) -> Nanos {
+        if self.retired {
+            return Nanos::MAX;
+        }
+        if self.turn.beat_due || self.turn.applied {
+            return 0;
+        }
+        self.next_beat.min(self.next_resend)
     }
 
     /// Ends a turn: everything that it gathered goes out, as one message to each.
@@ -314,17 +373,41 @@ impl Replica {
             return;
         }
         self.write_log(out);
-        self.commit_as_tail();
+        if self.is_open(now) {
+            self.commit_as_tail();
+        }
         self.forward(out);
         self.tell_commit(out);
         self.send_link(out);
+        self.answer_waiting(now, out);
         self.ask_tail(out);
+        self.tell_put_off(out);
         self.tell_outcomes(out);
         self.tell_watchers(out);
         if std::mem::take(&mut self.turn.beat_due) {
-            self.next_beat = now + self.options.timing.beat;
+            let Timing { beat, detection, .. } = self.options.timing;
+            // A spare one has no lease to renew.
+            self.next_beat = now + if self.chain.is_some() { beat } else { detection / 3 };
             self.beat(now, out);
         }
+        if !self.awaits() {
+            self.next_resend = Nanos::MAX;
+        } else if self.next_resend == Nanos::MAX {
+            self.next_resend = now + self.options.timing.resend;
+        }
+    }
+
+    /// Whether a majority of the quorum has granted a lease of this epoch: then
+    /// nobody reads in an earlier one any more, who would not see what is
+    /// committed now.
+    fn is_open(&mut self, now: Nanos) -> bool {
+        self.open |= self.serves() && self.is_leased(now);
+        self.open
+    }
+
+    /// Whether something is out that may be lost.
+    fn awaits(&self) -> bool {
+        self.awaits_neighbours() || !self.parked.is_empty() || !self.waiting.is_empty()
     }
 
     /// Moves to a later epoch. What was committed stays; every link is made anew.
@@ -349,25 +432,33 @@ impl Replica {
         }
         let is_head = position == Some(0);
         self.linked = is_head && self.proven;
-        self.link_target = None;
+        self.link_target = (is_head && self.proven).then_some(self.last);
         self.taking = None;
         self.downstream = None;
         self.upstream_durable = if is_head { Seq(u64::MAX) } else { Seq(0) };
         self.full_below = None;
         self.lease = Lease::new(self.options.quorum.len());
-        self.turn = Turn { outcomes: std::mem::take(&mut self.turn.outcomes), beat_due: true, ..Turn::default() };
+        self.open = false;
+        let Turn { outcomes, put_off, .. } = std::mem::take(&mut self.turn);
+        self.turn = Turn { outcomes, put_off, beat_due: true, ..Turn::default() };
         self.chain = Some(chain);
+        self.askers.clear();
         for parked in std::mem::take(&mut self.parked) {
-            self.put_off(parked, out);
+            self.wait(now, parked, out);
         }
         self.turn.link_due = (!is_head).then_some(true);
         self.turn.commit_to_tell = true;
-        self.next_resend = now + self.options.timing.resend;
-        // What was gathered for the log is in it, or is written again.
+        self.next_resend = Nanos::MAX;
         if self.options.durable {
             self.log_bytes = usize::MAX;
         }
         self.trim();
+        let applied = self.state.applied();
+        let uncommitted = self.log.iter().filter(|entry| entry.seq > applied);
+        self.under_way = UnderWay::of(is_head, position.is_some() && !self.is_tail(), uncommitted);
+        for (from, message) in std::mem::take(&mut self.early) {
+            self.receive(now, from, message, out);
+        }
     }
 
     fn retire(&mut self) {
@@ -375,6 +466,8 @@ impl Replica {
         self.forget();
         self.watchers.clear();
         self.parked.clear();
+        self.waiting.clear();
+        self.early.clear();
         self.turn = Turn::default();
     }
 
@@ -383,8 +476,8 @@ impl Replica {
         self.log.clear();
         self.last = Seq(0);
         self.synced = Seq(0);
-        self.dirty = Dirty::default();
-        self.under_way.clear();
+        self.written = Seq(0);
+        self.under_way = UnderWay::default();
         self.complete = false;
         self.proven = false;
     }

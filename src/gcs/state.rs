@@ -8,7 +8,7 @@ use std::ops::Bound;
 use serde::{Deserialize, Serialize};
 
 use super::bug::{Bug, Bugs};
-use super::record::{Blob, Key, Record, Refusal, Seq, Table, check_value};
+use super::record::{Blob, Key, Record, Refusal, Seq, Table, check_prefix, check_value};
 use crate::base::Rank;
 use crate::base::limits::{GCS_HISTORY_EVENTS, GCS_KEYS_MAX, GCS_PAGE_BYTES_MAX, GCS_WINDOW};
 
@@ -90,7 +90,8 @@ impl Op {
                 key.check().and_then(|()| check_value(value.as_ref().map_or(0, |v| v.len())))
             }
             Op::Delete { key } => key.check(),
-            Op::DeletePrefix { .. } | Op::EndClient { .. } => Ok(()),
+            Op::DeletePrefix { prefix, .. } => check_prefix(prefix),
+            Op::EndClient { .. } => Ok(()),
         }
     }
 
@@ -140,8 +141,23 @@ impl Query {
     pub fn check(&self) -> Result<(), Refusal> {
         match self {
             Query::Get(keys) if keys.len() > GCS_KEYS_MAX => Err(Refusal::TooManyKeys { keys: keys.len() }),
-            Query::Get(keys) => keys.iter().try_for_each(Key::check),
-            Query::Scan { .. } => Ok(()),
+            Query::Get(keys) => {
+                keys.iter().try_for_each(Key::check)?;
+                let bytes = self.bytes();
+                if bytes > GCS_PAGE_BYTES_MAX { Err(Refusal::QueryTooLong { bytes }) } else { Ok(()) }
+            }
+            Query::Scan { prefix, after, .. } => {
+                check_prefix(prefix)?;
+                after.iter().try_for_each(|after| check_prefix(after))
+            }
+        }
+    }
+
+    /// About how many bytes it has in a message.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Query::Get(keys) => keys.iter().map(|key| key.bytes.len() + 4).sum::<usize>() + 16,
+            Query::Scan { prefix, after, .. } => prefix.len() + after.as_ref().map_or(0, |after| after.len()) + 32,
         }
     }
 }
@@ -160,6 +176,22 @@ pub enum Found {
         more: bool,
     },
 }
+
+impl Found {
+    /// About how many bytes it has in a message.
+    pub(super) fn bytes(&self) -> usize {
+        let of = |record: &Record| record.value.len() + RECORD_BYTES;
+        match self {
+            Found::Records(records) => {
+                records.iter().map(|record| record.as_ref().map_or(RECORD_BYTES, of)).sum::<usize>()
+            }
+            Found::Page { records, .. } => records.iter().map(|(key, record)| key.len() + of(record)).sum(),
+        }
+    }
+}
+
+/// What a record has in a message besides its key and its value, at most.
+const RECORD_BYTES: usize = 16;
 
 /// A change that was committed.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -191,7 +223,29 @@ struct Session {
     ended: bool,
     /// Outcomes up to here are known to the client.
     settled: u64,
-    outcomes: BTreeMap<u64, Outcome>,
+    /// From the one after `settled` on, as far as they are there.
+    outcomes: VecDeque<Option<Outcome>>,
+}
+
+impl Session {
+    /// Where the outcome of a command stands that the client may not know.
+    fn place(&self, number: u64) -> Option<usize> {
+        Some(number.checked_sub(self.settled)?.checked_sub(1)? as usize)
+    }
+
+    fn note(&mut self, number: u64, outcome: Outcome) {
+        let Some(place) = self.place(number) else { return };
+        if place >= self.outcomes.len() {
+            self.outcomes.resize(place + 1, None);
+        }
+        self.outcomes[place] = Some(outcome);
+    }
+
+    fn settle(&mut self, settled: u64) {
+        let more = settled.saturating_sub(self.settled);
+        self.settled += more;
+        self.outcomes.drain(..self.outcomes.len().min(more as usize));
+    }
 }
 
 /// What is known of a command before it is carried out.
@@ -230,7 +284,7 @@ impl State {
         };
         let session = self.sessions.get_mut(&command.client.rank)?;
         if !session.ended {
-            session.outcomes.insert(command.number, outcome.clone());
+            session.note(command.number, outcome.clone());
         }
         Some(outcome)
     }
@@ -241,16 +295,14 @@ impl State {
         if session.incarnation != command.client.incarnation {
             return Standing::New;
         }
-        if let Some(outcome) = session.outcomes.get(&command.number) {
-            return Standing::Done(outcome.clone());
-        }
-        if command.number <= session.settled { Standing::Settled } else { Standing::New }
+        let Some(place) = session.place(command.number) else { return Standing::Settled };
+        session.outcomes.get(place).cloned().flatten().map_or(Standing::New, Standing::Done)
     }
 
     /// Opens or brings up to date the session of the command's client.
     fn admit(&mut self, command: &Command) -> Result<(), Refusal> {
         let ClientId { rank, incarnation } = command.client;
-        let fresh = Session { incarnation, ended: false, settled: 0, outcomes: BTreeMap::new() };
+        let fresh = Session { incarnation, ended: false, settled: 0, outcomes: VecDeque::new() };
         let session = self.sessions.entry(rank).or_insert_with(|| fresh.clone());
         if session.incarnation < incarnation {
             *session = fresh;
@@ -258,27 +310,26 @@ impl State {
         if session.incarnation > incarnation || session.ended {
             return Err(Refusal::ClientEnded(rank));
         }
-        if command.number > session.settled.max(command.settled) + GCS_WINDOW {
+        // A client cannot know the outcome of what it is about to send.
+        let settled = command.settled.min(command.number.saturating_sub(1));
+        if command.number > session.settled.max(settled).saturating_add(GCS_WINDOW) {
             return Err(Refusal::WindowExceeded);
         }
-        if command.settled > session.settled {
-            session.settled = command.settled;
-            session.outcomes = session.outcomes.split_off(&(command.settled + 1));
-        }
+        session.settle(settled);
         Ok(())
     }
 
     fn perform(&mut self, seq: Seq, op: &Op) -> Outcome {
         op.check()?;
         match op {
-            Op::Put { key, value } => self.write(seq, key, value.clone()),
+            Op::Put { key, value } => self.write(seq, key, value.kept()),
             Op::CompareAndSwap { key, expected, value } => {
                 let current = self.records.get(key).map_or(Seq(0), |record| record.version);
                 if current != *expected {
                     return Err(Refusal::VersionMismatch { current });
                 }
                 match value {
-                    Some(value) => self.write(seq, key, value.clone()),
+                    Some(value) => self.write(seq, key, value.kept()),
                     None => self.delete(seq, key),
                 }
             }
@@ -299,13 +350,14 @@ impl State {
     }
 
     fn write(&mut self, version: Seq, key: &Key, value: Blob) {
-        self.records.insert(key.clone(), Record { version, value: value.clone() });
-        self.remember(Event { version, key: key.clone(), value: Some(value) });
+        let key = key.kept();
+        self.remember(Event { version, key: key.clone(), value: Some(value.clone()) });
+        self.records.insert(key, Record { version, value });
     }
 
     fn delete(&mut self, version: Seq, key: &Key) {
         if self.records.remove(key).is_some() {
-            self.remember(Event { version, key: key.clone(), value: None });
+            self.remember(Event { version, key: key.kept(), value: None });
         }
     }
 
@@ -320,7 +372,7 @@ impl State {
     /// its commands that are still on their way is taken for a new one.
     fn end(&mut self, client: ClientId) {
         let ended =
-            Session { incarnation: client.incarnation, ended: true, settled: u64::MAX, outcomes: BTreeMap::new() };
+            Session { incarnation: client.incarnation, ended: true, settled: u64::MAX, outcomes: VecDeque::new() };
         let session = self.sessions.entry(client.rank).or_insert_with(|| ended.clone());
         if session.incarnation <= client.incarnation {
             *session = ended;
@@ -333,7 +385,7 @@ impl State {
             Query::Get(keys) => {
                 let mut room = GCS_PAGE_BYTES_MAX;
                 let fits = |record: &Option<&Record>| {
-                    let bytes = record.map_or(0, |r| r.value.len()) + 16;
+                    let bytes = record.map_or(0, |r| r.value.len()) + RECORD_BYTES;
                     let first = room == GCS_PAGE_BYTES_MAX;
                     room = room.saturating_sub(bytes);
                     room > 0 || first
@@ -345,7 +397,7 @@ impl State {
                 let mut records = Vec::new();
                 let mut room = GCS_PAGE_BYTES_MAX;
                 for (key, record) in self.range(*table, prefix, after.as_ref()) {
-                    let bytes = key.bytes.len() + record.value.len() + 16;
+                    let bytes = key.bytes.len() + record.value.len() + RECORD_BYTES;
                     if records.len() == GCS_KEYS_MAX || bytes > room && !records.is_empty() {
                         return Found::Page { records, more: true };
                     }
@@ -389,7 +441,7 @@ impl State {
         Sizes {
             records: self.records.len(),
             sessions: self.sessions.len(),
-            outcomes: self.sessions.values().map(|session| session.outcomes.len()).sum(),
+            outcomes: self.sessions.values().map(|session| session.outcomes.iter().flatten().count()).sum(),
             changes: self.history.len(),
         }
     }

@@ -23,7 +23,8 @@ pub struct Timing {
     pub resend: Nanos,
     /// How long a watch lasts that is not renewed.
     pub watch: Nanos,
-    /// The time between two ticks of the consensus library.
+    /// The time between two rounds of heartbeats of the quorum's members, while
+    /// they have a leader: after two to three without its word they elect another.
     pub quorum_tick: Nanos,
 }
 
@@ -38,7 +39,7 @@ impl Timing {
             detection,
             resend: detection / 5,
             watch: detection * 8,
-            quorum_tick: detection / 5,
+            quorum_tick: detection / 4,
         }
     }
 

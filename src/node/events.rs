@@ -5,13 +5,13 @@ use super::state::{ARENA, Arriving, Command, Core, Found, Read, Request, State, 
 use super::transfer::{Incoming, Received, Reply, Values};
 use crate::base::event::Event as Counted;
 use crate::base::{ErrorKind, Rank, TaskError};
-use crate::fabric::Event;
+use crate::fabric::{Event, FabricError};
 use crate::mem::{Bytes, Foreign};
 use crate::store::ObjectId;
 use crate::sync::{Lineage, Task};
 use crate::wire::{
     Argument, Control, Goodbye, Hello, Message, ObjectRecord, Outcome, Release, SCHEMA_VERSION, Spawn, SpawnCall,
-    TaskTable, write_control, write_error, write_release,
+    write_control, write_error, write_release,
 };
 
 use super::registry::TaskType;
@@ -34,7 +34,12 @@ impl Core {
                 }
             }
             Event::ReadDone { token, lease, result, .. } => self.on_read(node, token, lease, result),
-            Event::Lost { peer, cause } => self.on_lost(node, peer, cause.to_string()),
+            Event::Lost { peer, cause } => {
+                if self.peers[peer.index()].lost.is_none() {
+                    self.gcs.ended(peer, matches!(cause, FabricError::Closed(_)));
+                }
+                self.on_lost(node, peer, cause.to_string());
+            }
         }
     }
 
@@ -59,6 +64,7 @@ impl Core {
                 Ok(())
             }
             Message::Bulk(message) => self.on_bulk(peer, message),
+            Message::Gcs(bytes) => self.gcs.receive(peer, bytes),
             Message::Control(control) => self.on_control(node, peer, control),
         }
     }
@@ -66,11 +72,6 @@ impl Core {
     fn on_control(&mut self, node: &'static Node, peer: Rank, control: Control) -> Result<(), String> {
         match control {
             Control::Hello(hello) => self.on_hello(node, peer, hello),
-            Control::TaskTable(table) => {
-                self.peers[peer.index()].functions = Some(node.registry.indices_in(&table.entries));
-                self.greeted(node, peer);
-                Ok(())
-            }
             Control::ErrorReport(report) => {
                 self.on_result(node, peer, report.request, Outcome::Error(report.error))
             }
@@ -113,15 +114,40 @@ impl Core {
             return Err("it greets twice".into());
         }
         state.capacity = Some(capacity);
+        let theirs = hello.tasks_hash;
         state.hello = Some(hello);
         if same_tasks {
             self.greeted(node, peer);
         } else {
-            // Each tells the other its own table; the indices sent are those
-            // of the receiver's.
-            self.tell(peer, &Control::TaskTable(TaskTable { entries: node.registry.entries() }));
+            // Each finds the other's table in the control store; the indices
+            // sent are those of the receiver's.
+            self.register_tasks(node);
+            self.gcs.want_tasks(theirs);
         }
         Ok(())
+    }
+
+    /// Writes this rank's table of tasks to the control store, once.
+    pub(super) fn register_tasks(&mut self, node: &Node) {
+        if !std::mem::replace(&mut self.tasks_registered, true) {
+            self.gcs.register_tasks(node.registry.hash, &node.registry.entries());
+        }
+    }
+
+    /// Takes the tables of tasks that have been read from the control store.
+    pub(super) fn tables_read(&mut self, node: &'static Node) {
+        for (hash, entries) in self.gcs.tasks_read() {
+            for rank in 0..self.peers.len() {
+                let peer = &mut self.peers[rank];
+                if !peer.ready && peer.lost.is_none() && peer.hello.as_ref().is_some_and(|h| h.tasks_hash == hash) {
+                    peer.functions = Some(node.registry.indices_in(&entries));
+                    self.greeted(node, Rank(rank as u32));
+                }
+            }
+        }
+        if let Some(why) = self.gcs.tasks_failed() {
+            node.end(Ended { status: 1, reason: Some(format!("{}: {why}", node.rank)) });
+        }
     }
 
     fn greeted(&mut self, node: &'static Node, peer: Rank) {

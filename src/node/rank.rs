@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_queue::SegQueue;
 
+use super::gcs::{ControlReply, ControlRequest, Operation};
 use super::registry::{Registry, TaskType};
 use super::service::Service;
 use super::state::{Command, State};
@@ -22,7 +23,8 @@ use crate::base::event::{Counters, Event};
 use crate::base::{Config, ErrorKind, Rank, Tag, TaskError};
 use crate::mem::{Arena, Bytes, Heap, Region};
 use crate::sched::Demand;
-use crate::sync::{Baton, Held, Idle, Lineage, Steal, Stealer, Task};
+use crate::gcs::{Key, ShardId, shard_of};
+use crate::sync::{Baton, Handle, Held, Idle, Lineage, Steal, Stealer, Task, frame};
 
 /// Where a task may run; travels in its frame's flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -384,6 +386,31 @@ impl Node {
     /// Buffers for an [`Outgoing`], used before if there are any.
     pub fn spare_pack(&self) -> Pack {
         worker::current().and_then(|w| w.spare_pack()).unwrap_or_default()
+    }
+
+    /// Begins an operation on the control store.
+    pub fn control(&'static self, request: ControlRequest) -> Handle<ControlReply> {
+        let lineage = Lineage::output(Tag::ROOT, 0);
+        let (task, handle) = frame(|| Operation, lineage, 0);
+        match self.try_state() {
+            // Not by way of a command, which would be moved twice.
+            Some(mut state) => {
+                state.core.gcs.ask(request, task);
+                self.let_go(state);
+            }
+            None => self.leave(Command::Control(Box::new((request, task)))),
+        }
+        handle
+    }
+
+    /// How many shards the control store has.
+    pub fn shards(&self) -> u16 {
+        self.config.gcs_shards
+    }
+
+    /// Which of them a key belongs to.
+    pub fn shard_of(&self, key: &Key) -> ShardId {
+        shard_of(key, usize::from(self.config.gcs_shards))
     }
 
     /// Gives a granted demand back.

@@ -9,7 +9,6 @@ use super::transfer::{Incoming, Outgoing, Received};
 use crate::base::{FunctionId, TaskError};
 use crate::sched::Demand;
 use crate::sync::Task;
-use crate::wire::TaskEntry;
 
 /// One task function. The functions in it downcast what they are given.
 pub struct TaskType {
@@ -34,6 +33,17 @@ impl TaskType {
     pub fn id(&self) -> FunctionId {
         FunctionId::of(self.name, self.signature)
     }
+}
+
+/// A task as other binaries know it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct TaskEntry {
+    /// Which.
+    pub id: FunctionId,
+    /// Its name, with its module path.
+    pub name: String,
+    /// Its parameter and result types.
+    pub signature: String,
 }
 
 /// The tasks that the attribute declared in this binary, filled by the linker.
@@ -109,14 +119,14 @@ impl Registry {
         self.kinds.iter().copied().find(|k| k.name == name)
     }
 
-    /// The table to tell a peer whose hash differs.
-    pub fn entries(&self) -> Vec<TaskEntry> {
+    /// The table for peers whose hash differs.
+    pub(super) fn entries(&self) -> Vec<TaskEntry> {
         let entry = |k: &&TaskType| TaskEntry { id: k.id(), name: k.name.into(), signature: k.signature.into() };
         self.kinds.iter().map(entry).collect()
     }
 
     /// For each task of ours its index in a peer's table.
-    pub fn indices_in(&self, theirs: &[TaskEntry]) -> Vec<Option<u32>> {
+    pub(super) fn indices_in(&self, theirs: &[TaskEntry]) -> Vec<Option<u32>> {
         self.kinds.iter().map(|k| theirs.iter().position(|t| t.id == k.id()).map(|i| i as u32)).collect()
     }
 }

@@ -40,6 +40,10 @@ pub(super) struct Service {
     dozing: AtomicBool,
     timers: Mutex<BTreeMap<(Instant, u64), Arc<Waiter>>>,
     timer_numbers: AtomicU64,
+    /// The start of this rank's time.
+    pub started: Instant,
+    /// When the control store has something to do, in nanoseconds from `started`.
+    control_due: AtomicU64,
 }
 
 impl Service {
@@ -51,6 +55,8 @@ impl Service {
             dozing: AtomicBool::new(false),
             timers: Mutex::default(),
             timer_numbers: AtomicU64::new(0),
+            started: Instant::now(),
+            control_due: AtomicU64::new(0),
         })
     }
 
@@ -72,6 +78,17 @@ impl Service {
     /// Forgets a timer whose waiter was woken, if it is still there.
     pub fn remove_timer(&self, timer: (Instant, u64)) {
         lock(&self.timers).remove(&timer);
+    }
+
+    /// The control store has something to do at this time, in nanoseconds from
+    /// `started`, if nothing happens before.
+    pub fn control_due(&self, due: u64) {
+        let before = self.control_due.load(Ordering::Relaxed);
+        self.control_due.store(due, Ordering::Relaxed);
+        // The thread sleeps no longer than until what was due before.
+        if due < before {
+            self.ring();
+        }
     }
 
     /// The last worker goes to sleep: the network is the service thread's now.
@@ -128,9 +145,17 @@ impl Service {
             }
             let next_timer = service.fire_timers(now);
             let until_timer = next_timer.map_or(SLEEP_MAX, |t| t.saturating_duration_since(now).min(SLEEP_MAX));
+            let now = now.saturating_duration_since(service.started).as_nanos() as u64;
+            if now >= service.control_due.load(Ordering::Relaxed) {
+                node.submit(Command::ControlTick);
+            }
+            let control_due = service.control_due.load(Ordering::Relaxed);
+            let until_timer = until_timer.min(Duration::from_nanos(control_due.saturating_sub(now)));
 
             let turns = node.turns_taken.load(Ordering::Relaxed);
-            let polled = std::mem::replace(&mut turns_seen, turns) != turns || node.idle.searching() > 0;
+            let moved = std::mem::replace(&mut turns_seen, turns) != turns;
+            // Who has polled and gone to sleep since has left the network to us.
+            let polled = !node.all_asleep() && (moved || node.idle.searching() > 0);
             quiet = if polled { 0 } else { quiet + 1 };
             if !polled {
                 node.turn();

@@ -1,12 +1,15 @@
 //! From a mesh of connections to a running rank, and its end.
 
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::fabrics::connect;
+use super::gcs::{Agreement, DiskOptions, Gcs, Home, Setup};
 use super::rank::{Ended, Node, WorkerPort};
 use super::registry::Registry;
 use super::service::Service;
@@ -20,7 +23,7 @@ use crate::fabric::{FabricError, Kind};
 use crate::mem::{Arena, Region};
 use crate::sched::{Choice, Demand, Place, choose};
 use crate::sync::{Call, Fences, Handle, Idle, Lineage, Owner, Wake, frame};
-use crate::sys;
+use crate::sys::{self, JournalBackend};
 
 /// How late a thread that waits for a result sees that the job has ended.
 const END_CHECK: Duration = Duration::from_millis(100);
@@ -69,6 +72,14 @@ pub enum StartError {
         /// The system's answer.
         cause: std::io::Error,
     },
+    /// The control store cannot start.
+    #[error("{rank}: {why}")]
+    ControlStore {
+        /// On which rank.
+        rank: Rank,
+        /// Why, and what to do.
+        why: String,
+    },
     /// Peers did not greet in time.
     #[error("{rank}: no greeting from {missing} within {seconds} s: are all ranks the same program?")]
     Silent {
@@ -104,14 +115,31 @@ pub fn start(config: Config) -> Result<Running, StartError> {
         FabricChoice::Shm => Via::Unix,
         _ => Via::Tcp,
     };
-    let mesh = boot::start(&config, &via)?;
-    let running = assemble(config, registry, mesh)?;
+    let home = RefCell::new(None);
+    let note = |rank, _| {
+        let opened = config.gcs_dir.as_ref().map(|dir| open_home(dir, rank, &config)).transpose()?;
+        let life = opened.as_ref().map_or(1, Home::life);
+        home.replace(opened);
+        Ok(Agreement::of(&config, life).encode())
+    };
+    let mesh = boot::start(&config, &via, &note)?;
+    let running = assemble(config, registry, mesh, home.into_inner())?;
     Node::set_default(Some(running.node));
     Ok(running)
 }
 
-fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, StartError> {
-    let Mesh { rank, size, local_size, links, lanes, lanes_note, launcher, acceptor, counters, .. } = mesh;
+/// This rank's part of the folder in which the control store is kept.
+fn open_home(dir: &Path, rank: Rank, config: &Config) -> Result<Home, String> {
+    let backend = match config.fabric {
+        FabricChoice::Epoll => JournalBackend::Thread,
+        _ => JournalBackend::Auto,
+    };
+    let options = DiskOptions { backend, truncate_damaged: config.gcs_truncate };
+    Home::open(dir, rank, options).map_err(|error| error.to_string())
+}
+
+fn assemble(config: Config, registry: Registry, mesh: Mesh, home: Option<Home>) -> Result<Running, StartError> {
+    let Mesh { rank, size, local_size, job, cards, links, lanes, lanes_note, launcher, acceptor, counters, .. } = mesh;
     if let Some(note) = lanes_note.filter(|_| config.log) {
         sys::say_line(format_args!("collimate: {rank}: {note}"));
     }
@@ -134,16 +162,24 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     };
     let capacity = config.resources.clone();
     let capacity: Demand = capacity.parse().expect("checked when the configuration was read");
-    let mut state = State::new(rank, size, capacity);
-    for (fabric, peers) in connect(&config, rank, links, lanes, arena.as_ref(), &counters)? {
-        state.add_fabric(fabric, &peers);
-    }
-
     let os = |what: &str| {
         let what = what.to_string();
         move |cause| StartError::Os { rank, what, cause }
     };
     let service = Service::new().map_err(os("cannot make an event descriptor"))?;
+    let unfit = |why| StartError::ControlStore { rank, why };
+    let setup = Setup::agreed(&cards).map_err(unfit)?;
+    if let Some(home) = &home {
+        home.check_layout(&setup.layout(size)).map_err(|error| unfit(error.to_string()))?;
+    }
+    let gcs = Gcs::new(rank, setup, service.started, home).map_err(unfit)?;
+    for disk in gcs.wait_fds() {
+        service.network.add(disk).map_err(os("cannot watch a disk"))?;
+    }
+    let mut state = State::new(rank, size, capacity, gcs);
+    for (fabric, peers) in connect(&config, rank, links, lanes, arena.as_ref(), &counters)? {
+        state.add_fabric(fabric, &peers);
+    }
     for fabric in &state.fabrics {
         service.network.add(fabric.wait_fd()).map_err(os("cannot watch a fabric"))?;
     }
@@ -160,6 +196,7 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh) -> Result<Running, S
     // Before any thread can send: a connection begins with the greeting, and a
     // worker asks whoever has greeted us for work.
     node.state.take().greet(node);
+    node.state.take().introduce(node, job, &cards[rank.index()]);
     let lost = {
         let launcher = launcher.clone();
         move || launcher.lost()

@@ -9,12 +9,14 @@ use std::time::Instant;
 use slab::Slab;
 
 use super::bulk::Bulk;
-use super::rank::{HUNGRY_BASE, Node, Target};
+use super::gcs::{ControlRequest, Gcs};
+use super::rank::{Ended, HUNGRY_BASE, Node, Target};
 use super::registry::TaskType;
 use super::transfer::{Pack, Piece, Received};
 use crate::base::event::Event as Counted;
 use crate::base::limits::{PEER_SILENCE_MAX, SHARED_FROM};
-use crate::base::{ErrorKind, Rank, TaskError};
+use crate::base::{ErrorKind, JobId, Rank, TaskError};
+use crate::boot::Card;
 use crate::fabric::{Fabric, FabricError, RegionKey};
 use crate::mem::{Bytes, Region};
 use crate::sched::{Demand, Ledger};
@@ -46,6 +48,10 @@ pub(super) enum Command {
     CheckTransfers,
     /// Start a task when its demand can be granted.
     Admit { task: Task },
+    /// An operation on the control store.
+    Control(Box<(ControlRequest, Task)>),
+    /// Something is due in the control store.
+    ControlTick,
     /// A task with a demand ended.
     GiveBack { demand: Demand },
     /// This rank has nothing to do: ask the others.
@@ -78,6 +84,9 @@ pub(super) struct Core {
     pub reads_wanted: VecDeque<Read>,
     pub bulk: Bulk,
     pub ledger: Ledger<Task>,
+    pub gcs: Gcs,
+    /// Our table of tasks has been written to it.
+    pub tasks_registered: bool,
     /// Ranks that asked for work during a poll.
     pub wishes: Vec<Rank>,
     /// Messages that came up during a poll.
@@ -158,7 +167,7 @@ pub(super) enum Found {
 }
 
 impl State {
-    pub fn new(me: Rank, size: u32, capacity: Demand) -> State {
+    pub fn new(me: Rank, size: u32, capacity: Demand, gcs: Gcs) -> State {
         let peer = |_| Peer {
             route: None,
             hello: None,
@@ -166,7 +175,7 @@ impl State {
             capacity: None,
             functions: None,
             backlog: VecDeque::new(),
-                stuck_since: None,
+            stuck_since: None,
             asked: false,
             lost: None,
             said_goodbye: false,
@@ -187,6 +196,8 @@ impl State {
                 reads_wanted: VecDeque::new(),
                 bulk: Bulk::new(me, size),
                 ledger: Ledger::new(capacity),
+                gcs,
+                tasks_registered: false,
                 wishes: Vec::new(),
                 out: VecDeque::new(),
                 closing: Vec::new(),
@@ -236,6 +247,17 @@ impl State {
         self.flush(node);
     }
 
+    /// Says in the control store who this rank is, and rank 0 which tasks there are.
+    pub fn introduce(&mut self, node: &'static Node, job: JobId, card: &Card) {
+        let (workers, resources) = (node.workers.len(), self.core.ledger.capacity());
+        let about = format!("pid={} host={:#x} workers={workers} resources={resources}", card.pid, card.host.0);
+        self.core.gcs.introduce(job, &about);
+        if self.core.me == Rank(0) {
+            self.core.register_tasks(node);
+        }
+        self.flush(node);
+    }
+
     /// Who has not greeted us yet.
     pub fn strangers(&self) -> Vec<Rank> {
         let peers = self.core.peers.iter().enumerate();
@@ -275,6 +297,7 @@ impl State {
             }
         }
         self.core.check_transfers();
+        self.core.gcs.poll_disks();
         self.flush(node);
         events
     }
@@ -311,6 +334,11 @@ impl State {
             Command::Leave { place } => self.core.leave(place),
             Command::CheckTransfers => self.core.check_transfers_soon(),
             Command::Admit { task } => self.core.admit(node, task),
+            Command::Control(operation) => {
+                let (request, task) = *operation;
+                self.core.gcs.ask(request, task);
+            }
+            Command::ControlTick => self.core.gcs.tick(),
             Command::GiveBack { demand } => {
                 for task in self.core.ledger.give_back(&demand) {
                     node.push(task);
@@ -503,9 +531,29 @@ impl State {
             && core.reads_wanted.is_empty()
             && !core.bulk.is_pending()
             && !core.backlogged
-            && !core.newly_ready;
+            && !core.newly_ready
+            && !core.gcs.is_pending();
         if !nothing {
             self.flush_all(node);
+        }
+    }
+
+    /// A turn of the control store, if it has anything to do.
+    fn run_gcs(&mut self, node: &'static Node) {
+        if !self.core.gcs.is_pending() {
+            return;
+        }
+        let due = self.core.gcs.turn();
+        let mut outgoing = std::mem::take(&mut self.core.gcs.outgoing);
+        outgoing.drain(|to, message| self.send(to, message));
+        self.core.gcs.outgoing = outgoing;
+        self.core.tables_read(node);
+        node.service.control_due(due);
+        if let Some(why) = self.core.gcs.failed.take() {
+            node.end(Ended { status: 1, reason: Some(format!("{}: {why}", node.rank)) });
+        }
+        for decision in self.core.gcs.decisions.drain(..) {
+            node.log(|| decision);
         }
     }
 
@@ -521,6 +569,8 @@ impl State {
                 self.send(to, &message);
             }
             while let Some((rank, why)) = self.core.closing.pop() {
+                // Before the peer can see it: see `Gcs::ended`.
+                self.core.gcs.ended(rank, false);
                 if let Some(route) = self.core.peers[rank.index()].route {
                     self.fabrics[route].close(rank);
                 }
@@ -528,6 +578,7 @@ impl State {
             }
             self.move_objects(node);
             self.grant_wishes(node);
+            self.run_gcs(node);
             if self.core.out.is_empty() && self.core.closing.is_empty() {
                 break;
             }

@@ -5,6 +5,7 @@ mod cores;
 mod fdpass;
 mod fence;
 mod fiber;
+mod journal;
 mod memory;
 mod ofi;
 mod pmix;
@@ -35,6 +36,9 @@ pub use cores::online_cores;
 pub use fdpass::{FDS_MAX, receive as receive_fds, send as send_fds};
 pub use fence::fence_everywhere;
 pub use fiber::{Fiber, FiberEnded, stack_left, suspend};
+#[cfg(test)]
+pub(crate) use journal::SmallDisk;
+pub use journal::{Journal, JournalBackend, JournalError, JournalEvent, Mark, lock_file};
 pub use memory::{SharedLines, create_region, open_region, region_fd};
 pub use ofi::{
     Address as OfiAddress, Capacity as OfiCapacity, OFI_ANY, OfiEndpoint, OfiError, OfiEvent, OfiOffer, OfiSummary, Posted as OfiPosted, RemoteKey as OfiKey, TransferId as OfiTransfer, ofi_available,

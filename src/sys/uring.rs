@@ -353,7 +353,7 @@ fn try_receiving(incremental: bool) -> io::Result<()> {
     }
 }
 
-fn explain(error: &io::Error) -> String {
+pub(super) fn explain(error: &io::Error) -> String {
     let setting = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
     match error.raw_os_error() {
         Some(libc::ENOSYS) => "this kernel has no io_uring, or a sandbox hides it".into(),

@@ -7,17 +7,15 @@ use planus::ReadAsRoot;
 use super::WireError;
 use super::generated::collimate::control as flat;
 use crate::base::limits::{
-    MESSAGE_BYTES_MAX, NAME_BYTES_MAX, SIGNATURE_BYTES_MAX, TASKS_MAX, TEXT_BYTES_MAX, TRAIL_HOPS_MAX,
+    MESSAGE_BYTES_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX, TRAIL_HOPS_MAX,
 };
-use crate::base::{ErrorKind, FunctionId, Hop, Rank, TaskError};
+use crate::base::{ErrorKind, Hop, Rank, TaskError};
 
 /// A control message.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Control {
     /// The first message on every connection between ranks.
     Hello(Hello),
-    /// The task functions that the sender can run.
-    TaskTable(TaskTable),
     /// A task has no result.
     ErrorReport(ErrorReport),
     /// The sender will send nothing more.
@@ -37,31 +35,13 @@ pub struct Hello {
     pub workers: u32,
     /// Bytes of the sender's object arena.
     pub store_bytes: u64,
-    /// Hash over the sender's task table; equal hashes need no [`TaskTable`].
+    /// Hash over the sender's task table; with another hash the
+    /// table is to be read from the control store.
     pub tasks_hash: u64,
     /// Bytes of the sender's registered region.
     pub region_bytes: u64,
     /// What the sender has for tasks that ask for it, as `gpu=2,licence=1`.
     pub resources: String,
-}
-
-/// Every task function of a rank; an entry's place is the function index that
-/// spawn messages to that rank carry.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct TaskTable {
-    /// The functions.
-    pub entries: Vec<TaskEntry>,
-}
-
-/// One task function.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct TaskEntry {
-    /// Hash of name and signature.
-    pub id: FunctionId,
-    /// The task's name, `limits::NAME_BYTES_MAX` at most.
-    pub name: String,
-    /// Its types, `limits::SIGNATURE_BYTES_MAX` at most.
-    pub signature: String,
 }
 
 /// The error value of a task.
@@ -97,7 +77,6 @@ impl Control {
     pub(super) fn parse(bytes: &[u8]) -> Result<Control, WireError> {
         match flat::ControlRef::read_as_root(bytes)?.body()? {
             flat::BodyRef::Hello(hello) => Hello::parse(hello).map(Control::Hello),
-            flat::BodyRef::TaskTable(table) => TaskTable::parse(table).map(Control::TaskTable),
             flat::BodyRef::ErrorReport(report) => ErrorReport::parse(report).map(Control::ErrorReport),
             flat::BodyRef::Goodbye(goodbye) => {
                 Ok(Control::Goodbye(Goodbye { status: goodbye.status()?, reason: text(goodbye.reason()?)? }))
@@ -120,7 +99,6 @@ impl Control {
                 region_bytes: hello.region_bytes,
                 resources: Some(cut(&hello.resources, TEXT_BYTES_MAX)),
             })),
-            Control::TaskTable(table) => flat::Body::TaskTable(Box::new(table.flatten()?)),
             Control::ErrorReport(report) => flat::Body::ErrorReport(Box::new(report.flatten())),
             Control::Goodbye(Goodbye { status, reason }) => {
                 flat::Body::Goodbye(Box::new(flat::Goodbye { status: *status, reason: cut(reason, TEXT_BYTES_MAX) }))
@@ -151,32 +129,6 @@ impl Hello {
             region_bytes: flat.region_bytes()?,
             resources: text(flat.resources()?.unwrap_or_default())?,
         })
-    }
-}
-
-impl TaskTable {
-    fn parse(flat: flat::TaskTableRef<'_>) -> Result<TaskTable, WireError> {
-        let entries = flat.entries()?;
-        // Entries may share bytes, so the length of the message bounds nothing.
-        within("a task table", entries.len(), TASKS_MAX)?;
-        let entries = entries.iter().map(|entry| {
-            let entry = entry?;
-            let (name, signature) = (entry.name()?, entry.signature()?);
-            within("a task name", name.len(), NAME_BYTES_MAX)?;
-            within("a task signature", signature.len(), SIGNATURE_BYTES_MAX)?;
-            Ok(TaskEntry { id: FunctionId(entry.id()?), name: name.into(), signature: signature.into() })
-        });
-        Ok(TaskTable { entries: entries.collect::<Result<_, WireError>>()? })
-    }
-
-    fn flatten(&self) -> Result<flat::TaskTable, WireError> {
-        within("a task table", self.entries.len(), TASKS_MAX)?;
-        let entries = self.entries.iter().map(|entry| {
-            within("a task name", entry.name.len(), NAME_BYTES_MAX)?;
-            within("a task signature", entry.signature.len(), SIGNATURE_BYTES_MAX)?;
-            Ok(flat::TaskEntry { id: entry.id.0, name: entry.name.clone(), signature: entry.signature.clone() })
-        });
-        Ok(flat::TaskTable { entries: entries.collect::<Result<_, WireError>>()? })
     }
 }
 
@@ -265,11 +217,8 @@ mod tests {
             region_bytes: 9,
             resources: "gpu=2".into(),
         };
-        let entry = TaskEntry { id: FunctionId(7), name: "simulate".into(), signature: "(&[f32], u64) -> f32".into() };
         for control in [
             Control::Hello(hello),
-            Control::TaskTable(TaskTable::default()),
-            Control::TaskTable(TaskTable { entries: vec![entry; 3] }),
             report("index out of bounds".into(), 5),
             report(String::new(), 0),
             Control::Goodbye(Goodbye { status: 0, reason: String::new() }),
@@ -290,11 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_exceeds_a_limit_is_refused_on_both_sides() {
-        let entry = TaskEntry { id: FunctionId(1), name: "n".repeat(NAME_BYTES_MAX + 1), signature: "s".into() };
-        let table = Control::TaskTable(TaskTable { entries: vec![entry] });
-        assert!(matches!(table.append_to(&mut Vec::new()), Err(WireError::TooLarge { what: "a task name", .. })));
-
+    fn what_exceeds_a_limit_is_refused() {
         let long = "x".repeat(TEXT_BYTES_MAX + 1);
         let flat = flat::Control { body: flat::Body::Goodbye(Box::new(flat::Goodbye { status: 0, reason: long })) };
         let mut builder = planus::Builder::new();

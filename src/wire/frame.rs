@@ -27,6 +27,8 @@ pub enum Message<'a> {
     StealRequest(StealRequest),
     /// About copies of large objects.
     Bulk(Bulk),
+    /// Of the control store, which reads it itself.
+    Gcs(&'a [u8]),
     /// Anything rarer.
     Control(Control),
 }
@@ -156,6 +158,7 @@ impl<'a> Message<'a> {
                 Ok(Message::StealRequest(StealRequest { want }))
             }
             kind::BULK => Bulk::parse(bytes).map(Message::Bulk),
+            kind::GCS => Ok(Message::Gcs(&bytes[1..])),
             kind::CONTROL => Control::parse(&bytes[1..]).map(Message::Control),
             unknown => Err(WireError::UnknownKind(unknown)),
         }
@@ -343,6 +346,12 @@ pub fn write_steal_request(buffer: &mut Vec<u8>, request: StealRequest) {
     buffer.extend_from_slice(layout.as_bytes());
 }
 
+/// Begins a message of the control store behind what is in `buffer`, for its
+/// own bytes to be added.
+pub fn begin_gcs(buffer: &mut Vec<u8>) {
+    buffer.push(kind::GCS);
+}
+
 /// Writes a control message into `buffer`, which is cleared first.
 pub fn write_control(buffer: &mut Vec<u8>, control: &Control) -> Result<(), WireError> {
     buffer.clear();
@@ -508,6 +517,7 @@ pub(super) mod kind {
     pub const STEAL_REQUEST: u8 = 4;
     pub const CONTROL: u8 = 5;
     pub const BULK: u8 = 6;
+    pub const GCS: u8 = 7;
 }
 
 /// In [`SpawnLayout::flags`]: the receiver asked for this task.

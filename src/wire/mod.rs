@@ -27,14 +27,14 @@ pub mod fuzzing;
 mod generated;
 
 pub use bulk::{Bulk, BulkBody, CopyId, write_bulk};
-pub use control::{Control, ErrorReport, Goodbye, Hello, Shutdown, TaskEntry, TaskTable};
+pub use control::{Control, ErrorReport, Goodbye, Hello, Shutdown};
 pub use error::WireError;
 pub use frame::{
     Argument, Arguments, Message, ObjectRecord, Outcome, Release, Spawn, SpawnBuilder, SpawnCall, StealRequest,
-    TaskResult, write_control, write_error, write_inline_result, write_object_result, write_release,
+    TaskResult, begin_gcs, write_control, write_error, write_inline_result, write_object_result, write_release,
     write_steal_request,
 };
 
 /// The version of everything in this folder. Two ranks work together only if
 /// theirs is the same; [`Hello`] carries it.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;

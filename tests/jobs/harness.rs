@@ -103,9 +103,19 @@ pub fn job(ranks: u32, scenario: &str) -> Job {
 
 /// `collimate run -n ranks -- program arguments…`.
 pub fn program(ranks: u32, program: impl AsRef<Path>, arguments: &[&str]) -> Job {
+    launch(&["-n", &ranks.to_string()], program.as_ref(), arguments)
+}
+
+/// The scenario in a job that only the end of rank 0 ends.
+pub fn lasting(ranks: u32, scenario: &str) -> Job {
+    let options = ["-n", &ranks.to_string(), "--keep-going"];
+    launch(&options, &std::env::current_exe().unwrap(), &[]).env(SCENARIO, scenario)
+}
+
+fn launch(options: &[&str], program: &Path, arguments: &[&str]) -> Job {
     let mut command = Command::new(env!("CARGO_BIN_EXE_collimate"));
-    command.args(["run", "-n", &ranks.to_string(), "--"]).arg(program.as_ref()).args(arguments);
-    let job = Job::new(command, format!("{} {arguments:?} on {ranks}", program.as_ref().display()));
+    command.arg("run").args(options).arg("--").arg(program).args(arguments);
+    let job = Job::new(command, format!("{} {arguments:?} {options:?}", program.display()));
     let scratch = job.scratch.clone();
     job.env("TMPDIR", scratch.to_str().unwrap())
 }

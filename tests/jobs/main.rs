@@ -2,6 +2,7 @@
 //! `COLLIMATE_TEST_SCENARIO` set, the ranks of the jobs that they start.
 
 mod bulk;
+mod control;
 mod deep;
 mod errors;
 mod harness;
@@ -26,15 +27,23 @@ fn main() -> ExitCode {
         bulk::SCENARIOS,
         stress::SCENARIOS,
         life::SCENARIOS,
+        control::SCENARIOS,
     ];
     if let Some(name) = std::env::var_os(harness::SCENARIO) {
         let known = all.iter().copied().flatten().find(|(n, _)| name == *n);
         return known.expect("the tests name scenarios that exist").1();
     }
     let mut trials: Vec<Trial> = Vec::new();
-    for tests in
-        [values::tests(), errors::tests(), deep::tests(), store::tests(), bulk::tests(), stress::tests(), life::tests()]
-    {
+    for tests in [
+        values::tests(),
+        errors::tests(),
+        deep::tests(),
+        store::tests(),
+        bulk::tests(),
+        stress::tests(),
+        life::tests(),
+        control::tests(),
+    ] {
         trials.extend(tests.into_iter().map(|test| {
             let lacks = harness::lacks_launcher(&test.0);
             harness::trial(test, lacks)

@@ -180,6 +180,10 @@ fn settings(config: &Config) -> Map<String, Value> {
         interface,
         port,
         resources,
+        gcs_replicas,
+        gcs_shards,
+        gcs_dir,
+        gcs_truncate,
         log,
     } = config;
     let or_auto = |value: Option<String>| value.unwrap_or_else(|| "auto".into());
@@ -195,6 +199,10 @@ fn settings(config: &Config) -> Map<String, Value> {
         ("COLLIMATE_INTERFACE", or_auto(interface.map(|a| a.to_string()))),
         ("COLLIMATE_PORT", port.to_string()),
         ("COLLIMATE_RESOURCES", resources.clone()),
+        ("COLLIMATE_GCS_REPLICAS", gcs_replicas.to_string()),
+        ("COLLIMATE_GCS_SHARDS", gcs_shards.to_string()),
+        ("COLLIMATE_GCS_DIR", gcs_dir.as_ref().map_or_else(String::new, |dir| dir.display().to_string())),
+        ("COLLIMATE_GCS_TRUNCATE", u8::from(*gcs_truncate).to_string()),
         ("COLLIMATE_LOG", u8::from(*log).to_string()),
     ];
     pairs.into_iter().map(|(name, value)| (name.to_string(), Value::String(value))).collect()

@@ -14,7 +14,9 @@ use super::Failure;
 
 /// The options of `collimate run`.
 #[derive(Args)]
-#[command(after_help = "The exit status is that of rank 0, which runs the driver; 1 when another rank died before it.")]
+#[command(
+    after_help = "The exit status is that of rank 0, which runs the driver; 1 when another rank died before it and the job was not to keep going."
+)]
 pub struct Run {
     /// How many ranks to start
     #[arg(short = 'n', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(RANKS_MAX)))]
@@ -36,6 +38,22 @@ pub struct Run {
     #[arg(long, value_name = "SIZE", value_parser = |v: &str| setting("COLLIMATE_STORE", v))]
     store: Option<String>,
 
+    /// On how many ranks, of different hosts where there are enough, the control store keeps each record
+    #[arg(long, value_name = "R", value_parser = |v: &str| setting("COLLIMATE_GCS_REPLICAS", v))]
+    gcs_replicas: Option<String>,
+
+    /// Into how many chains the control store's records are divided
+    #[arg(long, value_name = "S", value_parser = |v: &str| setting("COLLIMATE_GCS_SHARDS", v))]
+    gcs_shards: Option<String>,
+
+    /// Where the control store keeps its records on disk, for a later run to go on with them
+    #[arg(long, value_name = "DIR", value_parser = |v: &str| setting("COLLIMATE_GCS_DIR", v))]
+    gcs_dir: Option<String>,
+
+    /// Let the job go on when a rank other than rank 0 dies
+    #[arg(long)]
+    keep_going: bool,
+
     /// The program, and after it its arguments
     #[arg(last = true, required = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
@@ -50,11 +68,17 @@ impl Run {
             Some(path) => Host::read_file(path).map_err(|e| Failure::Other(e.to_string()))?,
             None => Vec::new(),
         };
-        let settings =
-            [("COLLIMATE_WORKERS", self.workers), ("COLLIMATE_FABRIC", self.fabric), ("COLLIMATE_STORE", self.store)];
+        let settings = [
+            ("COLLIMATE_WORKERS", self.workers),
+            ("COLLIMATE_FABRIC", self.fabric),
+            ("COLLIMATE_STORE", self.store),
+            ("COLLIMATE_GCS_REPLICAS", self.gcs_replicas),
+            ("COLLIMATE_GCS_SHARDS", self.gcs_shards),
+            ("COLLIMATE_GCS_DIR", self.gcs_dir),
+        ];
         let vars: BTreeMap<String, String> =
             settings.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))).collect();
-        let job = Job { size: self.ranks, command: self.program, vars, hosts };
+        let job = Job { size: self.ranks, command: self.program, vars, hosts, keep_going: self.keep_going };
         let status = launch(&job, &mut |line| eprintln!("collimate: {line}")).map_err(|error| match error {
             LaunchError::Size(_) | LaunchError::NoProgram => Failure::Usage(error.to_string()),
             _ => Failure::Other(error.to_string()),

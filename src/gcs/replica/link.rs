@@ -7,7 +7,7 @@ use super::super::message::{Action, Address, Body, Link, Part};
 use super::super::record::{Blob, Seq};
 use super::super::state::State;
 use super::Replica;
-use super::order::Dirty;
+use super::under_way::UnderWay;
 use crate::base::limits::{GCS_PART_BYTES, GCS_PARTS_AT_ONCE};
 
 /// What a member knows of its successor in this epoch.
@@ -124,10 +124,9 @@ impl Replica {
         self.last = state.applied();
         self.state = state;
         self.log.clear();
-        self.dirty = Dirty::default();
-        self.under_way.clear();
+        self.under_way = UnderWay::default();
+        self.written = self.last;
         self.complete = true;
-        self.turn.to_append.clear();
         self.turn.applied = true;
         if self.options.durable {
             self.synced = Seq(0);
@@ -149,6 +148,14 @@ impl Replica {
             resend,
         };
         self.send(Address::Replica(before.rank), Body::Link(link), out);
+    }
+
+    /// Whether neighbours have something to say that may be lost.
+    pub(super) fn awaits_neighbours(&self) -> bool {
+        let unlinked = !self.linked && self.predecessor().is_some();
+        let uncommitted = !self.is_tail() && self.state.applied() < self.last;
+        let lags = self.downstream.as_ref().is_some_and(|d| uncommitted || self.is_tail() && d.received < d.sent);
+        unlinked || lags || self.disk_full || self.full_below.is_some()
     }
 
     /// Asks again for whatever may have been lost.

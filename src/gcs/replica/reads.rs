@@ -2,6 +2,8 @@
 //! holds a lease; where changes are under way it asks the tail first. Watches
 //! tell of what is committed.
 
+use std::collections::BTreeMap;
+
 use super::super::bug::Bug;
 use super::super::message::{Action, Address, Body, Changes, Nanos, ReplicaId, Watch};
 use super::super::record::{Refusal, Seq};
@@ -15,24 +17,29 @@ use crate::base::limits::{GCS_PAGE_BYTES_MAX, GCS_PARKED_MAX, GCS_WATCHES_MAX};
 pub(super) struct Lease {
     /// The clock of the latest beat that each member answered with a grant.
     granted: Vec<Option<Nanos>>,
+    /// Grants that answer beats up to these count no more.
+    revoked: Vec<Option<Nanos>>,
 }
 
 impl Lease {
     pub(super) fn new(members: usize) -> Lease {
-        Lease { granted: vec![None; members] }
+        Lease { granted: vec![None; members], revoked: vec![None; members] }
     }
 
     pub(super) fn grant(&mut self, member: Option<usize>, echo: Nanos) {
-        if let Some(granted) = member.and_then(|member| self.granted.get_mut(member)) {
-            *granted = (*granted).max(Some(echo));
+        let Some(member) = member else { return };
+        if self.revoked[member] < Some(echo) {
+            self.granted[member] = self.granted[member].max(Some(echo));
         }
     }
 
-    /// Whether a majority has granted it at any time in this epoch: no lease of
-    /// an earlier one can be used from then on.
-    pub(super) fn was_granted(&self) -> bool {
-        self.granted.iter().flatten().count() > self.granted.len() / 2
+    /// What a member has granted counts no more, nor what it may still say to
+    /// beats up to now.
+    pub(super) fn revoke(&mut self, member: usize, now: Nanos) {
+        self.granted[member] = None;
+        self.revoked[member] = Some(now);
     }
+
 
     fn holds(&self, now: Nanos, period: Nanos) -> bool {
         let alive = self.granted.iter().filter(|granted| granted.is_some_and(|at| now < at + period)).count();
@@ -45,6 +52,16 @@ impl Lease {
 pub(super) struct Parked {
     /// The number of the question that must be answered.
     question: u64,
+    client: ClientId,
+    number: u64,
+    query: Query,
+}
+
+/// A query that waits for a lease, or for the link of an epoch that has just
+/// begun.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Waiting {
+    since: Nanos,
     client: ClientId,
     number: u64,
     query: Query,
@@ -66,8 +83,19 @@ pub(super) struct Watcher {
 impl Replica {
     /// Whether it may answer reads now.
     pub fn may_read(&self, now: Nanos) -> bool {
-        let leased = self.lease.holds(now, self.options.timing.lease) || self.options.bugs.has(Bug::DropLease);
-        self.serves() && leased
+        self.serves() && self.is_leased(now) && self.has_committed()
+    }
+
+    pub(super) fn is_leased(&self, now: Nanos) -> bool {
+        self.lease.holds(now, self.options.timing.lease) || self.options.bugs.has(Bug::DropLease)
+    }
+
+    /// Whether a tail has committed everything that an earlier one may have:
+    /// it has that since its link stands, but commits it only once it is granted
+    /// a lease, and with disks once those before it say that it is on theirs.
+    fn has_committed(&self) -> bool {
+        let caught_up = self.link_target.is_none_or(|target| self.state.applied() >= target);
+        !self.is_tail() || self.open && caught_up
     }
 
     pub(super) fn on_queries(
@@ -77,17 +105,30 @@ impl Replica {
         queries: Vec<(u64, Query)>,
         out: &mut Vec<Action>,
     ) {
-        if !self.may_read(now) || self.parked.len() + queries.len() > GCS_PARKED_MAX {
+        if self.parked.len() + self.waiting.len() + queries.len() > GCS_PARKED_MAX || self.position().is_none() {
             let numbers = queries.into_iter().map(|(number, _)| number).collect();
             return self.send(Address::Client(client.rank), Body::NotNow(client, numbers, Refusal::Busy), out);
         }
+        if !self.may_read(now) {
+            let waiting = queries.into_iter().map(|(number, query)| Waiting { since: now, client, number, query });
+            return self.waiting.extend(waiting);
+        }
         let is_tail = self.is_tail();
         let mut answers = Vec::new();
+        let mut room = GCS_PAGE_BYTES_MAX;
         for (number, query) in queries {
             if let Err(refusal) = query.check() {
                 answers.push((number, Err(refusal)));
-            } else if is_tail || self.options.bugs.has(Bug::ReadDirty) || !self.dirty.touches(&query) {
-                answers.push((number, Ok((self.state.applied(), self.state.answer(&query)))));
+            } else if is_tail || self.options.bugs.has(Bug::ReadDirty) || !self.under_way.touches(&query) {
+                let found = self.state.answer(&query);
+                let bytes = found.bytes();
+                if bytes > room && !answers.is_empty() {
+                    let body = Body::Answers(client, std::mem::take(&mut answers));
+                    self.send(Address::Client(client.rank), body, out);
+                    room = GCS_PAGE_BYTES_MAX;
+                }
+                room = room.saturating_sub(bytes);
+                answers.push((number, Ok((self.state.applied(), found))));
             } else {
                 let question = self.asked + 1;
                 self.parked.push_back(Parked { question, client, number, query });
@@ -96,6 +137,49 @@ impl Replica {
         }
         if !answers.is_empty() {
             self.send(Address::Client(client.rank), Body::Answers(client, answers), out);
+        }
+    }
+
+    /// A query that was parked waits for what the next epoch brings.
+    pub(super) fn wait(&mut self, now: Nanos, parked: Parked, out: &mut Vec<Action>) {
+        if self.position().is_none() {
+            return self.put_off(parked, out);
+        }
+        let Parked { client, number, query, .. } = parked;
+        self.waiting.push_back(Waiting { since: now, client, number, query });
+    }
+
+    /// Answers what has waited for a lease and for the link, if they are there.
+    pub(super) fn answer_waiting(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        if self.waiting.is_empty() && self.askers.is_empty() || !self.may_read(now) {
+            return;
+        }
+        for (asker, number) in std::mem::take(&mut self.askers) {
+            self.on_tail(now, asker, number, out);
+        }
+        let mut of_clients: BTreeMap<ClientId, Vec<(u64, Query)>> = BTreeMap::new();
+        for Waiting { client, number, query, .. } in std::mem::take(&mut self.waiting) {
+            of_clients.entry(client).or_default().push((number, query));
+        }
+        for (client, queries) in of_clients {
+            self.on_queries(now, client, queries, out);
+        }
+    }
+
+    /// Who has waited in vain is told to ask again.
+    pub(super) fn waiting_too_long(&mut self, now: Nanos) {
+        let patience = self.options.timing.resend;
+        let late = self.waiting.partition_point(|waiting| waiting.since + patience <= now);
+        let numbers = self.waiting.drain(..late).map(|waiting| (waiting.client, waiting.number)).collect::<Vec<_>>();
+        for (client, number) in numbers {
+            self.turn.put_off.entry(client).or_default().push(number);
+        }
+    }
+
+    /// Says so.
+    pub(super) fn tell_put_off(&mut self, out: &mut Vec<Action>) {
+        for (client, numbers) in std::mem::take(&mut self.turn.put_off) {
+            self.send(Address::Client(client.rank), Body::NotNow(client, numbers, Refusal::Busy), out);
         }
     }
 
@@ -111,8 +195,14 @@ impl Replica {
     }
 
     pub(super) fn on_tail(&mut self, now: Nanos, asker: ReplicaId, number: u64, out: &mut Vec<Action>) {
-        if self.is_tail() && self.may_read(now) {
+        if !self.is_tail() {
+            return;
+        }
+        if self.may_read(now) {
             self.send(Address::Replica(asker.rank), Body::TailIs(number, self.state.applied()), out);
+        } else if self.chain.as_ref().is_some_and(|chain| chain.position(asker).is_some()) {
+            let asked = self.askers.entry(asker).or_default();
+            *asked = number.max(*asked);
         }
     }
 
@@ -176,10 +266,13 @@ impl Replica {
             let mut room = GCS_PAGE_BYTES_MAX;
             for event in changes.into_iter().flatten().filter(matches) {
                 let bytes = event.key.bytes.len() + event.value.as_ref().map_or(0, |v| v.len()) + 32;
-                // A message ends between commands, never within one.
-                let new_command = message.events.last().is_some_and(|last: &Event| last.version != event.version);
-                if bytes > room && new_command {
-                    message.through = message.events.last().map_or(message.through, |last| last.version);
+                if bytes > room && !message.events.is_empty() {
+                    // A message ends between commands, never within one. The
+                    // changes of a single one that are too many are not told:
+                    // there is another state to begin with.
+                    message.events.retain(|before: &Event| before.version < event.version);
+                    message.afresh |= message.events.is_empty();
+                    message.through = message.events.last().map_or(event.version, |last| last.version);
                     break;
                 }
                 room = room.saturating_sub(bytes);

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::super::message::{Changes, Watch};
 use super::super::record::{Blob, Key, Table};
 use super::super::state::{Command, Found, Op, Query};
 use super::*;
@@ -14,6 +15,7 @@ struct Chain {
     replicas: Vec<Replica>,
     now: Nanos,
     epoch: Epoch,
+    quorum_lives: bool,
     got: Vec<Body>,
     written: usize,
     syncs: Vec<(usize, Seq)>,
@@ -41,7 +43,7 @@ impl Chain {
         let members: Vec<ReplicaId> = (0..count).map(id).collect();
         let chain = ChainConfig { shard: ShardId(0), epoch: Epoch(1), members, joining: None };
         let mut table =
-            Chain { replicas: Vec::new(), now: 0, epoch: Epoch(1), got: Vec::new(), written: 0, syncs: Vec::new() };
+            Chain { replicas: Vec::new(), now: 0, epoch: Epoch(1), quorum_lives: true, got: Vec::new(), written: 0, syncs: Vec::new() };
         let mut actions = Vec::new();
         for rank in 0..count {
             let options = Options {
@@ -79,11 +81,12 @@ impl Chain {
                     replica.receive(self.now, Address::Replica(Rank(rank as u32)), message, &mut out);
                     queue.extend(out.into_iter().map(|action| (to.index(), action)));
                 }
-                Action::Send(Address::Quorum(_), Message { body: Body::Beat(beat), .. }) => {
+                Action::Send(Address::Quorum(_), Message { body: Body::Beat(beat), .. }) if self.quorum_lives => {
                     let grant = Body::Grant { to: beat.from, echo: beat.sent };
                     let message = Message { shard: ShardId(0), epoch: self.epoch, body: grant };
                     self.replicas[rank].receive(self.now, Address::Quorum(QUORUM), message, &mut Vec::new());
                 }
+                Action::Send(Address::Quorum(_), _) => {}
                 Action::Send(_, message) => self.got.push(message.body),
                 Action::Append(bytes) | Action::Replace(bytes) => self.written += bytes.len(),
                 Action::Sync(seq) => self.syncs.push((rank, seq)),
@@ -193,6 +196,11 @@ fn without_a_lease_nothing_is_read() {
     let mut table = Chain::new(2, false);
     table.now = Timing::default().lease;
     table.tell(1, 1, Body::Queries(CLIENT, vec![(7, get("a"))]));
+    assert_eq!(table.got.pop(), None, "the lease may come");
+    table.now += Timing::default().resend;
+    table.quorum_lives = false;
+    table.replicas[1].tick(table.now);
+    table.settle(1, Vec::new());
     assert_eq!(table.got.pop(), Some(Body::NotNow(CLIENT, vec![7], Refusal::Busy)));
 }
 
@@ -223,6 +231,24 @@ fn a_full_disk_refuses_writes_and_not_reads() {
     table.tell(0, 1, Body::Commands(vec![put(1, "a", "1")]));
     table.sync(&[0, 1]);
     assert_eq!(table.got.pop(), Some(Body::Outcomes(vec![(CLIENT, 1, Ok(Seq(1)))])));
+}
+
+/// All changes of one command are told at once, or that it is time to read.
+#[test]
+fn a_watch_begins_anew_at_a_change_of_too_many_records() {
+    let mut table = Chain::new(2, false);
+    let watch = Watch { client: CLIENT, number: 7, prefix: Key::new(Table::Names, b"n"), since: None };
+    table.tell(1, 1, Body::Watch(watch));
+    let fill = |first: u64| (first..first + 200).map(|n| put(n, &format!("n{n:0>200}"), "")).collect();
+    table.tell(0, 1, Body::Commands(fill(1)));
+    let op = Op::DeletePrefix { table: Table::Names, prefix: Blob::from("n") };
+    table.tell(0, 1, Body::Commands(vec![command(201, op)]));
+    let changes = |body| if let Body::Changes(changes) = body { Some(changes) } else { None };
+    let told: Vec<Changes> = std::mem::take(&mut table.got).into_iter().filter_map(changes).collect();
+    let (last, before) = told.split_last().unwrap();
+    assert!(before[0].afresh && before.iter().skip(1).all(|changes| !changes.afresh && changes.events.len() > 50));
+    assert_eq!(before.iter().map(|changes| changes.events.len()).sum::<usize>(), 200);
+    assert_eq!((last.afresh, last.events.len(), last.through), (true, 0, Seq(201)));
 }
 
 #[test]

@@ -106,6 +106,9 @@ impl Reconfiguration {
             let mail = model.cores.mail(world.mail).to_vec();
             let next = mail.into_iter().find_map(|letter| {
                 let slot = model.cores.letter(letter).to;
+                if model.is_early(&world, letter) {
+                    return None;
+                }
                 let effect = model.cores.turn(world.cores[slot], Input::Message(letter), false);
                 (!model.is_nothing(&world, slot, &effect)).then_some((slot, effect))
             });
@@ -134,6 +137,12 @@ impl Reconfiguration {
     fn is_dead(&self, world: &World, letter: u32) -> bool {
         let to = self.cores.letter(letter).to;
         self.cores.is_dead(letter, &self.view(world, to), self.scope.lean)
+    }
+
+    /// Whether its receiver can do nothing with it before it is in that epoch.
+    fn is_early(&self, world: &World, letter: u32) -> bool {
+        let letter = self.cores.letter(letter);
+        letter.message.epoch.0 > self.view(world, letter.to).epoch
     }
 
     fn take(&mut self, world: &mut World, slot: usize, effect: &Effect) {
@@ -222,6 +231,9 @@ impl Reconfiguration {
             for at in 0.. {
                 let Some(letter) = self.cores.mail(mail).get(at).copied() else { break };
                 let slot = self.cores.letter(letter).to;
+                if self.is_early(world, letter) {
+                    continue;
+                }
                 self.say_only(world, slot, Input::Message(letter));
             }
             for slot in 0..SLOTS {
@@ -266,6 +278,9 @@ impl Reconfiguration {
         };
         for letter in mail {
             let slot = self.cores.letter(letter).to;
+            if self.is_early(world, letter) {
+                continue;
+            }
             useful(self, slot, Input::Message(letter), world.expired[slot]);
         }
         let latest = self.cores.history(world.history).chains.len() as u8;

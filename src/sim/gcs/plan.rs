@@ -120,6 +120,24 @@ impl Plan {
         }
     }
 
+    /// One chain of three, whose ranks are the quorum as well, with the periods
+    /// that ranks have, and one client that writes all the time.
+    pub fn small(seed: u64) -> Plan {
+        let net = Net { delay_min: 20 * US, delay_max: 20 * US + 1, lost: 0, doubled: 0, late: 0, late_by: MS };
+        Plan {
+            seed,
+            servers: 3,
+            clients: 1,
+            timing: Timing::for_detection(1_000 * MS),
+            net,
+            pipeline: 4,
+            think_ns: 20 * US,
+            idle_ns: 50 * US,
+            drift_ppm: CLOCK_DRIFT_PPM,
+            ..Plan::large(7)
+        }
+    }
+
     /// The same with a deliberate bug.
     pub fn with_bug(self, bug: Bug) -> Plan {
         Plan { bug: Some(bug), ..self }

@@ -96,6 +96,29 @@ fn a_seed_is_one_run() {
     assert_eq!(runs[0], runs[1]);
 }
 
+/// Whoever of a chain and quorum of three ends, and whenever: the others go on
+/// within the time of a few messages, though silence counts after a second only.
+#[test]
+fn the_end_of_a_process_is_a_short_pause() {
+    let mut longest = 0;
+    for seed in 0..300 {
+        let mut world = World::new(Plan::small(seed));
+        let killed_at = 20 * MS + seed * 37_000;
+        while world.now < killed_at && world.step() {}
+        world.end(seed as usize % 3);
+        while world.now < killed_at + 60 * MS && world.step() {}
+        assert_eq!(world.report.violation, None, "seed {seed}");
+        let pause = world.users[0].longest_pause(killed_at - MS, world.now);
+        println!("seed {seed}: {} us", pause / 1_000);
+        if pause > 3 * MS {
+            println!("{}", world.describe());
+        }
+        longest = longest.max(pause);
+    }
+    println!("longest pause of a client when one of three ends: {} us", longest / 1_000);
+    assert!(longest < 3 * MS, "{longest} ns");
+}
+
 /// A thousand ranks, most of them clients with little to do; the head of the
 /// chain ends. Until a spare has taken a place in it and every rank knows.
 #[test]

@@ -101,7 +101,7 @@ impl User {
         };
         if plan.watches {
             for shard in (0..plan.shards).map(ShardId) {
-                let token = user.client.watch(now, shard, Key::new(Table::Names, PREFIX));
+                let token = user.client.watch(now, shard, Key::new(Table::Names, PREFIX)).expect("a short prefix");
                 user.watches.insert(token, (shard, usize::MAX));
             }
         }
@@ -258,6 +258,14 @@ impl User {
     pub fn has_seen(&self, shard: ShardId, seq: Seq) -> bool {
         let mut of_shard = self.watches.iter().filter(|(_, (of, _))| *of == shard);
         of_shard.all(|(token, _)| self.client.watched_through(*token).is_some_and(|through| through >= seq))
+    }
+
+    /// The longest time within these in which nothing came back.
+    pub fn longest_pause(&self, from: u64, to: u64) -> u64 {
+        let ends = self.seen.iter().filter_map(|seen| Some(seen.returned.as_ref()?.0));
+        let mut moments: Vec<u64> = ends.filter(|at| (from..to).contains(at)).chain([from, to]).collect();
+        moments.sort_unstable();
+        moments.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(to - from)
     }
 
     /// Operations that have not ended.

@@ -41,6 +41,9 @@ pub fn play(plan: &Plan) -> Report {
 
 const MEMBERS: u32 = 3;
 const FIRST_CLIENT: u32 = 100;
+/// The shortest turn of a server that has something to do by itself.
+const TURN: u64 = 5 * US;
+/// How often a rank looks whether to offer another life of a replica.
 const TICK: u64 = 400 * US;
 /// Whoever had trouble so long ago is not suspected any more.
 const QUIET: u64 = 20 * MS;
@@ -70,11 +73,26 @@ pub struct World {
 
 #[derive(Debug)]
 enum Event {
-    Deliver { from: Address, to: Address, message: Message },
-    Consensus { from: Rank, to: Rank, message: Box<ConsensusMessage> },
-    Tick(usize),
+    Deliver {
+        from: Address,
+        to: Address,
+        message: Message,
+    },
+    Consensus {
+        from: Rank,
+        to: Rank,
+        message: Box<ConsensusMessage>,
+    },
+    Wake(usize),
     Flush(usize),
-    DiskDone { server: usize, shard: usize, life: u32 },
+    /// Whoever is at the first rank sees that its connection with the second
+    /// has ended.
+    Ended(Rank, Rank),
+    DiskDone {
+        server: usize,
+        shard: usize,
+        life: u32,
+    },
     Think(usize),
     Fault,
 }
@@ -90,6 +108,7 @@ pub struct Server {
     saved: Option<QuorumLog>,
     member_lost: bool,
     flush_due: bool,
+    wakes_at: u64,
     slow_disk: bool,
     troubled_at: Option<u64>,
     clock_offset: u64,
@@ -143,13 +162,13 @@ impl World {
                 saved: None,
                 member_lost: false,
                 flush_due: false,
+                wakes_at: u64::MAX,
                 slow_disk: false,
                 troubled_at: None,
                 clock_offset: rng.next_u64() >> 20,
                 clock_ppm: [-drift, 0, drift][rng.below(3)],
             });
             world.start_server(number as usize);
-            world.after(rng.below(TICK as usize) as u64, Event::Tick(number as usize));
         }
         for number in 0..world.plan.clients {
             world.start_user(number, 1);
@@ -212,10 +231,12 @@ impl World {
                         server.disks[shard].finish_sync();
                     }
                 }
+                out.retain(|action| matches!(action, Action::Send(..)));
                 replica.disk(DiskEvent::Synced(Seq(0)));
             }
             server.replicas.push(replica);
             server.seen_applied.push(Seq(0));
+            self.act(number, shard, out);
         }
         self.touch(number);
     }
@@ -261,17 +282,20 @@ impl World {
                     self.touch(to.index());
                 }
             }
-            Event::Tick(number) => {
+            Event::Wake(number) => {
                 let now = self.servers[number].clock(self.now);
                 let server = &mut self.servers[number];
+                if server.wakes_at <= self.now {
+                    server.wakes_at = u64::MAX;
+                }
                 if server.up {
                     server.replicas.iter_mut().for_each(|replica| replica.tick(now));
                     server.member.iter_mut().for_each(|member| member.tick(now));
-                    self.flush(number);
                     self.reincarnate(number);
+                    self.flush(number);
                 }
-                self.after(TICK, Event::Tick(number));
             }
+            Event::Ended(at, of) => self.ended(at, of),
             Event::Flush(number) => self.flush(number),
             Event::DiskDone { server, shard, life } => self.disk_done(server, shard, life),
             Event::Think(number) => {
@@ -360,7 +384,7 @@ impl World {
         }
         let mut out = Vec::new();
         if let Some(member) = &mut self.servers[number].member {
-            member.flush(&mut out);
+            member.flush(now, &mut out);
             for (shard, latest) in self.latest.iter_mut().enumerate() {
                 if let Some(chain) = member.directory().chain(ShardId(shard as u16))
                     && chain.epoch > latest.epoch
@@ -370,6 +394,40 @@ impl World {
             }
         }
         self.act_as_member(number, out);
+        self.plan_wake(number);
+    }
+
+    /// A server sleeps until something is due, however long that is.
+    fn plan_wake(&mut self, number: usize) {
+        let server = &mut self.servers[number];
+        let replicas = server.replicas.iter().map(Replica::next_due);
+        let due = replicas.chain(server.member.iter().map(Member::next_due)).min().unwrap_or(u64::MAX);
+        let mut wait = due.saturating_sub(server.clock(self.now)).min(1_000 * MS);
+        // Its clock may run slow.
+        wait = (wait + wait / 500).max(TURN);
+        if server.replicas.iter().any(Replica::is_retired) {
+            wait = wait.min(TICK);
+        }
+        let at = self.now + wait;
+        if at < server.wakes_at {
+            server.wakes_at = at;
+            self.after(wait, Event::Wake(number));
+        }
+    }
+
+    /// Whoever is at a rank sees the end of its connection with another.
+    fn ended(&mut self, at: Rank, of: Rank) {
+        if let Some(number) = at.0.checked_sub(FIRST_CLIENT) {
+            self.users[number as usize].client.ended(self.now, of);
+            return self.think(number as usize);
+        }
+        let server = &mut self.servers[at.index()];
+        if server.up {
+            let now = server.clock(self.now);
+            server.replicas.iter_mut().for_each(|replica| replica.ended(now, of));
+            server.member.iter_mut().for_each(|member| member.ended(now, of));
+            self.touch(at.index());
+        }
     }
 
     /// Does what a replica wants, and looks at what it has become.
@@ -404,7 +462,8 @@ impl World {
                 Action::Append(bytes) => self.servers[number].disks[shard].append(bytes),
                 Action::Replace(bytes) => self.servers[number].disks[shard].replace(bytes),
                 Action::Sync(seq) => {
-                    let (slow, life) = (self.servers[number].slow_disk, self.servers[number].life);
+                    let slow = self.servers[number].slow_disk;
+                    let life = self.servers[number].replicas[shard].id().incarnation;
                     let takes = self.rng.below(if slow { 8 * MS } else { 200 * US } as usize) as u64;
                     let disk = &mut self.servers[number].disks[shard];
                     disk.sync(seq);
@@ -438,7 +497,7 @@ impl World {
 
     fn disk_done(&mut self, number: usize, shard: usize, life: u32) {
         let server = &mut self.servers[number];
-        if !server.up || server.life != life {
+        if server.replicas.get(shard).is_none_or(|replica| replica.id().incarnation != life) {
             return;
         }
         match server.disks[shard].finish_sync() {
@@ -517,6 +576,18 @@ impl World {
         server.replicas.clear();
         server.seen_applied.clear();
         server.member = None;
+    }
+
+    /// A server's process ends, and everybody sees the end of the connection.
+    pub fn end(&mut self, number: usize) {
+        self.kill(number);
+        let of = self.servers[number].rank;
+        let servers = self.servers.iter().filter(|server| server.up).map(|server| server.rank);
+        let clients = (0..self.plan.clients).map(|client| Rank(FIRST_CLIENT + client));
+        for at in servers.chain(clients).collect::<Vec<_>>() {
+            let delay = self.rng.below(100 * US as usize) as u64;
+            self.after(delay, Event::Ended(at, of));
+        }
     }
 
     /// Whether every chain is whole again after `epoch` and every client knows it.
@@ -705,18 +776,21 @@ impl World {
             return true;
         }
         if self.now > healed_at + self.plan.liveness_ns {
-            let waiting: Vec<usize> = self.users.iter().map(|user| user.pending()).collect();
-            let latest = &self.latest;
-            let replicas: Vec<String> = self.servers.iter().flat_map(|s| &s.replicas).map(state_of).collect();
-            let members = self.servers.iter().filter_map(|server| server.member.as_ref());
-            let members: Vec<_> =
-                members.map(|m| (m.leads(), m.directory().chains().map(|c| c.epoch.0).collect::<Vec<_>>())).collect();
-            self.fail(format!(
-                "not well again: whole: {whole}, operations under way {waiting:?}, chains {latest:?}, replicas {replicas:?}, quorum {members:?}"
-            ));
+            self.fail(format!("not well again: whole: {whole}, {}", self.describe()));
             return true;
         }
         false
+    }
+
+    /// Where everybody stands.
+    pub fn describe(&self) -> String {
+        let waiting: Vec<usize> = self.users.iter().map(|user| user.pending()).collect();
+        let latest = &self.latest;
+        let replicas: Vec<String> = self.servers.iter().flat_map(|s| &s.replicas).map(state_of).collect();
+        let members = self.servers.iter().filter_map(|server| server.member.as_ref());
+        let members: Vec<_> =
+            members.map(|m| (m.leads(), m.directory().chains().map(|c| c.epoch.0).collect::<Vec<_>>())).collect();
+        format!("operations under way {waiting:?}, chains {latest:?}, replicas {replicas:?}, quorum {members:?}")
     }
 
     /// Whether every watch has told of all that is committed.

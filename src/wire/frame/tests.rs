@@ -3,8 +3,8 @@
 use super::*;
 use crate::wire::write_bulk;
 use crate::base::rng::Rng;
-use crate::base::{ErrorKind, FunctionId};
-use crate::wire::{BulkBody, CopyId, Goodbye, Hello, Shutdown, TaskEntry, TaskTable};
+use crate::base::ErrorKind;
+use crate::wire::{BulkBody, CopyId, Goodbye, Hello, Shutdown};
 
 const CALL: SpawnCall =
     SpawnCall { function: 0xdead_beef, request: u64::MAX - 1, parent: Tag(1 << 127 | 5), call: 77, stolen: false };
@@ -48,7 +48,6 @@ fn samples() -> Vec<Vec<u8>> {
         region_bytes: 1 << 31,
         resources: "gpu=2".into(),
     };
-    let entry = TaskEntry { id: FunctionId(8), name: "simulate".into(), signature: "(u64) -> f32".into() };
     let control = |control| written(|b| write_control(b, &control).unwrap());
     let bulk = |what| {
         let copy = CopyId { lender: Rank(2), object: 77 };
@@ -67,7 +66,7 @@ fn samples() -> Vec<Vec<u8>> {
         written(|b| write_release(b, Release { object: 7, count: 3 })),
         written(|b| write_steal_request(b, StealRequest { want: 4 })),
         control(Control::Hello(hello)),
-        control(Control::TaskTable(TaskTable { entries: vec![entry; 4] })),
+        [&[super::kind::GCS][..], b"a packet"].concat(),
         control(Control::ErrorReport(ErrorReport { request: 5, error: error() })),
         control(Control::Goodbye(Goodbye { status: 0, reason: "done".into() })),
         control(Control::Shutdown(Shutdown { status: 1, reason: "driver failed".into() })),

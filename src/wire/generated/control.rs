@@ -42,7 +42,8 @@ mod root {
                 pub workers: u32,
                 ///  Bytes of the sender's object arena.
                 pub store_bytes: u64,
-                ///  Hash over the sender's task table: equal hashes need no `TaskTable`.
+                ///  Hash over the sender's task table: with another hash the table is to be
+                ///  read from the control store.
                 pub tasks_hash: u64,
                 ///  Bytes of the sender's registered region, the arena and what surrounds it.
                 pub region_bytes: u64,
@@ -585,614 +586,10 @@ mod root {
                         })
                 }
             }
-            ///  One task function that a rank can run.
-            ///
-            /// Generated from these locations:
-            /// * Table `TaskEntry` in the file `schema/control.fbs:31`
-            #[derive(
-                Clone,
-                Debug,
-                PartialEq,
-                PartialOrd,
-                Eq,
-                Ord,
-                Hash,
-                ::serde::Serialize,
-                ::serde::Deserialize
-            )]
-            pub struct TaskEntry {
-                ///  `FunctionId`: a hash of name and signature.
-                pub id: u64,
-                ///  The task's name.
-                pub name: ::planus::alloc::string::String,
-                ///  The types of its arguments and results.
-                pub signature: ::planus::alloc::string::String,
-            }
-            #[allow(clippy::derivable_impls)]
-            impl ::core::default::Default for TaskEntry {
-                fn default() -> Self {
-                    Self {
-                        id: 0,
-                        name: ::core::default::Default::default(),
-                        signature: ::core::default::Default::default(),
-                    }
-                }
-            }
-            impl TaskEntry {
-                /// Creates a [TaskEntryBuilder] for serializing an instance of this table.
-                #[inline]
-                pub fn builder() -> TaskEntryBuilder<()> {
-                    TaskEntryBuilder(())
-                }
-                #[allow(clippy::too_many_arguments)]
-                pub fn create(
-                    builder: &mut ::planus::Builder,
-                    field_id: impl ::planus::WriteAsDefault<u64, u64>,
-                    field_name: impl ::planus::WriteAs<::planus::Offset<str>>,
-                    field_signature: impl ::planus::WriteAs<::planus::Offset<str>>,
-                ) -> ::planus::Offset<Self> {
-                    let prepared_id = field_id.prepare(builder, &0);
-                    let prepared_name = field_name.prepare(builder);
-                    let prepared_signature = field_signature.prepare(builder);
-                    let mut table_writer: ::planus::table_writer::TableWriter<10> = ::core::default::Default::default();
-                    if prepared_id.is_some() {
-                        table_writer.write_entry::<u64>(0);
-                    }
-                    table_writer.write_entry::<::planus::Offset<str>>(1);
-                    table_writer.write_entry::<::planus::Offset<str>>(2);
-                    unsafe {
-                        table_writer
-                            .finish(
-                                builder,
-                                |object_writer| {
-                                    if let ::core::option::Option::Some(prepared_id) = prepared_id {
-                                        object_writer.write::<_, _, 8>(&prepared_id);
-                                    }
-                                    object_writer.write::<_, _, 4>(&prepared_name);
-                                    object_writer.write::<_, _, 4>(&prepared_signature);
-                                },
-                            );
-                    }
-                    builder.current_offset()
-                }
-            }
-            impl ::planus::WriteAs<::planus::Offset<TaskEntry>> for TaskEntry {
-                type Prepared = ::planus::Offset<Self>;
-                #[inline]
-                fn prepare(
-                    &self,
-                    builder: &mut ::planus::Builder,
-                ) -> ::planus::Offset<TaskEntry> {
-                    ::planus::WriteAsOffset::prepare(self, builder)
-                }
-            }
-            impl ::planus::WriteAsOptional<::planus::Offset<TaskEntry>> for TaskEntry {
-                type Prepared = ::planus::Offset<Self>;
-                #[inline]
-                fn prepare(
-                    &self,
-                    builder: &mut ::planus::Builder,
-                ) -> ::core::option::Option<::planus::Offset<TaskEntry>> {
-                    ::core::option::Option::Some(
-                        ::planus::WriteAsOffset::prepare(self, builder),
-                    )
-                }
-            }
-            impl ::planus::WriteAsOffset<TaskEntry> for TaskEntry {
-                #[inline]
-                fn prepare(
-                    &self,
-                    builder: &mut ::planus::Builder,
-                ) -> ::planus::Offset<TaskEntry> {
-                    TaskEntry::create(builder, self.id, &self.name, &self.signature)
-                }
-            }
-            /// Builder for serializing an instance of the [TaskEntry] type.
-            ///
-            /// Can be created using the [TaskEntry::builder] method.
-            #[derive(Debug)]
-            #[must_use]
-            pub struct TaskEntryBuilder<State>(State);
-            impl TaskEntryBuilder<()> {
-                /// Setter for the [`id` field](TaskEntry#structfield.id).
-                #[inline]
-                #[allow(clippy::type_complexity)]
-                pub fn id<T0>(self, value: T0) -> TaskEntryBuilder<(T0,)>
-                where
-                    T0: ::planus::WriteAsDefault<u64, u64>,
-                {
-                    TaskEntryBuilder((value,))
-                }
-                /// Sets the [`id` field](TaskEntry#structfield.id) to the default value.
-                #[inline]
-                #[allow(clippy::type_complexity)]
-                pub fn id_as_default(
-                    self,
-                ) -> TaskEntryBuilder<(::planus::DefaultValue,)> {
-                    self.id(::planus::DefaultValue)
-                }
-            }
-            impl<T0> TaskEntryBuilder<(T0,)> {
-                /// Setter for the [`name` field](TaskEntry#structfield.name).
-                #[inline]
-                #[allow(clippy::type_complexity)]
-                pub fn name<T1>(self, value: T1) -> TaskEntryBuilder<(T0, T1)>
-                where
-                    T1: ::planus::WriteAs<::planus::Offset<str>>,
-                {
-                    let (v0,) = self.0;
-                    TaskEntryBuilder((v0, value))
-                }
-            }
-            impl<T0, T1> TaskEntryBuilder<(T0, T1)> {
-                /// Setter for the [`signature` field](TaskEntry#structfield.signature).
-                #[inline]
-                #[allow(clippy::type_complexity)]
-                pub fn signature<T2>(self, value: T2) -> TaskEntryBuilder<(T0, T1, T2)>
-                where
-                    T2: ::planus::WriteAs<::planus::Offset<str>>,
-                {
-                    let (v0, v1) = self.0;
-                    TaskEntryBuilder((v0, v1, value))
-                }
-            }
-            impl<T0, T1, T2> TaskEntryBuilder<(T0, T1, T2)> {
-                /// Finish writing the builder to get an [Offset](::planus::Offset) to a serialized [TaskEntry].
-                #[inline]
-                pub fn finish(
-                    self,
-                    builder: &mut ::planus::Builder,
-                ) -> ::planus::Offset<TaskEntry>
-                where
-                    Self: ::planus::WriteAsOffset<TaskEntry>,
-                {
-                    ::planus::WriteAsOffset::prepare(&self, builder)
-                }
-            }
-            impl<
-                T0: ::planus::WriteAsDefault<u64, u64>,
-                T1: ::planus::WriteAs<::planus::Offset<str>>,
-                T2: ::planus::WriteAs<::planus::Offset<str>>,
-            > ::planus::WriteAs<::planus::Offset<TaskEntry>>
-            for TaskEntryBuilder<(T0, T1, T2)> {
-                type Prepared = ::planus::Offset<TaskEntry>;
-                #[inline]
-                fn prepare(
-                    &self,
-                    builder: &mut ::planus::Builder,
-                ) -> ::planus::Offset<TaskEntry> {
-                    ::planus::WriteAsOffset::prepare(self, builder)
-                }
-            }
-            impl<
-                T0: ::planus::WriteAsDefault<u64, u64>,
-                T1: ::planus::WriteAs<::planus::Offset<str>>,
-                T2: ::planus::WriteAs<::planus::Offset<str>>,
-            > ::planus::WriteAsOptional<::planus::Offset<TaskEntry>>
-            for TaskEntryBuilder<(T0, T1, T2)> {
-                type Prepared = ::planus::Offset<TaskEntry>;
-                #[inline]
-                fn prepare(
-                    &self,
-                    builder: &mut ::planus::Builder,
-                ) -> ::core::option::Option<::planus::Offset<TaskEntry>> {
-                    ::core::option::Option::Some(
-                        ::planus::WriteAsOffset::prepare(self, builder),
-                    )
-                }
-            }
-            impl<
-                T0: ::planus::WriteAsDefault<u64, u64>,
-                T1: ::planus::WriteAs<::planus::Offset<str>>,
-                T2: ::planus::WriteAs<::planus::Offset<str>>,
-            > ::planus::WriteAsOffset<TaskEntry> for TaskEntryBuilder<(T0, T1, T2)> {
-                #[inline]
-                fn prepare(
-                    &self,
-                    builder: &mut ::planus::Builder,
-                ) -> ::planus::Offset<TaskEntry> {
-                    let (v0, v1, v2) = &self.0;
-                    TaskEntry::create(builder, v0, v1, v2)
-                }
-            }
-            /// Reference to a deserialized [TaskEntry].
-            #[derive(Copy, Clone)]
-            pub struct TaskEntryRef<'a>(
-                #[allow(dead_code)]
-                ::planus::table_reader::Table<'a>,
-            );
-            impl<'a> TaskEntryRef<'a> {
-                /// Getter for the [`id` field](TaskEntry#structfield.id).
-                #[inline]
-                pub fn id(&self) -> ::planus::Result<u64> {
-                    ::core::result::Result::Ok(
-                        self.0.access(0, "TaskEntry", "id")?.unwrap_or(0),
-                    )
-                }
-                /// Getter for the [`name` field](TaskEntry#structfield.name).
-                #[inline]
-                pub fn name(&self) -> ::planus::Result<&'a ::core::primitive::str> {
-                    self.0.access_required(1, "TaskEntry", "name")
-                }
-                /// Getter for the [`signature` field](TaskEntry#structfield.signature).
-                #[inline]
-                pub fn signature(&self) -> ::planus::Result<&'a ::core::primitive::str> {
-                    self.0.access_required(2, "TaskEntry", "signature")
-                }
-            }
-            impl<'a> ::core::fmt::Debug for TaskEntryRef<'a> {
-                fn fmt(
-                    &self,
-                    f: &mut ::core::fmt::Formatter<'_>,
-                ) -> ::core::fmt::Result {
-                    let mut f = f.debug_struct("TaskEntryRef");
-                    f.field("id", &self.id());
-                    f.field("name", &self.name());
-                    f.field("signature", &self.signature());
-                    f.finish()
-                }
-            }
-            impl<'a> ::core::convert::TryFrom<TaskEntryRef<'a>> for TaskEntry {
-                type Error = ::planus::Error;
-                #[allow(unreachable_code)]
-                fn try_from(value: TaskEntryRef<'a>) -> ::planus::Result<Self> {
-                    ::core::result::Result::Ok(Self {
-                        id: ::core::convert::TryInto::try_into(value.id()?)?,
-                        name: ::core::convert::Into::into(value.name()?),
-                        signature: ::core::convert::Into::into(value.signature()?),
-                    })
-                }
-            }
-            impl<'a> ::planus::TableRead<'a> for TaskEntryRef<'a> {
-                #[inline]
-                fn from_buffer(
-                    buffer: ::planus::SliceWithStartOffset<'a>,
-                    offset: usize,
-                ) -> ::core::result::Result<Self, ::planus::errors::ErrorKind> {
-                    ::core::result::Result::Ok(
-                        Self(::planus::table_reader::Table::from_buffer(buffer, offset)?),
-                    )
-                }
-            }
-            impl<'a> ::planus::VectorReadInner<'a> for TaskEntryRef<'a> {
-                type Error = ::planus::Error;
-                const STRIDE: usize = 4;
-                unsafe fn from_buffer(
-                    buffer: ::planus::SliceWithStartOffset<'a>,
-                    offset: usize,
-                ) -> ::planus::Result<Self> {
-                    ::planus::TableRead::from_buffer(buffer, offset)
-                        .map_err(|error_kind| {
-                            error_kind
-                                .with_error_location(
-                                    "[TaskEntryRef]",
-                                    "get",
-                                    buffer.offset_from_start,
-                                )
-                        })
-                }
-            }
-            /// # Safety
-            /// The planus compiler generates implementations that initialize
-            /// the bytes in `write_values`.
-            unsafe impl ::planus::VectorWrite<::planus::Offset<TaskEntry>>
-            for TaskEntry {
-                type Value = ::planus::Offset<TaskEntry>;
-                const STRIDE: usize = 4;
-                #[inline]
-                fn prepare(&self, builder: &mut ::planus::Builder) -> Self::Value {
-                    ::planus::WriteAs::prepare(self, builder)
-                }
-                #[inline]
-                unsafe fn write_values(
-                    values: &[::planus::Offset<TaskEntry>],
-                    bytes: *mut ::core::mem::MaybeUninit<u8>,
-                    buffer_position: u32,
-                ) {
-                    let bytes = bytes as *mut [::core::mem::MaybeUninit<u8>; 4];
-                    for (i, v) in ::core::iter::Iterator::enumerate(values.iter()) {
-                        ::planus::WriteAsPrimitive::write(
-                            v,
-                            ::planus::Cursor::new(unsafe { &mut *bytes.add(i) }),
-                            buffer_position - (Self::STRIDE * i) as u32,
-                        );
-                    }
-                }
-            }
-            impl<'a> ::planus::ReadAsRoot<'a> for TaskEntryRef<'a> {
-                fn read_as_root(slice: &'a [u8]) -> ::planus::Result<Self> {
-                    ::planus::TableRead::from_buffer(
-                            ::planus::SliceWithStartOffset {
-                                buffer: slice,
-                                offset_from_start: 0,
-                            },
-                            0,
-                        )
-                        .map_err(|error_kind| {
-                            error_kind
-                                .with_error_location("[TaskEntryRef]", "read_as_root", 0)
-                        })
-                }
-            }
-            ///  Every task function that a rank can run; an entry's place is the function
-            ///  index that spawn messages to this rank carry.
-            ///
-            /// Generated from these locations:
-            /// * Table `TaskTable` in the file `schema/control.fbs:42`
-            #[derive(
-                Clone,
-                Debug,
-                PartialEq,
-                PartialOrd,
-                Eq,
-                Ord,
-                Hash,
-                ::serde::Serialize,
-                ::serde::Deserialize
-            )]
-            pub struct TaskTable {
-                /// The field `entries` in the table `TaskTable`
-                pub entries: ::planus::alloc::vec::Vec<self::TaskEntry>,
-            }
-            #[allow(clippy::derivable_impls)]
-            impl ::core::default::Default for TaskTable {
-                fn default() -> Self {
-                    Self {
-                        entries: ::core::default::Default::default(),
-                    }
-                }
-            }
-            impl TaskTable {
-                /// Creates a [TaskTableBuilder] for serializing an instance of this table.
-                #[inline]
-                pub fn builder() -> TaskTableBuilder<()> {
-                    TaskTableBuilder(())
-                }
-                #[allow(clippy::too_many_arguments)]
-                pub fn create(
-                    builder: &mut ::planus::Builder,
-                    field_entries: impl ::planus::WriteAs<
-                        ::planus::Offset<[::planus::Offset<self::TaskEntry>]>,
-                    >,
-                ) -> ::planus::Offset<Self> {
-                    let prepared_entries = field_entries.prepare(builder);
-                    let mut table_writer: ::planus::table_writer::TableWriter<6> = ::core::default::Default::default();
-                    table_writer
-                        .write_entry::<
-                            ::planus::Offset<[::planus::Offset<self::TaskEntry>]>,
-                        >(0);
-                    unsafe {
-                        table_writer
-                            .finish(
-                                builder,
-                                |object_writer| {
-                                    object_writer.write::<_, _, 4>(&prepared_entries);
-                                },
-                            );
-                    }
-                    builder.current_offset()
-                }
-            }
-            impl ::planus::WriteAs<::planus::Offset<TaskTable>> for TaskTable {
-                type Prepared = ::planus::Offset<Self>;
-                #[inline]
-                fn prepare(
-                    &self,
-                    builder: &mut ::planus::Builder,
-                ) -> ::planus::Offset<TaskTable> {
-                    ::planus::WriteAsOffset::prepare(self, builder)
-                }
-            }
-            impl ::planus::WriteAsOptional<::planus::Offset<TaskTable>> for TaskTable {
-                type Prepared = ::planus::Offset<Self>;
-                #[inline]
-                fn prepare(
-                    &self,
-                    builder: &mut ::planus::Builder,
-                ) -> ::core::option::Option<::planus::Offset<TaskTable>> {
-                    ::core::option::Option::Some(
-                        ::planus::WriteAsOffset::prepare(self, builder),
-                    )
-                }
-            }
-            impl ::planus::WriteAsOffset<TaskTable> for TaskTable {
-                #[inline]
-                fn prepare(
-                    &self,
-                    builder: &mut ::planus::Builder,
-                ) -> ::planus::Offset<TaskTable> {
-                    TaskTable::create(builder, &self.entries)
-                }
-            }
-            /// Builder for serializing an instance of the [TaskTable] type.
-            ///
-            /// Can be created using the [TaskTable::builder] method.
-            #[derive(Debug)]
-            #[must_use]
-            pub struct TaskTableBuilder<State>(State);
-            impl TaskTableBuilder<()> {
-                /// Setter for the [`entries` field](TaskTable#structfield.entries).
-                #[inline]
-                #[allow(clippy::type_complexity)]
-                pub fn entries<T0>(self, value: T0) -> TaskTableBuilder<(T0,)>
-                where
-                    T0: ::planus::WriteAs<
-                        ::planus::Offset<[::planus::Offset<self::TaskEntry>]>,
-                    >,
-                {
-                    TaskTableBuilder((value,))
-                }
-            }
-            impl<T0> TaskTableBuilder<(T0,)> {
-                /// Finish writing the builder to get an [Offset](::planus::Offset) to a serialized [TaskTable].
-                #[inline]
-                pub fn finish(
-                    self,
-                    builder: &mut ::planus::Builder,
-                ) -> ::planus::Offset<TaskTable>
-                where
-                    Self: ::planus::WriteAsOffset<TaskTable>,
-                {
-                    ::planus::WriteAsOffset::prepare(&self, builder)
-                }
-            }
-            impl<
-                T0: ::planus::WriteAs<
-                        ::planus::Offset<[::planus::Offset<self::TaskEntry>]>,
-                    >,
-            > ::planus::WriteAs<::planus::Offset<TaskTable>>
-            for TaskTableBuilder<(T0,)> {
-                type Prepared = ::planus::Offset<TaskTable>;
-                #[inline]
-                fn prepare(
-                    &self,
-                    builder: &mut ::planus::Builder,
-                ) -> ::planus::Offset<TaskTable> {
-                    ::planus::WriteAsOffset::prepare(self, builder)
-                }
-            }
-            impl<
-                T0: ::planus::WriteAs<
-                        ::planus::Offset<[::planus::Offset<self::TaskEntry>]>,
-                    >,
-            > ::planus::WriteAsOptional<::planus::Offset<TaskTable>>
-            for TaskTableBuilder<(T0,)> {
-                type Prepared = ::planus::Offset<TaskTable>;
-                #[inline]
-                fn prepare(
-                    &self,
-                    builder: &mut ::planus::Builder,
-                ) -> ::core::option::Option<::planus::Offset<TaskTable>> {
-                    ::core::option::Option::Some(
-                        ::planus::WriteAsOffset::prepare(self, builder),
-                    )
-                }
-            }
-            impl<
-                T0: ::planus::WriteAs<
-                        ::planus::Offset<[::planus::Offset<self::TaskEntry>]>,
-                    >,
-            > ::planus::WriteAsOffset<TaskTable> for TaskTableBuilder<(T0,)> {
-                #[inline]
-                fn prepare(
-                    &self,
-                    builder: &mut ::planus::Builder,
-                ) -> ::planus::Offset<TaskTable> {
-                    let (v0,) = &self.0;
-                    TaskTable::create(builder, v0)
-                }
-            }
-            /// Reference to a deserialized [TaskTable].
-            #[derive(Copy, Clone)]
-            pub struct TaskTableRef<'a>(
-                #[allow(dead_code)]
-                ::planus::table_reader::Table<'a>,
-            );
-            impl<'a> TaskTableRef<'a> {
-                /// Getter for the [`entries` field](TaskTable#structfield.entries).
-                #[inline]
-                pub fn entries(
-                    &self,
-                ) -> ::planus::Result<
-                    ::planus::Vector<'a, ::planus::Result<self::TaskEntryRef<'a>>>,
-                > {
-                    self.0.access_required(0, "TaskTable", "entries")
-                }
-            }
-            impl<'a> ::core::fmt::Debug for TaskTableRef<'a> {
-                fn fmt(
-                    &self,
-                    f: &mut ::core::fmt::Formatter<'_>,
-                ) -> ::core::fmt::Result {
-                    let mut f = f.debug_struct("TaskTableRef");
-                    f.field("entries", &self.entries());
-                    f.finish()
-                }
-            }
-            impl<'a> ::core::convert::TryFrom<TaskTableRef<'a>> for TaskTable {
-                type Error = ::planus::Error;
-                #[allow(unreachable_code)]
-                fn try_from(value: TaskTableRef<'a>) -> ::planus::Result<Self> {
-                    ::core::result::Result::Ok(Self {
-                        entries: value.entries()?.to_vec_result()?,
-                    })
-                }
-            }
-            impl<'a> ::planus::TableRead<'a> for TaskTableRef<'a> {
-                #[inline]
-                fn from_buffer(
-                    buffer: ::planus::SliceWithStartOffset<'a>,
-                    offset: usize,
-                ) -> ::core::result::Result<Self, ::planus::errors::ErrorKind> {
-                    ::core::result::Result::Ok(
-                        Self(::planus::table_reader::Table::from_buffer(buffer, offset)?),
-                    )
-                }
-            }
-            impl<'a> ::planus::VectorReadInner<'a> for TaskTableRef<'a> {
-                type Error = ::planus::Error;
-                const STRIDE: usize = 4;
-                unsafe fn from_buffer(
-                    buffer: ::planus::SliceWithStartOffset<'a>,
-                    offset: usize,
-                ) -> ::planus::Result<Self> {
-                    ::planus::TableRead::from_buffer(buffer, offset)
-                        .map_err(|error_kind| {
-                            error_kind
-                                .with_error_location(
-                                    "[TaskTableRef]",
-                                    "get",
-                                    buffer.offset_from_start,
-                                )
-                        })
-                }
-            }
-            /// # Safety
-            /// The planus compiler generates implementations that initialize
-            /// the bytes in `write_values`.
-            unsafe impl ::planus::VectorWrite<::planus::Offset<TaskTable>>
-            for TaskTable {
-                type Value = ::planus::Offset<TaskTable>;
-                const STRIDE: usize = 4;
-                #[inline]
-                fn prepare(&self, builder: &mut ::planus::Builder) -> Self::Value {
-                    ::planus::WriteAs::prepare(self, builder)
-                }
-                #[inline]
-                unsafe fn write_values(
-                    values: &[::planus::Offset<TaskTable>],
-                    bytes: *mut ::core::mem::MaybeUninit<u8>,
-                    buffer_position: u32,
-                ) {
-                    let bytes = bytes as *mut [::core::mem::MaybeUninit<u8>; 4];
-                    for (i, v) in ::core::iter::Iterator::enumerate(values.iter()) {
-                        ::planus::WriteAsPrimitive::write(
-                            v,
-                            ::planus::Cursor::new(unsafe { &mut *bytes.add(i) }),
-                            buffer_position - (Self::STRIDE * i) as u32,
-                        );
-                    }
-                }
-            }
-            impl<'a> ::planus::ReadAsRoot<'a> for TaskTableRef<'a> {
-                fn read_as_root(slice: &'a [u8]) -> ::planus::Result<Self> {
-                    ::planus::TableRead::from_buffer(
-                            ::planus::SliceWithStartOffset {
-                                buffer: slice,
-                                offset_from_start: 0,
-                            },
-                            0,
-                        )
-                        .map_err(|error_kind| {
-                            error_kind
-                                .with_error_location("[TaskTableRef]", "read_as_root", 0)
-                        })
-                }
-            }
             ///  One task that an error passed through.
             ///
             /// Generated from these locations:
-            /// * Table `Hop` in the file `schema/control.fbs:47`
+            /// * Table `Hop` in the file `schema/control.fbs:32`
             #[derive(
                 Clone,
                 Debug,
@@ -1485,7 +882,7 @@ mod root {
             ///  The error value of a task, sent instead of its result.
             ///
             /// Generated from these locations:
-            /// * Table `ErrorReport` in the file `schema/control.fbs:55`
+            /// * Table `ErrorReport` in the file `schema/control.fbs:40`
             #[derive(
                 Clone,
                 Debug,
@@ -1876,7 +1273,7 @@ mod root {
             ///  The sender is done with the job and will send nothing more.
             ///
             /// Generated from these locations:
-            /// * Table `Goodbye` in the file `schema/control.fbs:67`
+            /// * Table `Goodbye` in the file `schema/control.fbs:52`
             #[derive(
                 Clone,
                 Debug,
@@ -2174,7 +1571,7 @@ mod root {
             ///  The driver's order to end the job.
             ///
             /// Generated from these locations:
-            /// * Table `Shutdown` in the file `schema/control.fbs:75`
+            /// * Table `Shutdown` in the file `schema/control.fbs:60`
             #[derive(
                 Clone,
                 Debug,
@@ -2473,7 +1870,7 @@ mod root {
             /// The union `Body` in the namespace `collimate.control`
             ///
             /// Generated from these locations:
-            /// * Union `Body` in the file `schema/control.fbs:82`
+            /// * Union `Body` in the file `schema/control.fbs:67`
             #[derive(
                 Clone,
                 Debug,
@@ -2488,8 +1885,6 @@ mod root {
             pub enum Body {
                 /// The variant of type `Hello` in the union `Body`
                 Hello(::planus::alloc::boxed::Box<self::Hello>),
-                /// The variant of type `TaskTable` in the union `Body`
-                TaskTable(::planus::alloc::boxed::Box<self::TaskTable>),
                 /// The variant of type `ErrorReport` in the union `Body`
                 ErrorReport(::planus::alloc::boxed::Box<self::ErrorReport>),
                 /// The variant of type `Goodbye` in the union `Body`
@@ -2511,32 +1906,25 @@ mod root {
                     ::planus::UnionOffset::new(1, value.prepare(builder).downcast())
                 }
                 #[inline]
-                pub fn create_task_table(
-                    builder: &mut ::planus::Builder,
-                    value: impl ::planus::WriteAsOffset<self::TaskTable>,
-                ) -> ::planus::UnionOffset<Self> {
-                    ::planus::UnionOffset::new(2, value.prepare(builder).downcast())
-                }
-                #[inline]
                 pub fn create_error_report(
                     builder: &mut ::planus::Builder,
                     value: impl ::planus::WriteAsOffset<self::ErrorReport>,
                 ) -> ::planus::UnionOffset<Self> {
-                    ::planus::UnionOffset::new(3, value.prepare(builder).downcast())
+                    ::planus::UnionOffset::new(2, value.prepare(builder).downcast())
                 }
                 #[inline]
                 pub fn create_goodbye(
                     builder: &mut ::planus::Builder,
                     value: impl ::planus::WriteAsOffset<self::Goodbye>,
                 ) -> ::planus::UnionOffset<Self> {
-                    ::planus::UnionOffset::new(4, value.prepare(builder).downcast())
+                    ::planus::UnionOffset::new(3, value.prepare(builder).downcast())
                 }
                 #[inline]
                 pub fn create_shutdown(
                     builder: &mut ::planus::Builder,
                     value: impl ::planus::WriteAsOffset<self::Shutdown>,
                 ) -> ::planus::UnionOffset<Self> {
-                    ::planus::UnionOffset::new(5, value.prepare(builder).downcast())
+                    ::planus::UnionOffset::new(4, value.prepare(builder).downcast())
                 }
             }
             impl ::planus::WriteAsUnion<Body> for Body {
@@ -2547,7 +1935,6 @@ mod root {
                 ) -> ::planus::UnionOffset<Self> {
                     match self {
                         Self::Hello(value) => Self::create_hello(builder, value),
-                        Self::TaskTable(value) => Self::create_task_table(builder, value),
                         Self::ErrorReport(value) => {
                             Self::create_error_report(builder, value)
                         }
@@ -2585,23 +1972,12 @@ mod root {
                 {
                     BodyBuilder(::planus::Initialized(value))
                 }
-                /// Creates an instance of the [`TaskTable` variant](Body#variant.TaskTable).
-                #[inline]
-                pub fn task_table<T>(
-                    self,
-                    value: T,
-                ) -> BodyBuilder<::planus::Initialized<2, T>>
-                where
-                    T: ::planus::WriteAsOffset<self::TaskTable>,
-                {
-                    BodyBuilder(::planus::Initialized(value))
-                }
                 /// Creates an instance of the [`ErrorReport` variant](Body#variant.ErrorReport).
                 #[inline]
                 pub fn error_report<T>(
                     self,
                     value: T,
-                ) -> BodyBuilder<::planus::Initialized<3, T>>
+                ) -> BodyBuilder<::planus::Initialized<2, T>>
                 where
                     T: ::planus::WriteAsOffset<self::ErrorReport>,
                 {
@@ -2612,7 +1988,7 @@ mod root {
                 pub fn goodbye<T>(
                     self,
                     value: T,
-                ) -> BodyBuilder<::planus::Initialized<4, T>>
+                ) -> BodyBuilder<::planus::Initialized<3, T>>
                 where
                     T: ::planus::WriteAsOffset<self::Goodbye>,
                 {
@@ -2623,7 +1999,7 @@ mod root {
                 pub fn shutdown<T>(
                     self,
                     value: T,
-                ) -> BodyBuilder<::planus::Initialized<5, T>>
+                ) -> BodyBuilder<::planus::Initialized<4, T>>
                 where
                     T: ::planus::WriteAsOffset<self::Shutdown>,
                 {
@@ -2674,7 +2050,7 @@ mod root {
             impl<T> ::planus::WriteAsUnion<Body>
             for BodyBuilder<::planus::Initialized<2, T>>
             where
-                T: ::planus::WriteAsOffset<self::TaskTable>,
+                T: ::planus::WriteAsOffset<self::ErrorReport>,
             {
                 #[inline]
                 fn prepare(
@@ -2687,7 +2063,7 @@ mod root {
             impl<T> ::planus::WriteAsOptionalUnion<Body>
             for BodyBuilder<::planus::Initialized<2, T>>
             where
-                T: ::planus::WriteAsOffset<self::TaskTable>,
+                T: ::planus::WriteAsOffset<self::ErrorReport>,
             {
                 #[inline]
                 fn prepare(
@@ -2702,7 +2078,7 @@ mod root {
             impl<T> ::planus::WriteAsUnion<Body>
             for BodyBuilder<::planus::Initialized<3, T>>
             where
-                T: ::planus::WriteAsOffset<self::ErrorReport>,
+                T: ::planus::WriteAsOffset<self::Goodbye>,
             {
                 #[inline]
                 fn prepare(
@@ -2715,7 +2091,7 @@ mod root {
             impl<T> ::planus::WriteAsOptionalUnion<Body>
             for BodyBuilder<::planus::Initialized<3, T>>
             where
-                T: ::planus::WriteAsOffset<self::ErrorReport>,
+                T: ::planus::WriteAsOffset<self::Goodbye>,
             {
                 #[inline]
                 fn prepare(
@@ -2730,7 +2106,7 @@ mod root {
             impl<T> ::planus::WriteAsUnion<Body>
             for BodyBuilder<::planus::Initialized<4, T>>
             where
-                T: ::planus::WriteAsOffset<self::Goodbye>,
+                T: ::planus::WriteAsOffset<self::Shutdown>,
             {
                 #[inline]
                 fn prepare(
@@ -2742,34 +2118,6 @@ mod root {
             }
             impl<T> ::planus::WriteAsOptionalUnion<Body>
             for BodyBuilder<::planus::Initialized<4, T>>
-            where
-                T: ::planus::WriteAsOffset<self::Goodbye>,
-            {
-                #[inline]
-                fn prepare(
-                    &self,
-                    builder: &mut ::planus::Builder,
-                ) -> ::core::option::Option<::planus::UnionOffset<Body>> {
-                    ::core::option::Option::Some(
-                        ::planus::WriteAsUnion::prepare(self, builder),
-                    )
-                }
-            }
-            impl<T> ::planus::WriteAsUnion<Body>
-            for BodyBuilder<::planus::Initialized<5, T>>
-            where
-                T: ::planus::WriteAsOffset<self::Shutdown>,
-            {
-                #[inline]
-                fn prepare(
-                    &self,
-                    builder: &mut ::planus::Builder,
-                ) -> ::planus::UnionOffset<Body> {
-                    ::planus::UnionOffset::new(5, (self.0).0.prepare(builder).downcast())
-                }
-            }
-            impl<T> ::planus::WriteAsOptionalUnion<Body>
-            for BodyBuilder<::planus::Initialized<5, T>>
             where
                 T: ::planus::WriteAsOffset<self::Shutdown>,
             {
@@ -2787,7 +2135,6 @@ mod root {
             #[derive(Copy, Clone, Debug)]
             pub enum BodyRef<'a> {
                 Hello(self::HelloRef<'a>),
-                TaskTable(self::TaskTableRef<'a>),
                 ErrorReport(self::ErrorReportRef<'a>),
                 Goodbye(self::GoodbyeRef<'a>),
                 Shutdown(self::ShutdownRef<'a>),
@@ -2799,13 +2146,6 @@ mod root {
                         match value {
                             BodyRef::Hello(value) => {
                                 Self::Hello(
-                                    ::planus::alloc::boxed::Box::new(
-                                        ::core::convert::TryFrom::try_from(value)?,
-                                    ),
-                                )
-                            }
-                            BodyRef::TaskTable(value) => {
-                                Self::TaskTable(
                                     ::planus::alloc::boxed::Box::new(
                                         ::core::convert::TryFrom::try_from(value)?,
                                     ),
@@ -2852,26 +2192,19 @@ mod root {
                         }
                         2 => {
                             ::core::result::Result::Ok(
-                                Self::TaskTable(
+                                Self::ErrorReport(
                                     ::planus::TableRead::from_buffer(buffer, field_offset)?,
                                 ),
                             )
                         }
                         3 => {
                             ::core::result::Result::Ok(
-                                Self::ErrorReport(
-                                    ::planus::TableRead::from_buffer(buffer, field_offset)?,
-                                ),
-                            )
-                        }
-                        4 => {
-                            ::core::result::Result::Ok(
                                 Self::Goodbye(
                                     ::planus::TableRead::from_buffer(buffer, field_offset)?,
                                 ),
                             )
                         }
-                        5 => {
+                        4 => {
                             ::core::result::Result::Ok(
                                 Self::Shutdown(
                                     ::planus::TableRead::from_buffer(buffer, field_offset)?,
@@ -2892,7 +2225,7 @@ mod root {
             ///  The root of every control message.
             ///
             /// Generated from these locations:
-            /// * Table `Control` in the file `schema/control.fbs:85`
+            /// * Table `Control` in the file `schema/control.fbs:70`
             #[derive(
                 Clone,
                 Debug,

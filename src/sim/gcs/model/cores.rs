@@ -276,6 +276,9 @@ impl Cores {
         };
         let reads = [NOW, LATE].map(|now| {
             let (mut replica, mut out) = (replica.clone(), Vec::new());
+            if !replica.may_read(now) {
+                return Read::Refuses;
+            }
             self.tell(&mut replica, Input::Query, now, &mut out);
             let mut read = Read::Asks;
             for action in out {
@@ -309,8 +312,9 @@ impl Cores {
         }
         let mut replica = Replica::clone(&self.replicas.items[core as usize]);
         let mut out = Vec::new();
-        self.tell(&mut replica, input, if expired { LATE } else { NOW }, &mut out);
-        replica.flush(NOW, &mut out);
+        let now = if expired { LATE } else { NOW };
+        self.tell(&mut replica, input, now, &mut out);
+        replica.flush(now, &mut out);
         let slot = replica.id().rank.index();
         let effect = Arc::new(self.effect(slot, replica, out));
         self.turns.insert((core, input, expired), Arc::clone(&effect));
@@ -340,7 +344,7 @@ impl Cores {
                 let body = Body::Queries(reader, vec![(1, Query::Get(vec![key()]))]);
                 replica.receive(now, Address::Client(reader.rank), Message { shard, epoch, body }, out);
             }
-            Input::Resend => replica.tick(NOW),
+            Input::Resend => replica.tick(LATE),
             Input::Grant => {
                 let body = Body::Grant { to: replica.id(), echo: NOW };
                 replica.receive(NOW, Address::Quorum(QUORUM), Message { shard, epoch, body }, out);

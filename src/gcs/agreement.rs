@@ -1,0 +1,226 @@
+//! How the members of the quorum agree on changes, one after the other: through
+//! the consensus library, or alone where there is one member.
+//!
+//! The library counts ticks. They are slow while there is a leader and fast from
+//! the moment when it is lost for certain, or when there has been none yet: then
+//! each tick waits twice as long as the one before, since one that is over before
+//! the others can have answered finds nobody.
+
+use omnipaxos::errors::ConfigError;
+use omnipaxos::util::{LogEntry, NodeId};
+use omnipaxos::{ClusterConfig, OmniPaxos, OmniPaxosConfig, ServerConfig};
+
+use super::message::{ChainConfig, Nanos};
+use super::quorum_log::{QuorumLog, SharedLog};
+
+/// What members say to each other about what they agree on.
+pub type ConsensusMessage = omnipaxos::messages::Message<ChainConfig>;
+
+/// The first pause between two ticks while there is no leader.
+const HASTE: Nanos = 200_000;
+/// Changes that are kept before all members are asked whether they have them.
+const CHANGES_KEPT: usize = 64;
+
+/// See the module. Members are told apart by their place in the list of them.
+pub(super) struct Agreement {
+    log: SharedLog,
+    /// Nothing for a member that is alone.
+    library: Option<OmniPaxos<ChainConfig, SharedLog>>,
+    me: usize,
+    members: usize,
+    lost: Vec<bool>,
+    slow: Nanos,
+    pace: Nanos,
+    next_tick: Nanos,
+    had_leader: bool,
+}
+
+impl Agreement {
+    /// The member at `me` of so many.
+    pub(super) fn new(
+        me: usize,
+        members: usize,
+        slow: Nanos,
+        now: Nanos,
+        log: QuorumLog,
+    ) -> Result<Agreement, ConfigError> {
+        let log = SharedLog::new(log);
+        let library = if members > 1 {
+            let config = OmniPaxosConfig {
+                cluster_config: ClusterConfig {
+                    configuration_id: 1,
+                    nodes: (0..members).map(number).collect(),
+                    flexible_quorum: None,
+                },
+                server_config: ServerConfig {
+                    pid: number(me),
+                    election_tick_timeout: 1,
+                    resend_message_tick_timeout: 1,
+                    ..ServerConfig::default()
+                },
+            };
+            Some(config.build(log.clone())?)
+        } else {
+            None
+        };
+        let mut agreement = Agreement {
+            log,
+            library,
+            me,
+            members,
+            lost: vec![false; members],
+            slow,
+            pace: HASTE,
+            next_tick: now + HASTE,
+            had_leader: false,
+        };
+        if agreement.library.as_ref().is_some_and(|library| library.get_current_leader().is_none()) {
+            agreement.stand();
+        }
+        Ok(agreement)
+    }
+
+    /// Takes a message of another member.
+    pub(super) fn receive(&mut self, message: ConsensusMessage) {
+        let from = (message.get_sender() as usize).wrapping_sub(1);
+        let Some(lost) = self.lost.get_mut(from).filter(|_| from != self.me) else { return };
+        // Another life of it, then.
+        *lost = false;
+        if let Some(library) = self.library.as_mut().filter(|_| message.get_receiver() == number(self.me)) {
+            library.handle_incoming(message);
+        }
+    }
+
+    /// The process of a member has ended.
+    pub(super) fn ended(&mut self, now: Nanos, member: usize) {
+        if let Some(lost) = self.lost.get_mut(member) {
+            *lost = true;
+        }
+        if self.leader() == Some(member) {
+            self.stand();
+        }
+        self.find_pace(now);
+    }
+
+    /// Tries to lead, if that is for this one to try first. Whoever else begins
+    /// to lead does no harm.
+    fn stand(&mut self) {
+        let first = self.lost.iter().rposition(|lost| !lost);
+        if let Some(library) = self.library.as_mut().filter(|_| first == Some(self.me)) {
+            library.try_become_leader();
+        }
+    }
+
+    /// Time has passed.
+    pub(super) fn tick(&mut self, now: Nanos) {
+        self.find_pace(now);
+        if now >= self.next_tick {
+            self.pace = (2 * self.pace).min(self.slow);
+            self.next_tick = now + self.pace;
+            self.library.iter_mut().for_each(OmniPaxos::tick);
+        }
+    }
+
+    fn find_pace(&mut self, now: Nanos) {
+        let has_leader = self.has_leader();
+        if self.had_leader != has_leader {
+            self.had_leader = has_leader;
+            self.pace = if has_leader { self.slow } else { HASTE };
+            self.next_tick = now + self.pace;
+        }
+    }
+
+    /// When [`tick`](Agreement::tick) has something to do.
+    pub(super) fn next_due(&self) -> Nanos {
+        match &self.library {
+            None => Nanos::MAX,
+            Some(_) if self.had_leader != self.has_leader() => 0,
+            Some(_) => self.next_tick,
+        }
+    }
+
+    /// Who leads, as far as is known.
+    fn leader(&self) -> Option<usize> {
+        let (leader, _) = self.library.as_ref()?.get_current_leader()?;
+        (leader as usize).checked_sub(1)
+    }
+
+    /// Whether there is a leader that this member follows, or is.
+    fn has_leader(&self) -> bool {
+        let follows = self.library.as_ref().and_then(|library| library.get_current_leader());
+        let is_lost = |leader: NodeId| self.lost.get((leader as usize).wrapping_sub(1)).copied().unwrap_or(true);
+        follows.is_some_and(|(leader, accepted)| accepted && !is_lost(leader))
+    }
+
+    /// Whether this member leads.
+    pub(super) fn leads(&self) -> bool {
+        match &self.library {
+            None => true,
+            Some(library) => library.get_current_leader() == Some((number(self.me), true)),
+        }
+    }
+
+    /// Proposes a change; whether that was possible.
+    pub(super) fn propose(&mut self, change: ChainConfig) -> bool {
+        match &mut self.library {
+            None => {
+                self.log.decide(change);
+                true
+            }
+            // Refused only while the library changes its own members, which it never does here.
+            Some(library) => library.append(change).is_ok(),
+        }
+    }
+
+    /// All changes that were agreed on after the first `known`.
+    pub(super) fn decided(&self, known: usize) -> Vec<ChainConfig> {
+        let Some(library) = &self.library else { return self.log.decided(known) };
+        if library.get_decided_idx() <= known {
+            return Vec::new();
+        }
+        let entries = library.read_decided_suffix(known).unwrap_or_default();
+        let change = |entry| if let LogEntry::Decided(change) = entry { Some(change) } else { None };
+        entries.into_iter().filter_map(change).collect()
+    }
+
+    /// Folds old changes, of which so many were agreed on, into one state.
+    pub(super) fn fold(&mut self, decided: usize) {
+        if !self.leads() || self.log.kept() <= CHANGES_KEPT {
+            return;
+        }
+        match &mut self.library {
+            None => self.log.fold(decided),
+            // Refused while a member is behind: then the next change tries again.
+            Some(library) => _ = library.trim(None),
+        }
+    }
+
+    /// Asks the leader for what was lost on its way.
+    pub(super) fn catch_up(&mut self) {
+        let leader = self.leader().filter(|leader| *leader != self.me);
+        if let (Some(leader), Some(library)) = (leader, &mut self.library) {
+            library.reconnected(number(leader));
+        }
+    }
+
+    /// What is to be sent, and to whom; after what is to be saved.
+    pub(super) fn outgoing(&mut self) -> Vec<(usize, ConsensusMessage)> {
+        let mut messages = Vec::new();
+        if let Some(library) = &mut self.library {
+            library.take_outgoing_messages(&mut messages);
+        }
+        let members = self.members;
+        let to = |message: &ConsensusMessage| (message.get_receiver() as usize).checked_sub(1).filter(|to| *to < members);
+        messages.into_iter().filter_map(|message| Some((to(&message)?, message))).collect()
+    }
+
+    /// What is to be saved, if it has changed since this was asked last.
+    pub(super) fn changed(&self) -> Option<Vec<u8>> {
+        self.log.changed()
+    }
+}
+
+/// The library counts from 1.
+fn number(member: usize) -> NodeId {
+    member as NodeId + 1
+}
