@@ -129,9 +129,10 @@ impl Reconfiguration {
     fn is_nothing(&self, world: &World, slot: usize, effect: &Effect) -> bool {
         effect.core == world.cores[slot]
             && effect.told.is_empty()
-            && effect.sends.iter().all(|letter| {
-                self.cores.mail(world.mail).binary_search(letter).is_ok() || self.is_dead(world, *letter)
-            })
+            && effect
+                .sends
+                .iter()
+                .all(|letter| self.cores.mail(world.mail).binary_search(letter).is_ok() || self.is_dead(world, *letter))
     }
 
     fn is_dead(&self, world: &World, letter: u32) -> bool {
@@ -338,11 +339,13 @@ impl Reconfiguration {
             }
         }
         for epoch in world.known + 1..=latest {
-            let wants: Vec<usize> = (0..SLOTS).filter(|slot| {
-                let view = self.view(world, *slot);
-                let chain = &self.cores.history(world.history).chains[usize::from(epoch) - 1];
-                !view.retired && view.epoch == u64::from(epoch) && chain.position(view.id).is_some()
-            }).collect();
+            let wants: Vec<usize> = (0..SLOTS)
+                .filter(|slot| {
+                    let view = self.view(world, *slot);
+                    let chain = &self.cores.history(world.history).chains[usize::from(epoch) - 1];
+                    !view.retired && view.epoch == u64::from(epoch) && chain.position(view.id).is_some()
+                })
+                .collect();
             let mut then = World { known: epoch, ..*world };
             if wants.iter().any(|slot| self.beat(&mut then, *slot)) {
                 steps.push(Step::Learn(epoch));
@@ -404,7 +407,8 @@ impl Reconfiguration {
     /// Looks at every world that can come about, those of few steps first, until
     /// a rule is broken.
     fn explore(&mut self, start: World, limit: usize) -> Explored {
-        let mut found = Explored { worlds: vec![(start, 0, Step::Start)], steps: 0, depth: 0, complete: false, broken: None };
+        let mut found =
+            Explored { worlds: vec![(start, 0, Step::Start)], steps: 0, depth: 0, complete: false, broken: None };
         let mut known: HashMap<World, ()> = HashMap::from([(start, ())]);
         let (mut next, mut layer_ends, mut steps) = (0, 1, Vec::new());
         while next < found.worlds.len() {
@@ -487,18 +491,43 @@ fn measure() {
     );
     if var("M_STATS", 0) > 0 {
         use std::collections::HashSet;
-        let count = |f: &dyn Fn(&World) -> Vec<u32>| found.worlds.iter().map(|(w, _, _)| f(w)).collect::<HashSet<_>>().len();
+        let count =
+            |f: &dyn Fn(&World) -> Vec<u32>| found.worlds.iter().map(|(w, _, _)| f(w)).collect::<HashSet<_>>().len();
         println!("cores {}", count(&|w| w.cores.to_vec()));
         println!("mail {}", count(&|w| vec![w.mail]));
         println!("cores, mail {}", count(&|w| [&w.cores[..], &[w.mail]].concat()));
         println!("cores, mail, history {}", count(&|w| [&w.cores[..], &[w.mail, w.history]].concat()));
-        println!("leases {}", count(&|w| vec![w.lessor, u32::from(w.known), u32::from_le_bytes(w.expired.map(u8::from))]));
-        println!("without leases {}", count(&|w| {
-            [&w.cores[..], &[w.mail, w.history, w.offered.into(), w.decided.len.into(), w.decided.at(0).into(), w.decided.at(1).into()]].concat()
-        }));
-        println!("without history, leases {}", count(&|w| {
-            [&w.cores[..], &[w.mail, w.offered.into(), w.decided.len.into(), w.decided.at(0).into(), w.decided.at(1).into()]].concat()
-        }));
+        println!(
+            "leases {}",
+            count(&|w| vec![w.lessor, u32::from(w.known), u32::from_le_bytes(w.expired.map(u8::from))])
+        );
+        println!(
+            "without leases {}",
+            count(&|w| {
+                [
+                    &w.cores[..],
+                    &[
+                        w.mail,
+                        w.history,
+                        w.offered.into(),
+                        w.decided.len.into(),
+                        w.decided.at(0).into(),
+                        w.decided.at(1).into(),
+                    ],
+                ]
+                .concat()
+            })
+        );
+        println!(
+            "without history, leases {}",
+            count(&|w| {
+                [
+                    &w.cores[..],
+                    &[w.mail, w.offered.into(), w.decided.len.into(), w.decided.at(0).into(), w.decided.at(1).into()],
+                ]
+                .concat()
+            })
+        );
         for slot in 0..SLOTS {
             println!("core {slot} {}", count(&|w| vec![w.cores[slot]]));
         }

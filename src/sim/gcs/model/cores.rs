@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crate::base::Rank;
 use crate::gcs::{
-    Action, Address, Beat, Blob, Body, Bug, Bugs, ChainConfig, Change, ClientId, Command, Directory, Epoch, Found, Granter,
-    Key, Message, Op, Options, Query, Replica, ReplicaId, ShardId, Table, Timing,
+    Action, Address, Beat, Blob, Body, Bug, Bugs, ChainConfig, Change, ClientId, Command, Directory, Epoch, Found,
+    Granter, Key, Message, Op, Options, Query, Replica, ReplicaId, ShardId, Table, Timing,
 };
 
 /// The ranks: those of the first chain and the one that may join.
@@ -181,7 +181,13 @@ fn key() -> Key {
 }
 
 impl Cores {
-    pub fn new(bugs: Bugs, founding: usize, failures: u8, joiner: Joiner, closed_loop: bool) -> (Cores, [u32; SLOTS], u32, u32, Vec<u32>) {
+    pub fn new(
+        bugs: Bugs,
+        founding: usize,
+        failures: u8,
+        joiner: Joiner,
+        closed_loop: bool,
+    ) -> (Cores, [u32; SLOTS], u32, u32, Vec<u32>) {
         let mut cores = Cores {
             bugs,
             joiner,
@@ -198,7 +204,8 @@ impl Cores {
             turns: HashMap::new(),
             grants: HashMap::new(),
         };
-        let chain = ChainConfig { shard: ShardId(0), epoch: Epoch(1), members: (0..founding).map(id).collect(), joining: None };
+        let chain =
+            ChainConfig { shard: ShardId(0), epoch: Epoch(1), members: (0..founding).map(id).collect(), joining: None };
         let history = History {
             chains: vec![chain.clone()],
             directory: Directory::founded(vec![chain.clone()]),
@@ -236,7 +243,13 @@ impl Cores {
     }
 
     pub fn sizes(&self) -> [usize; 5] {
-        [self.mails.items.len(), self.replicas.items.len(), self.letters.items.len(), self.histories.items.len(), self.turns.len()]
+        [
+            self.mails.items.len(),
+            self.replicas.items.len(),
+            self.letters.items.len(),
+            self.histories.items.len(),
+            self.turns.len(),
+        ]
     }
 
     fn options(&self, me: ReplicaId) -> Options {
