@@ -66,6 +66,58 @@ fn broadcasts_are_compared_with_one_transfer() {
     assert!(number(died, "ratio") < 1.3, "{died}");
 }
 
+#[test]
+fn a_write_is_compared_with_a_ring() {
+    let lines = bench(&["control", "--json", "--quick", "--only", "control-latency"]);
+    let target = lines.iter().find(|l| !l["target"].is_null()).expect("a line with the target");
+    let (bound, ring) = (number(&target["target"], "p50_ns"), number(&target["reference"], "p50_ns"));
+    assert!((bound - ring - 3000.0).abs() < 1.0, "three hops and 1 us each: {target}");
+}
+
+/// Needs the peers, or says how to get them.
+#[test]
+fn many_writes_are_compared_with_redis() {
+    let out = run(&["bench", "control", "--json", "--quick", "--only", "control-rate"]);
+    if !has("redis-server") {
+        assert!(String::from_utf8_lossy(&out.stderr).contains("scripts/setup --peers"), "{out:?}");
+        return;
+    }
+    assert!(out.status.success(), "{out:?}");
+    let lines = records(&out);
+    for under_way in ["64 under way", "512 under way"] {
+        let those: Vec<_> = lines.iter().filter(|l| l["variant"] == under_way).collect();
+        let best = those.iter().map(|l| number(&l["reference"], "per_s")).fold(0.0, f64::max);
+        let judged: Vec<_> = those.iter().filter(|l| !l["target"].is_null()).collect();
+        assert!(judged.len() == 1 && number(&judged[0]["reference"], "per_s") == best, "{those:?}");
+    }
+}
+
+#[test]
+fn many_writes_to_disk_are_compared_with_etcd() {
+    let out = run(&["bench", "control", "--json", "--quick", "--only", "control-durable"]);
+    if !has("etcd") {
+        assert!(String::from_utf8_lossy(&out.stderr).contains("scripts/setup --peers"), "{out:?}");
+        return;
+    }
+    assert!(out.status.success(), "{out:?}");
+    let lines = records(&out);
+    for members in ["three members", "one member"] {
+        let is_of = |line: &&Value| text(&line["reference"], "name").contains(members);
+        assert!(lines.iter().filter(is_of).any(|l| !l["target"].is_null()), "{members}: {out:?}");
+    }
+}
+
+/// One job of those that `control-kill` starts.
+#[test]
+fn no_acknowledged_write_is_lost_with_a_rank() {
+    let me = env!("CARGO_BIN_EXE_collimate");
+    let ranks = ["run", "-n", "3", "--workers", "1", "--gcs-shards", "3", "--", me];
+    let out = run(&[&ranks[..], &["bench", "control", "--quick", "--stage", "control-kill"]].concat());
+    let places: Vec<Value> = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {out:?}"));
+    assert_eq!(places.len(), 3, "{out:?}");
+    assert!(places.iter().all(|place| number(place, "writes") > 0.0 && number(place, "pause_ns") > 0.0), "{places:?}");
+}
+
 /// Ranks that a launcher gave are used, and what does not fit them is named.
 #[test]
 fn given_ranks_are_used() {
@@ -117,6 +169,7 @@ fn wrong_usage_ends_with_status_2() {
         &["bench", "speed"],
         &["bench", "latency", "--fast"],
         &["bench", "latency", "--stage", "tasks"],
+        &["bench", "latency", "--only", "store"],
         &["info", "all"],
         &["benchmark"],
     ] {
@@ -155,10 +208,28 @@ fn run(arguments: &[&str]) -> Output {
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_collimate"));
     command.args(arguments);
-    for name in ["WORKERS", "FABRIC", "STORE", "STACK", "RESOURCES", "LOG", "PORT", "INTERFACE"] {
+    for name in [
+        "WORKERS",
+        "FABRIC",
+        "STORE",
+        "STACK",
+        "RESOURCES",
+        "LOG",
+        "PORT",
+        "INTERFACE",
+        "GCS_REPLICAS",
+        "GCS_SHARDS",
+        "GCS_DIR",
+    ] {
         command.env_remove(format!("COLLIMATE_{name}"));
     }
     command
+}
+
+/// Whether a program is in the path.
+fn has(program: &str) -> bool {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&paths).any(|folder| folder.join(program).is_file())
 }
 
 fn text(value: &Value, key: &str) -> String {

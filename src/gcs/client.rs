@@ -2,17 +2,20 @@
 //! many operations under way, asks again after losses and changes of the chain.
 //! However often it asks, a command happens once.
 
+mod window;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 use twox_hash::XxHash3_128;
 
+use self::window::Window;
 use super::message::{Action, Address, Body, ChainConfig, Epoch, Message, Nanos, ReplicaId, ShardId, Watch};
 use super::record::{Key, Refusal, Seq, check_prefix};
 use super::state::{ClientId, Command, Event, Found, Op, Query};
 use super::timing::Timing;
 use crate::base::Rank;
-use crate::base::limits::{GCS_FORWARD_BYTES_MAX, GCS_PAGE_BYTES_MAX, GCS_WINDOW};
+use crate::base::limits::{GCS_FORWARD_BYTES_MAX, GCS_PAGE_BYTES_MAX};
 
 /// What a client is made with.
 #[derive(Clone, Debug)]
@@ -76,10 +79,14 @@ pub struct Client {
 #[derive(Debug)]
 struct Shard {
     chain: ChainConfig,
-    next_number: u64,
-    commands: BTreeMap<u64, Attempt<Op>>,
+    commands: Window,
     queries: BTreeMap<u64, Attempt<Query>>,
+    /// Those that have never been sent.
+    new_queries: Vec<u64>,
     watches: BTreeMap<u64, WatchState>,
+    /// Before this nothing has to be sent again or takes too long, so that
+    /// nothing is looked through in most turns.
+    look_at: Nanos,
     locate_at: Nanos,
     locates: u64,
     /// Members of the chain that cannot answer any more.
@@ -118,10 +125,11 @@ impl Client {
     pub fn new(options: ClientOptions) -> Client {
         let shard = |chain: &ChainConfig| Shard {
             chain: chain.clone(),
-            next_number: 1,
-            commands: BTreeMap::new(),
+            commands: Window::new(),
             queries: BTreeMap::new(),
+            new_queries: Vec::new(),
             watches: BTreeMap::new(),
+            look_at: Nanos::MAX,
             locate_at: 0,
             locates: 0,
             gone: BTreeSet::new(),
@@ -171,8 +179,8 @@ impl Client {
         let attempt = self.attempt(now, op);
         let token = attempt.token;
         let shard = &mut self.shards[usize::from(shard.0)];
-        shard.commands.insert(shard.next_number, attempt);
-        shard.next_number += 1;
+        shard.look_at = shard.look_at.min(attempt.deadline);
+        shard.commands.push(attempt);
         Ok(token)
     }
 
@@ -184,7 +192,10 @@ impl Client {
         query.check()?;
         let attempt = self.attempt(now, query);
         let token = attempt.token;
-        self.shards[usize::from(shard.0)].queries.insert(token.0, attempt);
+        let shard = &mut self.shards[usize::from(shard.0)];
+        shard.look_at = shard.look_at.min(attempt.deadline);
+        shard.new_queries.push(token.0);
+        shard.queries.insert(token.0, attempt);
         Ok(token)
     }
 
@@ -198,7 +209,9 @@ impl Client {
         let token = self.attempt(now, ()).token;
         let replica = self.next_turn();
         let watch = WatchState { prefix, since: None, renew_at: now, replica, heard_at: now };
-        self.shards[usize::from(shard.0)].watches.insert(token.0, watch);
+        let shard = &mut self.shards[usize::from(shard.0)];
+        shard.look_at = shard.look_at.min(now);
+        shard.watches.insert(token.0, watch);
         Ok(token)
     }
 
@@ -227,7 +240,7 @@ impl Client {
     fn attempt<T>(&mut self, now: Nanos, what: T) -> Attempt<T> {
         self.next_token += 1;
         let token = Token(self.next_token);
-        Attempt { token, what, deadline: now + self.options.deadline, again_at: now, tries: 0, cause: None }
+        Attempt { token, what, deadline: now + self.options.deadline, again_at: Nanos::MAX, tries: 0, cause: None }
     }
 
     fn next_turn(&mut self) -> u64 {
@@ -242,7 +255,7 @@ impl Client {
         match message.body {
             Body::Outcomes(outcomes) => {
                 for (_, number, outcome) in outcomes.into_iter().filter(|(client, ..)| *client == me) {
-                    if let Some(attempt) = shard.commands.remove(&number) {
+                    if let Some(attempt) = shard.commands.remove(number) {
                         self.notices.push(Notice::Command(attempt.token, outcome.map_err(Failure::Refused)));
                     }
                 }
@@ -256,11 +269,12 @@ impl Client {
             }
             Body::NotNow(client, numbers, why) if client == me => {
                 let again_at = now + self.options.timing.resend / 2;
+                shard.look_at = shard.look_at.min(again_at);
                 for number in numbers {
                     // Numbers of commands and of queries are told apart by what
                     // was asked; a pause that meets the wrong one does no harm.
                     for cause in [
-                        shard.commands.get_mut(&number).map(|a| (&mut a.cause, &mut a.again_at)),
+                        shard.commands.get_mut(number).map(|a| (&mut a.cause, &mut a.again_at)),
                         shard.queries.get_mut(&number).map(|a| (&mut a.cause, &mut a.again_at)),
                     ] {
                         let Some((cause, at)) = cause else { continue };
@@ -280,6 +294,7 @@ impl Client {
                         if changes.after > since {
                             // Some were lost on the way.
                             watch.renew_at = now;
+                            shard.look_at = now;
                             return;
                         }
                         let news: Vec<Event> =
@@ -305,10 +320,17 @@ impl Client {
     pub fn flush(&mut self, now: Nanos, out: &mut Vec<Action>) {
         let Client { options, shards, notices, turn, .. } = self;
         for shard in shards {
-            shard.expire(now, notices);
-            shard.send_commands(now, options, out);
-            shard.send_queries(now, options, turn, out);
-            shard.send_watches(now, options, turn, out);
+            let look = now >= shard.look_at;
+            if look {
+                shard.look_at = Nanos::MAX;
+                shard.expire(now, notices);
+                shard.send_watches(now, options, turn, out);
+            }
+            shard.send_commands(now, look, options, out);
+            shard.send_queries(now, look, options, turn, out);
+            if look {
+                shard.look_at = shard.next_look();
+            }
             shard.locate(now, options, out);
         }
     }
@@ -325,8 +347,9 @@ impl Client {
             let known = shard.gone.len();
             shard.gone.extend(gone);
             if shard.gone.len() > known {
-                shard.queries.values_mut().for_each(|attempt| attempt.again_at = now);
+                shard.queries.values_mut().for_each(|attempt| attempt.hurry(now));
                 shard.watches.values_mut().for_each(|watch| watch.renew_at = now);
+                shard.look_at = now;
             }
             // A member of the quorum may have ended with the question.
             if shard.gone.len() > known || of_quorum && !shard.gone.is_empty() {
@@ -347,13 +370,18 @@ impl Client {
 
 impl Shard {
     fn next_due(&self) -> Nanos {
-        let first = self.commands.first_key_value().map_or(0, |(number, _)| *number);
-        let within = self.commands.range(..first + GCS_WINDOW).map(|(_, attempt)| attempt.again_at);
-        let again = within.chain(self.queries.values().map(|attempt| attempt.again_at));
-        let over = self.commands.values().map(|attempt| attempt.deadline);
-        let over = over.chain(self.queries.values().map(|attempt| attempt.deadline));
-        let renewal = self.watches.values().map(|watch| watch.renew_at);
-        again.chain(over).chain(renewal).chain([self.locate_at]).min().unwrap_or(Nanos::MAX)
+        if self.commands.has_news() || !self.new_queries.is_empty() {
+            return 0;
+        }
+        self.look_at.min(self.locate_at)
+    }
+
+    /// When something of what has been sent is due again or takes too long.
+    fn next_look(&self) -> Nanos {
+        let commands = self.commands.iter().map(Attempt::due);
+        let queries = self.queries.values().map(Attempt::due);
+        let renewals = self.watches.values().map(|watch| watch.renew_at);
+        commands.chain(queries).chain(renewals).min().unwrap_or(Nanos::MAX)
     }
 
     /// A later chain: what is under way goes to it at once.
@@ -364,19 +392,14 @@ impl Shard {
         self.chain = chain;
         self.gone.clear();
         self.ask_all = false;
-        self.commands.values_mut().for_each(|attempt| attempt.again_at = now);
-        self.queries.values_mut().for_each(|attempt| attempt.again_at = now);
+        self.commands.iter_mut().for_each(|attempt| attempt.hurry(now));
+        self.queries.values_mut().for_each(|attempt| attempt.hurry(now));
         self.watches.values_mut().for_each(|watch| watch.renew_at = now);
+        self.look_at = now;
     }
 
     fn expire(&mut self, now: Nanos, notices: &mut Vec<Notice>) {
-        self.commands.retain(|_, attempt| {
-            let over = now >= attempt.deadline;
-            if over {
-                notices.push(Notice::Command(attempt.token, Err(Failure::Deadline(attempt.cause.take()))));
-            }
-            !over
-        });
+        self.commands.expire(now, |token, cause| notices.push(Notice::Command(token, Err(Failure::Deadline(cause)))));
         self.queries.retain(|_, attempt| {
             let over = now >= attempt.deadline;
             if over {
@@ -387,48 +410,63 @@ impl Shard {
     }
 
     /// All commands that are due, in as few messages to the head as they fit.
-    fn send_commands(&mut self, now: Nanos, options: &ClientOptions, out: &mut Vec<Action>) {
-        let settled = self.commands.first_key_value().map_or(self.next_number, |(number, _)| *number) - 1;
-        let mut messages = vec![Vec::new()];
-        let mut bytes = 0;
-        for (number, attempt) in self.commands.range_mut(..=settled + GCS_WINDOW) {
-            if attempt.again_at > now {
-                continue;
-            }
-            attempt.delay(now, options.timing);
-            if attempt.tries > 2 {
-                self.locate_at = self.locate_at.min(now);
-            }
-            let command = Command { client: options.me, number: *number, settled, op: attempt.what.clone() };
-            bytes += attempt.what.bytes();
-            if bytes > GCS_FORWARD_BYTES_MAX {
-                bytes = 0;
-                messages.push(Vec::new());
-            }
-            messages.last_mut().into_iter().for_each(|last| last.push(command.clone()));
+    fn send_commands(&mut self, now: Nanos, again: bool, options: &ClientOptions, out: &mut Vec<Action>) {
+        if !again && !self.commands.has_news() {
+            return;
         }
-        for commands in messages.into_iter().filter(|commands| !commands.is_empty()) {
-            self.send(self.chain.head(), Body::Commands(commands), out);
+        let Shard { chain, commands, locate_at, look_at, .. } = self;
+        let (client, settled, head) = (options.me, commands.settled(), chain.head());
+        let mut message = Vec::new();
+        let mut room = GCS_FORWARD_BYTES_MAX;
+        for (number, attempt) in commands.due(now, again) {
+            attempt.delay(now, options.timing);
+            *look_at = (*look_at).min(attempt.again_at);
+            if attempt.tries > 2 {
+                *locate_at = (*locate_at).min(now);
+            }
+            let bytes = attempt.what.bytes();
+            if bytes > room && !message.is_empty() {
+                room = GCS_FORWARD_BYTES_MAX;
+                send(chain, head, Body::Commands(std::mem::take(&mut message)), out);
+            }
+            room = room.saturating_sub(bytes);
+            message.push(Command { client, number, settled, op: attempt.what.clone() });
+        }
+        if !message.is_empty() {
+            send(chain, head, Body::Commands(message), out);
         }
     }
 
     /// All queries that are due, in as few messages as they fit; each to another
     /// member.
-    fn send_queries(&mut self, now: Nanos, options: &ClientOptions, turn: &mut u64, out: &mut Vec<Action>) {
+    fn send_queries(
+        &mut self,
+        now: Nanos,
+        again: bool,
+        options: &ClientOptions,
+        turn: &mut u64,
+        out: &mut Vec<Action>,
+    ) {
+        let mut due = std::mem::take(&mut self.new_queries);
+        if again {
+            let is_due = |attempt: &Attempt<Query>| attempt.tries == 0 || attempt.again_at <= now;
+            due = self.queries.iter().filter(|(_, attempt)| is_due(attempt)).map(|(token, _)| *token).collect();
+        }
         let mut messages: Vec<Vec<(u64, Query)>> = Vec::new();
         let mut room = 0;
-        for (token, attempt) in &mut self.queries {
-            if attempt.again_at <= now {
+        for token in due {
+            if let Some(attempt) = self.queries.get_mut(&token) {
                 attempt.delay(now, options.timing);
+                self.look_at = self.look_at.min(attempt.again_at);
                 if attempt.tries > 2 {
                     self.locate_at = self.locate_at.min(now);
                 }
                 let bytes = attempt.what.bytes();
                 match messages.last_mut().filter(|last| last.len() < QUERIES_AT_ONCE && bytes <= room) {
-                    Some(last) => last.push((*token, attempt.what.clone())),
+                    Some(last) => last.push((token, attempt.what.clone())),
                     None => {
                         room = GCS_PAGE_BYTES_MAX;
-                        messages.push(vec![(*token, attempt.what.clone())]);
+                        messages.push(vec![(token, attempt.what.clone())]);
                     }
                 }
                 room = room.saturating_sub(bytes);
@@ -493,10 +531,14 @@ impl Shard {
     }
 
     fn send(&self, to: Option<ReplicaId>, body: Body, out: &mut Vec<Action>) {
-        if let Some(replica) = to {
-            let message = Message { shard: self.chain.shard, epoch: self.chain.epoch, body };
-            out.push(Action::Send(Address::Replica(replica.rank), message));
-        }
+        send(&self.chain, to, body, out);
+    }
+}
+
+fn send(chain: &ChainConfig, to: Option<ReplicaId>, body: Body, out: &mut Vec<Action>) {
+    if let Some(replica) = to {
+        let message = Message { shard: chain.shard, epoch: chain.epoch, body };
+        out.push(Action::Send(Address::Replica(replica.rank), message));
     }
 }
 
@@ -504,6 +546,18 @@ impl Shard {
 const QUERIES_AT_ONCE: usize = 64;
 
 impl<T> Attempt<T> {
+    /// When it must be looked at. What has never been sent is known by itself.
+    fn due(&self) -> Nanos {
+        self.again_at.min(self.deadline)
+    }
+
+    /// If it has been sent, it is sent again.
+    fn hurry(&mut self, now: Nanos) {
+        if self.tries > 0 {
+            self.again_at = now;
+        }
+    }
+
     /// Each time it waits longer for the answer, up to the detection time.
     fn delay(&mut self, now: Nanos, timing: Timing) {
         let patience = (timing.resend << self.tries.min(8)).min(timing.detection * 2);

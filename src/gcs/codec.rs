@@ -1,10 +1,20 @@
 //! What the store's parts say to each other, as bytes: one packet is one message
 //! of the fabric. Any bytes may come; what is no packet is refused.
+//!
+//! What goes along with every operation has a form of its own (`hot`), in which
+//! what follows from what stands before takes no room; the rest is in that of
+//! `postcard`.
+
+mod fields;
+mod hot;
 
 use thiserror::Error;
 
-use super::message::{Address, Message};
+use self::fields::{Reader, put_number};
+use self::hot::Before;
 use super::agreement::ConsensusMessage;
+use super::message::{Address, Body, Entry, Epoch, Message, ShardId};
+use crate::base::Rank;
 use crate::base::limits::{MESSAGE_BYTES_MAX, RANKS_MAX};
 
 /// What travels.
@@ -45,7 +55,10 @@ impl Packet {
     pub fn encode(&self, bytes: &mut Vec<u8>) {
         match self {
             Packet::Message { to, from, message } => encode_message(*to, *from, message, bytes),
-            Packet::Consensus(message) => append(KIND_CONSENSUS, message, bytes),
+            Packet::Consensus(message) => {
+                bytes.push(KIND_CONSENSUS);
+                fields::put(message, bytes);
+            }
         }
     }
 
@@ -57,46 +70,66 @@ impl Packet {
         if bytes.len() > MESSAGE_BYTES_MAX {
             return Err(PacketError::TooLong(bytes.len()));
         }
-        let (kind, body) = bytes.split_first().ok_or(PacketError::Kind)?;
-        match *kind {
-            KIND_MESSAGE => {
-                let (to, from, message) = whole(body)?;
-                if [to, from].into_iter().any(|address| rank_of(address) >= RANKS_MAX) {
-                    return Err(PacketError::Body);
-                }
-                Ok(Packet::Message { to, from, message })
-            }
-            KIND_CONSENSUS => Ok(Packet::Consensus(whole(body)?)),
-            _ => Err(PacketError::Kind),
-        }
+        let mut reader = Reader::new(bytes);
+        let packet = match reader.byte() {
+            Some(KIND_MESSAGE) => read_message(&mut reader),
+            Some(KIND_CONSENSUS) => reader.other().map(Packet::Consensus),
+            _ => return Err(PacketError::Kind),
+        };
+        packet.filter(|_| reader.is_at_end()).ok_or(PacketError::Body)
     }
 }
 
 /// The bytes of [`Packet::Message`], of a message that stays where it is.
 pub fn encode_message(to: Address, from: Address, message: &Message, bytes: &mut Vec<u8>) {
-    append(KIND_MESSAGE, &(to, from, message), bytes);
+    let (to_kind, to) = parts_of(to);
+    let (from_kind, from) = parts_of(from);
+    bytes.extend_from_slice(&[KIND_MESSAGE, to_kind | from_kind << 2]);
+    put_number(u64::from(to.0), bytes);
+    put_number(u64::from(from.0), bytes);
+    put_number(u64::from(message.shard.0), bytes);
+    put_number(message.epoch.0, bytes);
+    hot::put_body(&message.body, bytes);
 }
 
-fn append<T: serde::Serialize>(kind: u8, what: &T, bytes: &mut Vec<u8>) {
-    bytes.push(kind);
-    // Writing to memory cannot fail, and these types have no value that cannot
-    // be written.
-    if let Ok(longer) = postcard::to_extend(what, std::mem::take(bytes)) {
-        *bytes = longer;
-    }
+fn read_message(reader: &mut Reader<'_>) -> Option<Packet> {
+    let kinds = reader.byte()?;
+    let to = address_of(kinds & 3, reader.number()?)?;
+    let from = address_of(kinds >> 2, reader.number()?)?;
+    let shard = ShardId(u16::try_from(reader.number()?).ok()?);
+    let epoch = Epoch(reader.number()?);
+    let body: Body = hot::read_body(reader)?;
+    Some(Packet::Message { to, from, message: Message { shard, epoch, body } })
 }
 
-fn whole<'b, T: serde::Deserialize<'b>>(bytes: &'b [u8]) -> Result<T, PacketError> {
-    match postcard::take_from_bytes(bytes) {
-        Ok((what, [])) => Ok(what),
-        _ => Err(PacketError::Body),
-    }
-}
-
-fn rank_of(address: Address) -> u32 {
+fn parts_of(address: Address) -> (u8, Rank) {
     match address {
-        Address::Replica(rank) | Address::Quorum(rank) | Address::Client(rank) => rank.0,
+        Address::Replica(rank) => (0, rank),
+        Address::Quorum(rank) => (1, rank),
+        Address::Client(rank) => (2, rank),
     }
+}
+
+fn address_of(kind: u8, rank: u64) -> Option<Address> {
+    let rank = Rank(u32::try_from(rank).ok().filter(|rank| *rank < RANKS_MAX)?);
+    match kind {
+        0 => Some(Address::Replica(rank)),
+        1 => Some(Address::Quorum(rank)),
+        2 => Some(Address::Client(rank)),
+        _ => None,
+    }
+}
+
+/// Adds a command with its place, by itself.
+pub(super) fn put_entry(entry: &Entry, bytes: &mut Vec<u8>) {
+    Before::default().put_entry(entry, bytes);
+}
+
+/// A command with its place, of which these are all bytes.
+pub(super) fn read_entry(bytes: &[u8]) -> Option<Entry> {
+    let mut reader = Reader::new(bytes);
+    let entry = Before::default().read_entry(&mut reader)?;
+    reader.is_at_end().then_some(entry)
 }
 
 #[cfg(test)]
@@ -153,7 +186,7 @@ mod tests {
             Refusal::DiskFull(Rank(1)),
         ];
         let outcomes = refusals.iter().cloned().map(Err).chain([Ok(Seq(77)), Ok(Seq(78))]);
-        let entry = |(n, command)| std::sync::Arc::new(Entry { seq: Seq(101 + n as u64), command });
+        let entry = |(n, command)| Entry { seq: Seq(101 + n as u64), command };
         let queries = vec![
             (5, Query::Get(vec![key.clone(), key.clone()])),
             (6, Query::Scan { table: Table::Jobs, prefix: Blob::from("j"), after: Some(Blob::from("j1")) }),
@@ -290,7 +323,7 @@ mod tests {
         let command = Command { client: most, number: u64::MAX, settled: u64::MAX, op };
         let room = |bytes: usize| GCS_FORWARD_BYTES_MAX / bytes + 1;
         let small = Command { op: Op::Delete { key: Key::new(Table::Names, b"k") }, ..command.clone() };
-        let entry = |command: &Command| std::sync::Arc::new(Entry { seq: Seq(u64::MAX), command: command.clone() });
+        let entry = |command: &Command| Entry { seq: Seq(u64::MAX), command: command.clone() };
         let forward = |entries| {
             let to = ReplicaId { rank: Rank(u32::MAX), incarnation: u32::MAX };
             Body::Forward(Forward { to, after: Seq(u64::MAX), entries, durable: Seq(u64::MAX), link: Some(Seq(u64::MAX)) })

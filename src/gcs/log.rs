@@ -6,10 +6,10 @@
 //! them are marks, which say how much of the log was on disk when they were
 //! written: so damage that a crash can have left is told from other damage.
 
-use serde::Serialize;
 use thiserror::Error;
 use twox_hash::XxHash3_128;
 
+use super::codec;
 use super::message::Entry;
 use super::record::Seq;
 use super::state::State;
@@ -20,6 +20,7 @@ const KIND_ENTRY: u8 = 2;
 const KIND_MARK: u8 = 3;
 /// A kind and a number of bytes.
 const MARK_BODY_BYTES: usize = 1 + 8;
+const UNDECODABLE: Damage = Damage::Record("its bytes have no meaning");
 
 /// What a log holds.
 #[derive(Debug, Default)]
@@ -138,16 +139,14 @@ fn next_record(bytes: &[u8]) -> Result<(Record, usize), Damage> {
     if checksum_of(body) != u64::from_le_bytes(*checksum) {
         return Err(Damage::Checksum);
     }
-    let undecodable = |_| Damage::Record("its bytes have no meaning");
     let record = match body.split_first() {
         Some((&KIND_SNAPSHOT, body)) => {
-            let (owner, state) = postcard::from_bytes(body).map_err(undecodable)?;
+            let (owner, state) = postcard::from_bytes(body).map_err(|_| UNDECODABLE)?;
             Record::Snapshot(owner, state)
         }
-        Some((&KIND_ENTRY, body)) => Record::Entry(postcard::from_bytes(body).map_err(undecodable)?),
+        Some((&KIND_ENTRY, body)) => Record::Entry(codec::read_entry(body).ok_or(UNDECODABLE)?),
         Some((&KIND_MARK, body)) => {
-            let on_disk = body.try_into().map_err(|_| Damage::Record("its bytes have no meaning"))?;
-            Record::Mark(u64::from_le_bytes(on_disk))
+            Record::Mark(u64::from_le_bytes(body.try_into().map_err(|_| UNDECODABLE)?))
         }
         _ => return Err(Damage::Record("its kind is unknown")),
     };
@@ -156,13 +155,19 @@ fn next_record(bytes: &[u8]) -> Result<(Record, usize), Damage> {
 
 /// Adds a command to the end of a log.
 pub(super) fn encode_entry(entry: &Entry, log: &mut Vec<u8>) {
-    encode(KIND_ENTRY, entry, log);
+    encode(KIND_ENTRY, log, |log| codec::put_entry(entry, log));
 }
 
 /// A log that begins with this state, of this life of a replica.
 pub(super) fn encode_snapshot(owner: u32, state: &State) -> Vec<u8> {
     let mut log = Vec::new();
-    encode(KIND_SNAPSHOT, &(owner, state), &mut log);
+    encode(KIND_SNAPSHOT, &mut log, |log| {
+        // Writing to memory cannot fail, and a state has nothing that cannot be
+        // written; a record that were cut short would not pass its checksum.
+        if let Ok(longer) = postcard::to_extend(&(owner, state), std::mem::take(log)) {
+            *log = longer;
+        }
+    });
     log
 }
 
@@ -179,15 +184,11 @@ pub(super) fn entry_bytes(entry: &Entry) -> usize {
     HEADER_BYTES + entry.command.op.bytes()
 }
 
-fn encode<T: Serialize>(kind: u8, what: &T, log: &mut Vec<u8>) {
+fn encode(kind: u8, log: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     let start = log.len();
     log.extend_from_slice(&[0; HEADER_BYTES]);
     log.push(kind);
-    // Writing to memory cannot fail, and these types have no state that cannot
-    // be written; a record that were cut short would not pass its checksum.
-    if let Ok(longer) = postcard::to_extend(what, std::mem::take(log)) {
-        *log = longer;
-    }
+    body(log);
     if let Some(record) = log.get_mut(start..) {
         seal(record);
     }

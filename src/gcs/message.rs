@@ -1,7 +1,5 @@
 //! Who takes part and what they say to each other.
 
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 
 use super::record::{Blob, Key, Refusal, Seq};
@@ -202,7 +200,7 @@ pub struct Forward {
     /// The place before the first of them.
     pub after: Seq,
     /// The commands.
-    pub entries: Vec<Arc<Entry>>,
+    pub entries: Vec<Entry>,
     /// Up to here they are on the disks of all members before.
     pub durable: Seq,
     /// What the sender had when this epoch's link was made.

@@ -64,6 +64,8 @@ pub struct Member {
     proposed: BTreeMap<ShardId, (Epoch, Nanos)>,
     /// Shards whose chains may have to change.
     due: BTreeSet<ShardId>,
+    /// Shards in which what stood against a grant may be gone.
+    freed: BTreeSet<ShardId>,
     next_check: Nanos,
     next_sweep: Nanos,
     /// When the leader is asked for changes that others know of.
@@ -103,6 +105,7 @@ impl Member {
             leads_since: None,
             proposed: BTreeMap::new(),
             due: BTreeSet::new(),
+            freed: BTreeSet::new(),
             next_check: now,
             next_sweep: now,
             catch_up_at: None,
@@ -223,6 +226,7 @@ impl Member {
     pub fn ended(&mut self, now: Nanos, rank: Rank) {
         for (shard, granter) in &mut self.granters {
             granter.forget(rank);
+            self.freed.insert(*shard);
             let lives = self.heard.range((*shard, FIRST)..=(*shard, LAST)).filter(|((_, id), _)| id.rank == rank);
             let latest = lives.map(|((_, id), _)| id.incarnation).max().unwrap_or(0);
             let latest = latest.max(self.directory.latest_life(*shard, rank));
@@ -265,7 +269,7 @@ impl Member {
     /// When [`tick`](Member::tick) and [`flush`](Member::flush) have something
     /// to do, if nothing comes before.
     pub fn next_due(&self) -> Nanos {
-        if self.agreement.leads() != self.leads() || self.leads() && !self.due.is_empty() {
+        if !self.freed.is_empty() || self.agreement.leads() != self.leads() || self.leads() && !self.due.is_empty() {
             return 0;
         }
         let check = if self.leads() { self.next_check } else { Nanos::MAX };
@@ -309,7 +313,10 @@ impl Member {
         }
         for (before, next) in told {
             self.tell(before, &next, out);
-            self.grant_waiting(now, next.shard, out);
+            self.freed.insert(next.shard);
+        }
+        for shard in std::mem::take(&mut self.freed) {
+            self.grant_waiting(now, shard, out);
         }
     }
 

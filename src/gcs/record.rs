@@ -1,15 +1,17 @@
 //! What the store holds: records under keys in tables, and the limits that
 //! every key and value keeps.
 
+use std::cmp::Ordering;
 use std::fmt;
-use std::ops::Deref;
+use std::hash::{Hash, Hasher};
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use thiserror::Error;
 
 use crate::base::Rank;
-use crate::base::limits::{GCS_KEY_BYTES_MAX, GCS_KEYS_MAX, GCS_PAGE_BYTES_MAX, GCS_VALUE_BYTES_MAX, GCS_WINDOW};
+use crate::base::limits::{GCS_KEY_BYTES_MAX, GCS_KEYS_MAX, GCS_PAGE_BYTES_MAX, GCS_VALUE_BYTES_MAX, GCS_WINDOW, MESSAGE_BYTES_MAX};
 
 /// The tables of the control store.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -52,33 +54,111 @@ impl Table {
     }
 }
 
-/// Immutable bytes that many may hold.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Blob(Arc<[u8]>);
+/// Immutable bytes that many may hold. Short ones stand in place; longer ones in
+/// a buffer, of which several may be parts.
+#[derive(Clone)]
+pub struct Blob(Bytes);
+
+/// The tag, the length and these make up half a cache line: most keys, and values
+/// that are a number or a name, need no memory of their own.
+const SHORT_BYTES_MAX: usize = 30;
+
+#[derive(Clone)]
+enum Bytes {
+    Short { len: u8, bytes: [u8; SHORT_BYTES_MAX] },
+    Long { buffer: Arc<[u8]>, from: u32, len: u32 },
+}
+
+const _: () = assert!(size_of::<Blob>() == 32);
+
+impl Blob {
+    fn short(bytes: &[u8]) -> Option<Blob> {
+        let mut short = [0; SHORT_BYTES_MAX];
+        short.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(Blob(Bytes::Short { len: bytes.len() as u8, bytes: short }))
+    }
+
+    fn long(buffer: Arc<[u8]>) -> Blob {
+        // Nothing beyond the limit of a value is taken, let alone beyond this.
+        let len = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
+        Blob(Bytes::Long { buffer, from: 0, len })
+    }
+
+    /// The bytes of `all` in `range`, as a part of a buffer that has the same as
+    /// `all` and is made when it is needed first. Nothing if there are not so many,
+    /// or more than a message has.
+    pub(super) fn part(all: &[u8], range: Range<usize>, buffer: &mut Option<Arc<[u8]>>) -> Option<Blob> {
+        let bytes = all.get(range.clone()).filter(|_| all.len() <= MESSAGE_BYTES_MAX)?;
+        Blob::short(bytes).or_else(|| {
+            let buffer = Arc::clone(buffer.get_or_insert_with(|| Arc::from(all)));
+            Some(Blob(Bytes::Long { buffer, from: range.start as u32, len: bytes.len() as u32 }))
+        })
+    }
+
+    /// The same bytes for a long time: as a part of a much longer buffer they
+    /// would keep all of it.
+    pub(super) fn kept(&self) -> Blob {
+        match &self.0 {
+            Bytes::Long { buffer, .. } if buffer.len() > self.len() + self.len() / 8 + 64 => Blob::from(&**self),
+            _ => self.clone(),
+        }
+    }
+}
 
 impl Default for Blob {
     fn default() -> Blob {
-        Blob(Arc::from([]))
+        Blob(Bytes::Short { len: 0, bytes: [0; SHORT_BYTES_MAX] })
     }
 }
 
 impl<T: AsRef<[u8]> + ?Sized> From<&T> for Blob {
     fn from(bytes: &T) -> Blob {
-        Blob(Arc::from(bytes.as_ref()))
+        let bytes = bytes.as_ref();
+        Blob::short(bytes).unwrap_or_else(|| Blob::long(Arc::from(bytes)))
     }
 }
 
 impl From<Vec<u8>> for Blob {
     fn from(bytes: Vec<u8>) -> Blob {
-        Blob(bytes.into())
+        Blob::short(&bytes).unwrap_or_else(|| Blob::long(bytes.into()))
     }
 }
 
 impl Deref for Blob {
     type Target = [u8];
 
+    #[inline]
     fn deref(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Bytes::Short { len, bytes } => &bytes[..usize::from(*len)],
+            Bytes::Long { buffer, from, len } => &buffer[*from as usize..][..*len as usize],
+        }
+    }
+}
+
+impl PartialEq for Blob {
+    fn eq(&self, other: &Blob) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Blob {}
+
+impl PartialOrd for Blob {
+    fn partial_cmp(&self, other: &Blob) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Blob {
+    fn cmp(&self, other: &Blob) -> Ordering {
+        (**self).cmp(&**other)
+    }
+}
+
+impl Hash for Blob {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (**self).hash(state);
     }
 }
 
@@ -125,6 +205,11 @@ impl Key {
     /// The key `bytes` of `table`.
     pub fn new(table: Table, bytes: &[u8]) -> Key {
         Key { table, bytes: bytes.into() }
+    }
+
+    /// See [`Blob::kept`].
+    pub(super) fn kept(&self) -> Key {
+        Key { table: self.table, bytes: self.bytes.kept() }
     }
 
     /// Whether the key keeps the limit.
@@ -230,6 +315,25 @@ pub fn check_value(bytes: usize) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_the_same_wherever_they_stand() {
+        for len in [0, 1, 30, 31, 500] {
+            let all: Vec<u8> = (0..len + 20).map(|byte| byte as u8).collect();
+            let mut buffer = None;
+            let part = Blob::part(&all, 10..10 + len, &mut buffer).unwrap();
+            assert_eq!(buffer.is_some(), len > 30);
+            let alone = Blob::from(&all[10..10 + len]);
+            assert_eq!((&part, &part.kept()), (&alone, &Blob::from(all[10..10 + len].to_vec())));
+            assert_eq!(part.cmp(&Blob::from(&all[10..])), Ordering::Less);
+            assert!(Blob::part(&all, 10..len + 21, &mut buffer).is_none());
+        }
+        let mut buffer = None;
+        let few = Blob::part(&[1; 5_000], 0..100, &mut buffer).unwrap();
+        let (all, kept) = (buffer.take().unwrap(), few.kept());
+        drop(few);
+        assert_eq!((Arc::strong_count(&all), kept), (1, Blob::from(&[1; 100])));
+    }
 
     #[test]
     fn limits_are_named() {

@@ -11,13 +11,13 @@ mod order;
 mod reads;
 #[cfg(test)]
 mod tests;
+mod under_way;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
 
 use self::link::{Downstream, Taking};
-use self::order::Dirty;
 use self::reads::{Lease, Parked, Waiting, Watcher};
+use self::under_way::UnderWay;
 use super::bug::{Bug, Bugs};
 use super::log::{self, Recovered};
 use super::message::{
@@ -62,10 +62,11 @@ pub struct Replica {
     state: State,
     /// Commands up to `last`: those that are not committed, and before them
     /// what a joining successor may need.
-    log: VecDeque<Arc<Entry>>,
+    log: VecDeque<Entry>,
     last: Seq,
-    dirty: Dirty,
-    under_way: BTreeSet<(ClientId, u64)>,
+    /// Commands up to here are in the disk's log, or on their way there.
+    written: Seq,
+    under_way: UnderWay,
 
     /// Whether the state is one on which commands can follow.
     complete: bool,
@@ -102,7 +103,6 @@ pub struct Replica {
 /// What the turn under way has gathered, so that it goes out at once.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 struct Turn {
-    to_append: Vec<Arc<Entry>>,
     outcomes: BTreeMap<Rank, Vec<(ClientId, u64, Outcome)>>,
     commit_to_tell: bool,
     told_durable: Seq,
@@ -126,8 +126,8 @@ impl Replica {
             state: State::default(),
             log: VecDeque::new(),
             last: Seq(0),
-            dirty: Dirty::default(),
-            under_way: BTreeSet::new(),
+            written: Seq(0),
+            under_way: UnderWay::default(),
             complete: false,
             linked: false,
             link_target: None,
@@ -176,11 +176,12 @@ impl Replica {
         replica.state = recovered.state;
         for entry in recovered.entries {
             if entry.seq == replica.last.next() {
-                replica.keep(Arc::new(entry));
+                replica.keep(entry);
             }
         }
         replica.turn = Turn::default();
         replica.synced = replica.last;
+        replica.written = replica.last;
         replica
     }
 
@@ -454,11 +455,13 @@ impl Replica {
         self.turn.link_due = (!is_head).then_some(true);
         self.turn.commit_to_tell = true;
         self.next_resend = Nanos::MAX;
-        // What was gathered for the log is in it, or is written again.
         if self.options.durable {
             self.log_bytes = usize::MAX;
         }
         self.trim();
+        let applied = self.state.applied();
+        let uncommitted = self.log.iter().filter(|entry| entry.seq > applied);
+        self.under_way = UnderWay::of(is_head, position.is_some() && !self.is_tail(), uncommitted);
         for (from, message) in std::mem::take(&mut self.early) {
             self.receive(now, from, message, out);
         }
@@ -479,8 +482,8 @@ impl Replica {
         self.log.clear();
         self.last = Seq(0);
         self.synced = Seq(0);
-        self.dirty = Dirty::default();
-        self.under_way.clear();
+        self.written = Seq(0);
+        self.under_way = UnderWay::default();
         self.complete = false;
         self.proven = false;
     }

@@ -223,7 +223,29 @@ struct Session {
     ended: bool,
     /// Outcomes up to here are known to the client.
     settled: u64,
-    outcomes: BTreeMap<u64, Outcome>,
+    /// From the one after `settled` on, as far as they are there.
+    outcomes: VecDeque<Option<Outcome>>,
+}
+
+impl Session {
+    /// Where the outcome of a command stands that the client may not know.
+    fn place(&self, number: u64) -> Option<usize> {
+        Some(number.checked_sub(self.settled)?.checked_sub(1)? as usize)
+    }
+
+    fn note(&mut self, number: u64, outcome: Outcome) {
+        let Some(place) = self.place(number) else { return };
+        if place >= self.outcomes.len() {
+            self.outcomes.resize(place + 1, None);
+        }
+        self.outcomes[place] = Some(outcome);
+    }
+
+    fn settle(&mut self, settled: u64) {
+        let more = settled.saturating_sub(self.settled);
+        self.settled += more;
+        self.outcomes.drain(..self.outcomes.len().min(more as usize));
+    }
 }
 
 /// What is known of a command before it is carried out.
@@ -262,7 +284,7 @@ impl State {
         };
         let session = self.sessions.get_mut(&command.client.rank)?;
         if !session.ended {
-            session.outcomes.insert(command.number, outcome.clone());
+            session.note(command.number, outcome.clone());
         }
         Some(outcome)
     }
@@ -273,16 +295,14 @@ impl State {
         if session.incarnation != command.client.incarnation {
             return Standing::New;
         }
-        if let Some(outcome) = session.outcomes.get(&command.number) {
-            return Standing::Done(outcome.clone());
-        }
-        if command.number <= session.settled { Standing::Settled } else { Standing::New }
+        let Some(place) = session.place(command.number) else { return Standing::Settled };
+        session.outcomes.get(place).cloned().flatten().map_or(Standing::New, Standing::Done)
     }
 
     /// Opens or brings up to date the session of the command's client.
     fn admit(&mut self, command: &Command) -> Result<(), Refusal> {
         let ClientId { rank, incarnation } = command.client;
-        let fresh = Session { incarnation, ended: false, settled: 0, outcomes: BTreeMap::new() };
+        let fresh = Session { incarnation, ended: false, settled: 0, outcomes: VecDeque::new() };
         let session = self.sessions.entry(rank).or_insert_with(|| fresh.clone());
         if session.incarnation < incarnation {
             *session = fresh;
@@ -290,27 +310,26 @@ impl State {
         if session.incarnation > incarnation || session.ended {
             return Err(Refusal::ClientEnded(rank));
         }
-        if command.number > session.settled.max(command.settled) + GCS_WINDOW {
+        // A client cannot know the outcome of what it is about to send.
+        let settled = command.settled.min(command.number.saturating_sub(1));
+        if command.number > session.settled.max(settled).saturating_add(GCS_WINDOW) {
             return Err(Refusal::WindowExceeded);
         }
-        if command.settled > session.settled {
-            session.settled = command.settled;
-            session.outcomes = session.outcomes.split_off(&(command.settled + 1));
-        }
+        session.settle(settled);
         Ok(())
     }
 
     fn perform(&mut self, seq: Seq, op: &Op) -> Outcome {
         op.check()?;
         match op {
-            Op::Put { key, value } => self.write(seq, key, value.clone()),
+            Op::Put { key, value } => self.write(seq, key, value.kept()),
             Op::CompareAndSwap { key, expected, value } => {
                 let current = self.records.get(key).map_or(Seq(0), |record| record.version);
                 if current != *expected {
                     return Err(Refusal::VersionMismatch { current });
                 }
                 match value {
-                    Some(value) => self.write(seq, key, value.clone()),
+                    Some(value) => self.write(seq, key, value.kept()),
                     None => self.delete(seq, key),
                 }
             }
@@ -331,13 +350,14 @@ impl State {
     }
 
     fn write(&mut self, version: Seq, key: &Key, value: Blob) {
-        self.records.insert(key.clone(), Record { version, value: value.clone() });
-        self.remember(Event { version, key: key.clone(), value: Some(value) });
+        let key = key.kept();
+        self.remember(Event { version, key: key.clone(), value: Some(value.clone()) });
+        self.records.insert(key, Record { version, value });
     }
 
     fn delete(&mut self, version: Seq, key: &Key) {
         if self.records.remove(key).is_some() {
-            self.remember(Event { version, key: key.clone(), value: None });
+            self.remember(Event { version, key: key.kept(), value: None });
         }
     }
 
@@ -352,7 +372,7 @@ impl State {
     /// its commands that are still on their way is taken for a new one.
     fn end(&mut self, client: ClientId) {
         let ended =
-            Session { incarnation: client.incarnation, ended: true, settled: u64::MAX, outcomes: BTreeMap::new() };
+            Session { incarnation: client.incarnation, ended: true, settled: u64::MAX, outcomes: VecDeque::new() };
         let session = self.sessions.entry(client.rank).or_insert_with(|| ended.clone());
         if session.incarnation <= client.incarnation {
             *session = ended;
@@ -421,7 +441,7 @@ impl State {
         Sizes {
             records: self.records.len(),
             sessions: self.sessions.len(),
-            outcomes: self.sessions.values().map(|session| session.outcomes.len()).sum(),
+            outcomes: self.sessions.values().map(|session| session.outcomes.iter().flatten().count()).sum(),
             changes: self.history.len(),
         }
     }

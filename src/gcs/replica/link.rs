@@ -7,7 +7,7 @@ use super::super::message::{Action, Address, Body, Link, Part};
 use super::super::record::{Blob, Seq};
 use super::super::state::State;
 use super::Replica;
-use super::order::Dirty;
+use super::under_way::UnderWay;
 use crate::base::limits::{GCS_PART_BYTES, GCS_PARTS_AT_ONCE};
 
 /// What a member knows of its successor in this epoch.
@@ -125,10 +125,9 @@ impl Replica {
         self.last = state.applied();
         self.state = state;
         self.log.clear();
-        self.dirty = Dirty::default();
-        self.under_way.clear();
+        self.under_way = UnderWay::default();
+        self.written = self.last;
         self.complete = true;
-        self.turn.to_append.clear();
         self.turn.applied = true;
         if self.options.durable {
             self.synced = Seq(0);

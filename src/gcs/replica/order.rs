@@ -1,14 +1,13 @@
 //! The way of a command through a replica: the head gives it a place, each
 //! passes it on, the tail commits it, and the word of that goes back.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::VecDeque;
 
 use super::super::bug::Bug;
 use super::super::log;
 use super::super::message::{Action, Address, Body, Entry, Forward};
-use super::super::record::{Key, Refusal, Seq};
-use super::super::state::{Command, Op, Query, Standing};
+use super::super::record::{Refusal, Seq};
+use super::super::state::{Command, Standing};
 use super::Replica;
 use crate::base::limits::{GCS_FORWARD_BYTES_MAX, GCS_LOG_ENTRIES_MAX, GCS_LOG_REWRITE_BYTES, MESSAGE_BYTES_MAX};
 
@@ -16,51 +15,6 @@ use crate::base::limits::{GCS_FORWARD_BYTES_MAX, GCS_LOG_ENTRIES_MAX, GCS_LOG_RE
 /// no client has more under way.
 const OUTCOMES_AT_ONCE: usize = 1024;
 const _: () = assert!(OUTCOMES_AT_ONCE * 32 + 1024 <= MESSAGE_BYTES_MAX);
-
-/// Which keys have changes that are not committed here.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
-pub(super) struct Dirty {
-    keys: BTreeMap<Key, u32>,
-    /// Changes of more than one key.
-    wide: u32,
-}
-
-impl Dirty {
-    fn add(&mut self, op: &Op) {
-        match op.key() {
-            Some(key) => *self.keys.entry(key.clone()).or_default() += 1,
-            None => self.wide += 1,
-        }
-    }
-
-    fn remove(&mut self, op: &Op) {
-        let Some(key) = op.key() else {
-            self.wide -= 1;
-            return;
-        };
-        if let Some(count) = self.keys.get_mut(key) {
-            *count -= 1;
-            if *count == 0 {
-                self.keys.remove(key);
-            }
-        }
-    }
-
-    /// Whether an answer from the committed state might be too old.
-    pub(super) fn touches(&self, query: &Query) -> bool {
-        if self.wide > 0 {
-            return true;
-        }
-        match query {
-            Query::Get(keys) => keys.iter().any(|key| self.keys.contains_key(key)),
-            Query::Scan { table, prefix, .. } => {
-                let from = Key { table: *table, bytes: prefix.clone() };
-                let first = self.keys.range(from..).next();
-                first.is_some_and(|(key, _)| key.table == *table && key.bytes.starts_with(prefix))
-            }
-        }
-    }
-}
 
 impl Replica {
     /// Commands from a client: only the head takes them.
@@ -80,7 +34,7 @@ impl Replica {
                     continue;
                 }
                 Standing::Settled if dedup => continue,
-                _ if dedup && self.under_way.contains(&(command.client, command.number)) => continue,
+                _ if dedup && self.under_way.has(&command) => continue,
                 _ => {}
             }
             let full = self.last.0 - self.state.applied().0 >= GCS_LOG_ENTRIES_MAX as u64;
@@ -92,8 +46,7 @@ impl Replica {
                 let outcomes = self.turn.outcomes.entry(command.client.rank).or_default();
                 outcomes.push((command.client, command.number, Ok(self.last.next())));
             }
-            let entry = Arc::new(Entry { seq: self.last.next(), command });
-            self.keep(entry);
+            self.keep(Entry { seq: self.last.next(), command });
         }
         if !put_off.is_empty() {
             let why = obstacle.unwrap_or(Refusal::Busy);
@@ -102,13 +55,9 @@ impl Replica {
     }
 
     /// Adds the next command to the log.
-    pub(super) fn keep(&mut self, entry: Arc<Entry>) {
+    pub(super) fn keep(&mut self, entry: Entry) {
         self.last = entry.seq;
-        self.dirty.add(&entry.command.op);
-        self.under_way.insert((entry.command.client, entry.command.number));
-        if self.options.durable {
-            self.turn.to_append.push(Arc::clone(&entry));
-        }
+        self.under_way.add(&entry.command);
         self.log.push_back(entry);
     }
 
@@ -171,17 +120,16 @@ impl Replica {
         while downstream.sent < end || first_message {
             first_message = false;
             let after = downstream.sent;
-            let start = self.log.partition_point(|entry| entry.seq <= after);
             let mut entries = Vec::new();
             let mut bytes = 0;
-            for entry in self.log.iter().skip(start).take_while(|entry| entry.seq <= end) {
+            for entry in from(&self.log, after.next()).take_while(|entry| entry.seq <= end) {
                 bytes += log::entry_bytes(entry);
                 if bytes > GCS_FORWARD_BYTES_MAX && !entries.is_empty() {
                     break;
                 }
-                entries.push(Arc::clone(entry));
+                entries.push(entry.clone());
             }
-            downstream.sent = entries.last().map_or(end.max(after), |entry: &Arc<Entry>| entry.seq);
+            downstream.sent = entries.last().map_or(end.max(after), |entry: &Entry| entry.seq);
             messages.push(Forward { to: successor, after, entries, durable, link: downstream.link_target });
         }
         if !messages.is_empty() {
@@ -205,11 +153,9 @@ impl Replica {
         }
     }
 
-    /// The tail commits what has passed every member, once nobody reads in an
-    /// earlier epoch any more: a removed replica that does not know it would
-    /// miss what is committed.
+    /// The tail commits what has passed every member.
     pub(super) fn commit_as_tail(&mut self) {
-        if self.is_tail() && self.serves() && self.lease.was_granted() {
+        if self.is_tail() && self.serves() {
             let through = self.last.min(self.durable());
             if through > self.state.applied() {
                 self.turn.commit_to_tell = true;
@@ -222,17 +168,17 @@ impl Replica {
     pub(super) fn advance(&mut self, through: Seq) {
         let answers = self.is_tail() && self.serves();
         let through = through.min(self.last);
-        while self.state.applied() < through {
-            let next = self.state.applied().next();
-            let first = self.log.partition_point(|entry| entry.seq < next);
-            let Some(entry) = self.log.get(first).filter(|entry| entry.seq == next).cloned() else { return };
+        let Replica { state, log, under_way, turn, options, .. } = self;
+        for entry in from(log, state.applied().next()).take_while(|entry| entry.seq <= through) {
+            if entry.seq != state.applied().next() {
+                break;
+            }
             let command = &entry.command;
-            let outcome = self.state.apply(next, command, self.options.bugs);
-            self.dirty.remove(&command.op);
-            self.under_way.remove(&(command.client, command.number));
-            self.turn.applied = true;
+            let outcome = state.apply(entry.seq, command, options.bugs);
+            under_way.remove(command);
+            turn.applied = true;
             if let Some(outcome) = outcome.filter(|_| answers) {
-                let outcomes = self.turn.outcomes.entry(command.client.rank).or_default();
+                let outcomes = turn.outcomes.entry(command.client.rank).or_default();
                 outcomes.push((command.client, command.number, outcome));
             }
         }
@@ -244,8 +190,9 @@ impl Replica {
     pub(super) fn trim(&mut self) {
         let applied = self.state.applied();
         let wanted = self.downstream.as_ref().filter(|_| self.is_tail()).map_or(applied, |joining| joining.received);
+        let written = if self.options.durable { self.written } else { applied };
         let spare = GCS_LOG_ENTRIES_MAX as u64;
-        let floor = wanted.min(applied).max(Seq(applied.0.saturating_sub(spare)));
+        let floor = wanted.min(applied).min(written).max(Seq(applied.0.saturating_sub(spare)));
         while self.log.front().is_some_and(|entry| entry.seq <= floor) {
             self.log.pop_front();
         }
@@ -264,35 +211,45 @@ impl Replica {
     }
 
     pub(super) fn tell_outcomes(&mut self, out: &mut Vec<Action>) {
-        for (rank, outcomes) in std::mem::take(&mut self.turn.outcomes) {
-            for some in outcomes.chunks(OUTCOMES_AT_ONCE) {
-                self.send(Address::Client(rank), Body::Outcomes(some.to_vec()), out);
+        for (rank, mut outcomes) in std::mem::take(&mut self.turn.outcomes) {
+            while outcomes.len() > OUTCOMES_AT_ONCE {
+                let rest = outcomes.split_off(OUTCOMES_AT_ONCE);
+                self.send(Address::Client(rank), Body::Outcomes(std::mem::replace(&mut outcomes, rest)), out);
             }
+            self.send(Address::Client(rank), Body::Outcomes(outcomes), out);
         }
     }
 
     /// Writes the turn's commands to the log, all with one sync; now and then
     /// the log is begun anew from the state.
     pub(super) fn write_log(&mut self, out: &mut Vec<Action>) {
-        let entries = std::mem::take(&mut self.turn.to_append);
         if !self.options.durable || !self.complete || self.disk_full {
             return;
         }
-        if self.log_bytes > GCS_LOG_REWRITE_BYTES {
+        let next = self.written.next();
+        // What one that joins has carried out may be gone before it was written.
+        let gap = next <= self.last && from(&self.log, next).next().is_none_or(|entry| entry.seq != next);
+        if self.log_bytes > GCS_LOG_REWRITE_BYTES || gap {
             let mut bytes = self.snapshot();
-            let applied = self.state.applied();
-            for entry in self.log.iter().filter(|entry| entry.seq > applied) {
-                log::encode_entry(entry, &mut bytes);
-            }
+            from(&self.log, self.state.applied().next()).for_each(|entry| log::encode_entry(entry, &mut bytes));
             self.log_bytes = 0;
             out.push(Action::Replace(bytes));
-            out.push(Action::Sync(self.last));
-        } else if !entries.is_empty() {
-            let mut bytes = Vec::with_capacity(entries.iter().map(|entry| log::entry_bytes(entry)).sum());
-            entries.iter().for_each(|entry| log::encode_entry(entry, &mut bytes));
+        } else if self.written < self.last {
+            let mut bytes = Vec::with_capacity(from(&self.log, next).map(log::entry_bytes).sum());
+            from(&self.log, next).for_each(|entry| log::encode_entry(entry, &mut bytes));
             self.log_bytes += bytes.len();
             out.push(Action::Append(bytes));
-            out.push(Action::Sync(self.last));
+        } else {
+            return;
         }
+        self.written = self.last;
+        out.push(Action::Sync(self.last));
+        self.trim();
     }
+}
+
+/// The entries from this place on: a log has no gap.
+fn from(log: &VecDeque<Entry>, seq: Seq) -> impl Iterator<Item = &Entry> {
+    let first = log.front().map_or(0, |front| seq.0.saturating_sub(front.seq.0));
+    log.range(log.len().min(first as usize)..)
 }

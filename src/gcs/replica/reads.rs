@@ -19,18 +19,15 @@ pub(super) struct Lease {
     granted: Vec<Option<Nanos>>,
     /// Grants that answer beats up to these count no more.
     revoked: Vec<Option<Nanos>>,
-    /// Who has granted it at all.
-    ever: Vec<bool>,
 }
 
 impl Lease {
     pub(super) fn new(members: usize) -> Lease {
-        Lease { granted: vec![None; members], revoked: vec![None; members], ever: vec![false; members] }
+        Lease { granted: vec![None; members], revoked: vec![None; members] }
     }
 
     pub(super) fn grant(&mut self, member: Option<usize>, echo: Nanos) {
         let Some(member) = member else { return };
-        self.ever[member] = true;
         if self.revoked[member] < Some(echo) {
             self.granted[member] = self.granted[member].max(Some(echo));
         }
@@ -43,11 +40,6 @@ impl Lease {
         self.revoked[member] = Some(now);
     }
 
-    /// Whether a majority has granted it at any time in this epoch: no lease of
-    /// an earlier one can be used from then on, whatever happens to this one.
-    pub(super) fn was_granted(&self) -> bool {
-        self.ever.iter().filter(|ever| **ever).count() > self.ever.len() / 2
-    }
 
     fn holds(&self, now: Nanos, period: Nanos) -> bool {
         let alive = self.granted.iter().filter(|granted| granted.is_some_and(|at| now < at + period)).count();
@@ -127,7 +119,7 @@ impl Replica {
         for (number, query) in queries {
             if let Err(refusal) = query.check() {
                 answers.push((number, Err(refusal)));
-            } else if is_tail || self.options.bugs.has(Bug::ReadDirty) || !self.dirty.touches(&query) {
+            } else if is_tail || self.options.bugs.has(Bug::ReadDirty) || !self.under_way.touches(&query) {
                 let found = self.state.answer(&query);
                 let bytes = found.bytes();
                 if bytes > room && !answers.is_empty() {

@@ -20,7 +20,7 @@ use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -38,6 +38,10 @@ const FULL_RETRY_EVERY: Duration = Duration::from_millis(250);
 /// How long the end of a journal waits for the disk. What is under way longer
 /// keeps its memory and the lock.
 const DROP_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a lock that is taken may still become free: whoever was killed ends
+/// when the disk has done what was under way, and what it has forked holds the
+/// lock until it becomes another program.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub struct Journal {
@@ -106,14 +110,21 @@ pub enum JournalError {
 }
 
 /// Takes the lock of a directory or a journal: nobody else has it, in this
-/// process or another on this host, as long as the file is open.
+/// process or another on this host, as long as the file is open. Waits a moment
+/// for one who is about to end.
 pub fn lock_file(path: &Path) -> Result<File, JournalError> {
     let file = File::options().create(true).truncate(false).write(true).open(path);
     let file = file.map_err(|error| failed("open", path, &error))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(JournalError::InUse(path.parent().unwrap_or(path).to_path_buf())),
-        Err(cause) => Err(JournalError::Io { doing: "lock", path: path.to_path_buf(), cause }),
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(Errno::WOULDBLOCK) => return Err(JournalError::InUse(path.parent().unwrap_or(path).to_path_buf())),
+            Err(cause) => return Err(JournalError::Io { doing: "lock", path: path.to_path_buf(), cause }),
+        }
     }
 }
 

@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -46,7 +45,8 @@ impl SmallDisk {
     pub(crate) fn new(kib: usize) -> Result<SmallDisk, String> {
         let made = SmallDisk::mount(kib);
         if let Err(why) = &made {
-            assert!(!is_required("mount"), "a small disk is required: {why}");
+            // Who may have network namespaces may mount.
+            assert!(!is_required("netns"), "a small disk is required: {why}");
         }
         made
     }
@@ -378,7 +378,7 @@ fn what_cannot_be_opened_says_why() {
     let folder = Folder::new();
     fs::write(folder.0.join("file"), b"").unwrap();
     let error = Journal::open(&folder.0.join("file"), "log", JournalBackend::Auto, None).err().unwrap().to_string();
-    assert!(error.contains("file/log.lock") && error.contains("Not a directory"), "{error}");
+    assert!(error.contains("file/log") && error.contains("Not a directory"), "{error}");
     fs::create_dir(folder.0.join("log")).unwrap();
     let error = Journal::open(&folder.0, "log", JournalBackend::Auto, None).err().unwrap().to_string();
     assert!(error.contains("Is a directory"), "{error}");

@@ -103,7 +103,6 @@ pub fn tcp(fabric: &str, effort: Effort, emit: &mut dyn FnMut(Record)) -> Result
 
 /// A record of two times.
 pub fn record(metric: &str, path: &str, compared: &Compared, reference: &str, target: Option<Target>) -> Record {
-    let figure = |round: &Round| Figure { p50_ns: Some(round.p50_ns), p99_ns: Some(round.p99_ns), ..Figure::default() };
     Record {
         metric: metric.into(),
         path: path.into(),
@@ -111,9 +110,9 @@ pub fn record(metric: &str, path: &str, compared: &Compared, reference: &str, ta
         bytes: None,
         ranks: collimate::size(),
         workers: collimate::workers() as u32,
-        figure: figure(&compared.ours),
+        figure: Figure::percentiles(compared.ours),
         in_place: None,
-        reference: Reference { name: reference.into(), figure: figure(&compared.reference) },
+        reference: Reference { name: reference.into(), figure: Figure::percentiles(compared.reference) },
         ratio: compared.ratio,
         target,
     }

@@ -7,6 +7,7 @@
 
 mod bare;
 mod broadcast;
+mod control;
 mod fabric;
 mod latency;
 mod measure;
@@ -17,9 +18,9 @@ mod start;
 mod store;
 mod throughput;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
@@ -27,12 +28,10 @@ use collimate::sys::spawn_bound;
 use indicatif::ProgressBar;
 
 use super::{Failure, print};
+use control::Folder;
 use measure::Effort;
 use record::{Record, table};
-use stage::Stage;
-
-/// How long one stage may take.
-const STAGE_DEADLINE: Duration = Duration::from_secs(300);
+use stage::{Plan, Stage};
 
 /// The options of `collimate bench`.
 #[derive(Args)]
@@ -53,6 +52,10 @@ pub struct Bench {
     #[arg(long)]
     quick: bool,
 
+    /// Leave out all parts but this
+    #[arg(long, value_enum, value_name = "PART", hide_possible_values = true)]
+    only: Option<Stage>,
+
     /// The one part to measure, by ranks that were started for it
     #[arg(long, hide = true, value_enum)]
     stage: Option<Stage>,
@@ -71,6 +74,8 @@ pub enum Metric {
     Fabric,
     /// One object to 2 to 64 hosts of a simulated network
     Broadcast,
+    /// The control store: writes, their rate beside redis and etcd, kills, memory
+    Control,
 }
 
 impl Bench {
@@ -78,16 +83,17 @@ impl Bench {
     pub fn execute(self) -> Result<ExitCode, Failure> {
         let effort = Effort { quick: self.quick };
         if collimate::boot::launched() {
-            return Ok(stage::take_part(self.metric, self.stage, self.json, effort));
+            let plan = Plan { metric: self.metric, stage: self.stage, only: self.only, json: self.json, effort };
+            return Ok(stage::take_part(plan));
         }
         if self.stage.is_some() {
             return Err(Failure::Usage("--stage is for the ranks that `collimate bench` starts itself".into()));
         }
         let mut gathered = Gathered { json: self.json, records: Vec::new() };
         let mut failed = Vec::new();
-        let stages = self.metric.stages();
+        let stages = self.metric.chosen(self.only).map_err(Failure::Usage)?;
         let bar = ProgressBar::new(stages.len() as u64);
-        for stage in stages {
+        for stage in &stages {
             bar.set_message(stage.name());
             match stage.obstacle() {
                 Some(why) => bar.suspend(|| eprintln!("collimate: {} left out: {why}", stage.name())),
@@ -119,6 +125,9 @@ impl Bench {
         if stage == Stage::Broadcast {
             return broadcast::simulate(effort, &mut |record| gathered.add(record)).map_err(|e| e.to_string());
         }
+        if stage == Stage::ControlKill {
+            return control::kills(effort, &mut |record| gathered.add(record));
+        }
         let mut job = Job::start(self.metric, stage, effort)?;
         while let Some(line) = job.line()? {
             let record = serde_json::from_str(&line).map_err(|e| format!("a rank printed what is no record: {e}"))?;
@@ -147,52 +156,74 @@ impl Gathered {
 /// The ranks of one stage.
 struct Job {
     child: Child,
-    lines: std::sync::mpsc::Receiver<String>,
-    deadline: Instant,
+    lines: Receiver<String>,
+    /// What they say on standard error, if the user is not to see it at once.
+    words: Option<Receiver<String>>,
+    deadline: Duration,
+    started: Instant,
+    /// Where their control store is on disk; goes with the job.
+    _folder: Option<Folder>,
 }
 
 impl Job {
     fn start(metric: Metric, stage: Stage, effort: Effort) -> Result<Job, String> {
         let me = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
         let shape = stage.shape(effort);
+        let folder = shape.on_disk.then(|| Folder::new("gcs")).transpose().map_err(|e| e.to_string())?;
         let mut command = Command::new(&me);
         command.args(["run", "-n", &shape.ranks.to_string(), "--workers", &shape.workers.to_string()]);
-        command.args(["--fabric", shape.fabric, "--store", shape.store, "--"]).arg(&me).arg("bench");
+        command.args(["--fabric", shape.fabric, "--store", shape.store, "--gcs-shards", &shape.shards.to_string()]);
+        if let Some(folder) = &folder {
+            command.arg("--gcs-dir").arg(folder.path());
+        }
+        command.arg("--").arg(&me).arg("bench");
         let metric = metric.to_possible_value().map(|v| v.get_name().to_string()).unwrap_or_default();
         command.args([metric, "--json".into(), "--stage".into(), stage.name()]);
         if effort.quick {
             command.arg("--quick");
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped());
+        if shape.quiet {
+            command.stderr(Stdio::piped());
+        }
         let mut child = spawn_bound(&mut command, None).map_err(|e| format!("cannot start {}: {e}", me.display()))?;
-        let out = child.stdout.take().ok_or("its output was not captured")?;
-        let (sender, lines) = channel();
-        // Ends with the child's output.
-        std::thread::spawn(move || {
-            for line in BufReader::new(out).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Job { child, lines, deadline: Instant::now() + STAGE_DEADLINE })
+        let lines = lines_of(child.stdout.take().ok_or("its output was not captured")?);
+        let words = child.stderr.take().map(lines_of);
+        Ok(Job { child, lines, words, deadline: shape.deadline, started: Instant::now(), _folder: folder })
     }
 
     /// The next line that rank 0 prints; `None` after the last.
     fn line(&mut self) -> Result<Option<String>, String> {
-        match self.lines.recv_timeout(self.deadline.saturating_duration_since(Instant::now())) {
+        match self.lines.recv_timeout(self.deadline.saturating_sub(self.started.elapsed())) {
             Ok(line) => Ok(Some(line)),
             Err(RecvTimeoutError::Disconnected) => Ok(None),
             Err(RecvTimeoutError::Timeout) => {
-                Err(format!("its ranks did not end within {} s and were stopped", STAGE_DEADLINE.as_secs()))
+                Err(format!("its ranks did not end within {} s and were stopped", self.deadline.as_secs()))
             }
         }
     }
 
     fn end(mut self) -> Result<(), String> {
         let status = self.child.wait().map_err(|e| e.to_string())?;
-        if status.success() { Ok(()) } else { Err(format!("its ranks ended with {status}")) }
+        if status.success() {
+            return Ok(());
+        }
+        let words: Vec<String> = self.words.iter().flatten().collect();
+        Err([vec![format!("its ranks ended with {status}")], words].concat().join("; "))
     }
+}
+
+/// What comes, line by line, until its end.
+fn lines_of(output: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
 }
 
 impl Drop for Job {

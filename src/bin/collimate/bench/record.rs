@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::measure::Round;
+
 /// One figure beside its reference.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
@@ -46,6 +48,9 @@ pub struct Figure {
     /// 99th percentile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p99_ns: Option<f64>,
+    /// The longest of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_ns: Option<f64>,
     /// Operations per second and worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_s: Option<f64>,
@@ -55,6 +60,9 @@ pub struct Figure {
     /// Percent of a core.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub percent: Option<f64>,
+    /// Resident memory of all ranks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mib: Option<f64>,
 }
 
 /// What a figure is compared with, taken in the same run.
@@ -76,6 +84,9 @@ pub struct Target {
     /// Of `p50_ns`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p50_ns: Option<f64>,
+    /// Of `max_ns`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_ns: Option<f64>,
     /// Of `percent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub percent: Option<f64>,
@@ -94,6 +105,7 @@ impl Record {
         Some(
             holds(Some(self.ratio), target.ratio)
                 && holds(self.figure.p50_ns, target.p50_ns)
+                && holds(self.figure.max_ns, target.max_ns)
                 && holds(self.figure.percent, target.percent),
         )
     }
@@ -143,6 +155,11 @@ impl Figure {
         Figure { p50_ns: Some(p50_ns), p99_ns: Some(p99_ns), gib_s, ..Figure::default() }
     }
 
+    /// A time.
+    pub fn percentiles(round: Round) -> Figure {
+        Figure { p50_ns: Some(round.p50_ns), p99_ns: Some(round.p99_ns), ..Figure::default() }
+    }
+
     /// A rate.
     pub fn rate(per_s: f64) -> Figure {
         Figure { per_s: Some(per_s), ..Figure::default() }
@@ -151,7 +168,9 @@ impl Figure {
     fn main(&self) -> String {
         match self {
             Figure { p50_ns: Some(ns), gib_s: Some(gib_s), .. } => format!("{} ({gib_s:.2} GiB/s)", time(*ns)),
+            Figure { p50_ns: Some(ns), max_ns: Some(most), .. } => format!("{} (longest {})", time(*ns), time(*most)),
             Figure { p50_ns: Some(ns), .. } => time(*ns),
+            Figure { mib: Some(mib), .. } => format!("{mib:.1} MiB"),
             Figure { per_s: Some(rate), .. } if *rate >= 1e6 => format!("{:.2} M/s", rate / 1e6),
             Figure { per_s: Some(rate), .. } => format!("{rate:.0} /s"),
             Figure { percent: Some(percent), .. } => format!("{percent:.2} %"),
@@ -165,6 +184,7 @@ impl std::fmt::Display for Target {
         let bounds = [
             self.ratio.map(|r| format!("{}x", ratio(r))),
             self.p50_ns.map(time),
+            self.max_ns.map(|ns| format!("{} at most", time(ns))),
             self.percent.map(|p| format!("{p} %")),
         ];
         write!(f, "<= {}", bounds.into_iter().flatten().collect::<Vec<_>>().join(", "))
@@ -207,7 +227,7 @@ mod tests {
             in_place: None,
             reference: Reference { name: "bare".into(), figure: Figure { p50_ns: Some(1.0), ..Figure::default() } },
             ratio,
-            target: Some(Target { ratio: Some(2.0), p50_ns: Some(100.0), percent: None }),
+            target: Some(Target { ratio: Some(2.0), p50_ns: Some(100.0), ..Target::default() }),
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use collimate::base::Config;
@@ -10,7 +11,14 @@ use collimate::base::config::FabricChoice;
 
 use super::measure::{Effort, Failed, cores};
 use super::record::{Record, table};
-use super::{Metric, broadcast, fabric, latency, print, store, throughput};
+use super::{Metric, broadcast, control, fabric, latency, print, store, throughput};
+
+/// How long one stage may take, unless it has its own deadline.
+const DEADLINE: Duration = Duration::from_secs(300);
+/// One job of many, which takes a second.
+const KILL_DEADLINE: Duration = Duration::from_secs(60);
+/// 100 million operations, at 30,000 a second.
+const MEMORY_DEADLINE: Duration = Duration::from_secs(3600);
 
 /// One part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -45,6 +53,16 @@ pub enum Stage {
     Start,
     /// Hosts that only exist in virtual time.
     Broadcast,
+    /// Writes to the control store, one after the other.
+    ControlLatency,
+    /// Many at a time.
+    ControlRate,
+    /// Many at a time, and on disk.
+    ControlDurable,
+    /// Writes while a rank is killed.
+    ControlKill,
+    /// Records that come and go.
+    ControlMemory,
 }
 
 /// The job that a stage wants.
@@ -57,6 +75,14 @@ pub struct Shape {
     pub fabric: &'static str,
     /// Their object memory.
     pub store: &'static str,
+    /// Shards of their control store.
+    pub shards: u16,
+    /// Whether it is on disk.
+    pub on_disk: bool,
+    /// How long the stage may take.
+    pub deadline: Duration,
+    /// What they say on standard error is of interest only if they fail.
+    pub quiet: bool,
 }
 
 impl Metric {
@@ -69,7 +95,21 @@ impl Metric {
             Metric::Store => &[Store],
             Metric::Fabric => &[FabricObject, FabricMessages, FabricRoundTrip],
             Metric::Broadcast => &[Broadcast],
+            Metric::Control => &[ControlLatency, ControlRate, ControlDurable, ControlKill, ControlMemory],
         }
+    }
+}
+
+impl Metric {
+    /// Its parts, or the one that was asked for.
+    pub fn chosen(self, only: Option<Stage>) -> Result<Vec<Stage>, String> {
+        let stages = self.stages();
+        let chosen: Vec<Stage> = stages.iter().copied().filter(|s| only.is_none_or(|only| only == *s)).collect();
+        if chosen.is_empty() {
+            let names: Vec<String> = stages.iter().map(|stage| stage.name()).collect();
+            return Err(format!("--only takes a part of what is measured: {}", names.join(", ")));
+        }
+        Ok(chosen)
     }
 }
 
@@ -81,7 +121,16 @@ impl Stage {
 
     /// The job that it wants.
     pub fn shape(self, effort: Effort) -> Shape {
-        let shape = |ranks, workers, fabric| Shape { ranks, workers, fabric, store: "64M" };
+        let shape = |ranks, workers, fabric| Shape {
+            ranks,
+            workers,
+            fabric,
+            store: "64M",
+            shards: 1,
+            on_disk: false,
+            deadline: DEADLINE,
+            quiet: false,
+        };
         match self {
             Stage::InWorker | Stage::Tasks | Stage::Broadcast => shape(1, 1, "auto"),
             Stage::CrossWorker | Stage::TasksShared => shape(1, 2, "auto"),
@@ -90,6 +139,10 @@ impl Stage {
             Stage::TcpUring => shape(2, 1, "uring"),
             Stage::TcpEpoll => shape(2, 1, "epoll"),
             Stage::SpreadMore => shape(4, 2, "auto"),
+            Stage::ControlLatency | Stage::ControlRate => shape(3, 1, "auto"),
+            Stage::ControlDurable => Shape { on_disk: true, ..shape(3, 1, "auto") },
+            Stage::ControlKill => Shape { shards: 3, deadline: KILL_DEADLINE, quiet: true, ..shape(3, 1, "auto") },
+            Stage::ControlMemory => Shape { deadline: MEMORY_DEADLINE, ..shape(3, 1, "auto") },
             Stage::Store if effort.quick => shape(2, 1, "auto"),
             Stage::Store => Shape { store: "2G", ..shape(2, 1, "auto") },
         }
@@ -103,6 +156,8 @@ impl Stage {
                 tried.err().map(|why| format!("io_uring is not available: {why}"))
             }
             Stage::CrossWorker if cores().len() < 2 => Some("two workers need two cores, and there is one".into()),
+            Stage::ControlRate => control::redis_obstacle(),
+            Stage::ControlDurable => control::durable_obstacle(),
             _ => None,
         }
     }
@@ -130,6 +185,12 @@ impl Stage {
             Stage::FabricObject | Stage::FabricMessages | Stage::FabricRoundTrip => two_ranks,
             Stage::SpreadMore => Some("it compares two jobs: leave the ranks to `collimate bench`"),
             Stage::Broadcast => None,
+            Stage::ControlLatency | Stage::ControlRate | Stage::ControlMemory => {
+                (ranks != 3).then_some("it needs three ranks")
+            }
+            Stage::ControlDurable | Stage::ControlKill => {
+                Some("it starts ranks in its own way: leave them to `collimate bench`")
+            }
             Stage::Start => Some("the ranks have started already: leave them to `collimate bench`"),
         }
     }
@@ -150,25 +211,35 @@ impl Stage {
             Stage::FabricRoundTrip => fabric::round_trip(effort, emit),
             Stage::Start => super::start::first_task(),
             Stage::Broadcast => broadcast::simulate(effort, emit),
+            Stage::ControlLatency => control::write_latency(effort, emit),
+            Stage::ControlRate => control::write_rate(effort, emit),
+            Stage::ControlDurable => control::durable_rate(effort, emit),
+            Stage::ControlKill => control::one_kill(),
+            Stage::ControlMemory => control::short_records(effort, emit),
         }
     }
 }
 
 /// What the driver of this process's job measures.
-struct Plan {
-    metric: Metric,
-    stage: Option<Stage>,
-    json: bool,
-    effort: Effort,
+pub struct Plan {
+    /// What.
+    pub metric: Metric,
+    /// The stage that `collimate bench` has started this job for.
+    pub stage: Option<Stage>,
+    /// The stage that the user wants, of all that fit the job.
+    pub only: Option<Stage>,
+    /// Whether records are printed as JSON.
+    pub json: bool,
+    /// How much to measure.
+    pub effort: Effort,
 }
 
 static PLAN: OnceLock<Plan> = OnceLock::new();
 
 /// Takes part in the job that this process was started for: measures one stage
 /// for the `collimate bench` that wants it, or all that fit the job.
-pub fn take_part(metric: Metric, stage: Option<Stage>, json: bool, effort: Effort) -> ExitCode {
-    let plan = PLAN.get_or_init(|| Plan { metric, stage, json, effort });
-    debug_assert_eq!(plan.metric, metric);
+pub fn take_part(plan: Plan) -> ExitCode {
+    PLAN.get_or_init(|| plan);
     rank()
 }
 
@@ -186,7 +257,7 @@ fn rank() -> Result<(), Failed> {
         return stage.run(plan.effort, &mut emit);
     }
     let config = Config::from_env()?;
-    for stage in plan.metric.stages() {
+    for stage in plan.metric.chosen(plan.only)? {
         match stage.misfit(&config) {
             Some(why) => eprintln!("collimate: {} left out: {why}", stage.name()),
             None => stage.run(plan.effort, &mut emit)?,

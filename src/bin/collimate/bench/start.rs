@@ -25,8 +25,6 @@ pub fn measure(metric: Metric, effort: Effort) -> Result<Record, String> {
         }
     }
     let compared = compare(&[(ours.round(), bare.round())]);
-    let figure =
-        |r: super::measure::Round| Figure { p50_ns: Some(r.p50_ns), p99_ns: Some(r.p99_ns), ..Figure::default() };
     let shape = Stage::Start.shape(effort);
     Ok(Record {
         metric: "start".into(),
@@ -35,9 +33,12 @@ pub fn measure(metric: Metric, effort: Effort) -> Result<Record, String> {
         bytes: None,
         ranks: shape.ranks,
         workers: shape.workers,
-        figure: figure(compared.ours),
+        figure: Figure::percentiles(compared.ours),
         in_place: None,
-        reference: Reference { name: "two processes that start and end".into(), figure: figure(compared.reference) },
+        reference: Reference {
+            name: "two processes that start and end".into(),
+            figure: Figure::percentiles(compared.reference),
+        },
         ratio: compared.ratio,
         target: Some(Target { p50_ns: Some(100e6), ..Target::default() }),
     })

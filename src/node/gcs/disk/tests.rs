@@ -13,7 +13,7 @@ use super::*;
 use crate::base::Rank;
 use crate::base::rng::Rng;
 use crate::gcs::{
-    Address, Body, Bugs, ChainConfig, ClientId, Command, Epoch, Key, Message, Op, Options, Outcome, Refusal, Replica,
+    Address, Beat, Body, Bugs, ChainConfig, ClientId, Command, Epoch, Key, Message, Op, Options, Outcome, Refusal, Replica,
     ReplicaId, Table, Timing,
 };
 use crate::sys::{JournalBackend, SmallDisk};
@@ -70,6 +70,11 @@ fn put(number: u64, settled: u64) -> Command {
     Command { client: CLIENT, number, settled, op }
 }
 
+/// What a member of the quorum answers to a beat.
+fn granted(epoch: Epoch, beat: &Beat) -> Message {
+    Message { shard: SHARD, epoch, body: Body::Grant { to: beat.from, echo: beat.sent } }
+}
+
 /// Sleeps until one of them has something to tell.
 fn sleep_on(fds: &[BorrowedFd<'_>]) {
     let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
@@ -119,18 +124,19 @@ impl Solo {
 
     fn turn(&mut self, mut actions: Vec<Action>) {
         self.replica.flush(0, &mut actions);
-        for action in actions {
+        let mut said = VecDeque::from(actions);
+        while let Some(action) = said.pop_front() {
             let Some(action) = self.disk.perform(action) else { continue };
-            let Action::Send(_, message) = action else { panic!("{action:?}") };
+            let Action::Send(to, message) = action else { panic!("{action:?}") };
             match message.body {
+                Body::Beat(beat) => {
+                    let mut actions = Vec::new();
+                    self.replica.receive(0, to, granted(message.epoch, &beat), &mut actions);
+                    self.replica.flush(0, &mut actions);
+                    said.extend(actions);
+                }
                 Body::Outcomes(outcomes) => self.done.extend(outcomes.into_iter().map(|(_, number, o)| (number, o))),
                 Body::NotNow(_, _, why) => self.refused.push(why),
-                Body::Beat(beat) => {
-                    let grant = Message { body: Body::Grant { to: beat.from, echo: beat.sent }, ..message };
-                    let mut actions = Vec::new();
-                    self.replica.receive(0, Address::Quorum(Rank(0)), grant, &mut actions);
-                    self.turn(actions);
-                }
                 _ => {}
             }
         }
@@ -244,7 +250,29 @@ fn a_log_that_is_damaged_within_is_refused_with_the_place() {
         bytes[at] ^= 0x55;
         fs::write(folder.log(0), &bytes).unwrap();
         let error = ReplicaDisk::open(&folder.home(0), SHARD).err().unwrap().to_string();
-        assert!(error.contains("at byte 0:") && error.contains("0 records before"), "{error}");
+        let needed = ["at byte 0:", "0 records before", "or begin with an empty"];
+        assert!(needed.iter().all(|needed| error.contains(needed)), "{error}");
+        let truncate = DiskOptions { truncate_damaged: true, ..DiskOptions::default() };
+        let home = Home::open(&folder.0, Rank(0), truncate).unwrap();
+        assert!(ReplicaDisk::open(&home, SHARD).is_err(), "there is nothing to go on with");
+    }
+}
+
+#[test]
+fn a_log_that_was_never_written_is_empty_and_one_that_was_lost_is_missed() {
+    let folder = Folder::new();
+    let home = folder.home(0);
+    assert!(!home.found_layout());
+    for _ in 0..2 {
+        assert!(ReplicaDisk::open(&home, SHARD).unwrap().1.is_none());
+        assert!(QuorumDisk::open(&home).unwrap().1.is_none());
+    }
+    fs::remove_file(folder.log(0)).unwrap();
+    fs::remove_file(folder.0.join("rank-0/quorum")).unwrap();
+    let errors = [ReplicaDisk::open(&home, SHARD).err().unwrap(), QuorumDisk::open(&home).err().unwrap()];
+    for (error, file) in errors.iter().zip(["shard-0.log", "quorum"]) {
+        let error = error.to_string();
+        assert!(error.contains(&format!("rank-0/{file} is gone")) && error.contains("put it back"), "{error}");
     }
 }
 

@@ -1,0 +1,142 @@
+//! Numbers and bytes as they stand in a packet.
+
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::Serialize;
+
+use super::super::record::Blob;
+use crate::base::Rank;
+
+/// Seven bits a byte, the lowest first; the last byte is below 128.
+#[inline]
+pub(super) fn put_number(mut number: u64, bytes: &mut Vec<u8>) {
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+#[inline]
+pub(super) fn put_bytes(what: &[u8], bytes: &mut Vec<u8>) {
+    put_number(what.len() as u64, bytes);
+    bytes.extend_from_slice(what);
+}
+
+/// What has no form of its own.
+pub(super) fn put<T: Serialize>(what: &T, bytes: &mut Vec<u8>) {
+    // Writing to memory cannot fail, and these types have no value that cannot
+    // be written.
+    if let Ok(longer) = postcard::to_extend(what, std::mem::take(bytes)) {
+        *bytes = longer;
+    }
+}
+
+/// Reads one after the other. Nothing is what there is no sense in.
+pub(super) struct Reader<'b> {
+    bytes: &'b [u8],
+    at: usize,
+    /// All bytes once more, for what is kept of them.
+    buffer: Option<Arc<[u8]>>,
+}
+
+impl<'b> Reader<'b> {
+    pub(super) fn new(bytes: &'b [u8]) -> Reader<'b> {
+        Reader { bytes, at: 0, buffer: None }
+    }
+
+    pub(super) fn is_at_end(&self) -> bool {
+        self.at == self.bytes.len()
+    }
+
+    #[inline]
+    pub(super) fn byte(&mut self) -> Option<u8> {
+        let byte = self.bytes.get(self.at).copied()?;
+        self.at += 1;
+        Some(byte)
+    }
+
+    #[inline]
+    pub(super) fn number(&mut self) -> Option<u64> {
+        let first = self.byte()?;
+        if first < 0x80 {
+            return Some(u64::from(first));
+        }
+        let mut number = u64::from(first & 0x7f);
+        for shift in (7..64).step_by(7) {
+            let byte = self.byte()?;
+            let bits = u64::from(byte & 0x7f);
+            if bits << shift >> shift != bits {
+                return None;
+            }
+            number |= bits << shift;
+            if byte < 0x80 {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    #[inline]
+    pub(super) fn rank(&mut self) -> Option<Rank> {
+        Some(Rank(self.short_number()?))
+    }
+
+    #[inline]
+    pub(super) fn short_number(&mut self) -> Option<u32> {
+        u32::try_from(self.number()?).ok()
+    }
+
+    /// How many follow of what has at least so many bytes each.
+    #[inline]
+    pub(super) fn count(&mut self, each: usize) -> Option<usize> {
+        let count = usize::try_from(self.number()?).ok()?;
+        (count <= (self.bytes.len() - self.at) / each).then_some(count)
+    }
+
+    /// So many items of at least so many bytes each.
+    #[inline]
+    pub(super) fn items<T>(&mut self, each: usize, mut item: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
+        let count = self.count(each)?;
+        let mut items = Vec::with_capacity(count);
+        for _ in 0..count {
+            items.push(item(self)?);
+        }
+        Some(items)
+    }
+
+    #[inline]
+    pub(super) fn blob(&mut self) -> Option<Blob> {
+        let len = self.count(1)?;
+        let blob = Blob::part(self.bytes, self.at..self.at + len, &mut self.buffer)?;
+        self.at += len;
+        Some(blob)
+    }
+
+    /// What has no form of its own.
+    pub(super) fn other<T: DeserializeOwned>(&mut self) -> Option<T> {
+        let (what, rest) = postcard::take_from_bytes(self.bytes.get(self.at..)?).ok()?;
+        self.at = self.bytes.len() - rest.len();
+        Some(what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_read_back() {
+        for number in (0..64).flat_map(|bit| [(1 << bit) - 1, 1 << bit, u64::MAX - (1 << bit)]) {
+            let mut bytes = Vec::new();
+            put_number(number, &mut bytes);
+            let mut reader = Reader::new(&bytes);
+            assert_eq!((reader.number(), reader.is_at_end()), (Some(number), true));
+            assert!(bytes.len() <= 10);
+            assert_eq!(Reader::new(&bytes[..bytes.len() - 1]).number(), None);
+        }
+        assert_eq!(Reader::new(&[0xff; 20]).number(), None, "no end");
+        assert_eq!(Reader::new(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2]).number(), None, "too much");
+    }
+}
