@@ -56,6 +56,8 @@ pub struct Member {
     heard: BTreeMap<(ShardId, ReplicaId), Heard>,
     /// Beats that cannot be granted yet, but may be soon.
     waiting: BTreeMap<(ShardId, ReplicaId), (Epoch, Beat)>,
+    /// Leases have ended before their time, so that some of them may be granted.
+    released: bool,
     /// Lives up to these have ended.
     gone: BTreeMap<(ShardId, Rank), u32>,
     /// Who is told of the next chain, until when.
@@ -64,6 +66,8 @@ pub struct Member {
     proposed: BTreeMap<ShardId, (Epoch, Nanos)>,
     /// Shards whose chains may have to change.
     due: BTreeSet<ShardId>,
+    /// Shards in which what stood against a grant may be gone.
+    freed: BTreeSet<ShardId>,
     next_check: Nanos,
     next_sweep: Nanos,
     /// When the leader is asked for changes that others know of.
@@ -97,11 +101,13 @@ impl Member {
             decided,
             heard: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            released: false,
             gone: BTreeMap::new(),
             askers: BTreeMap::new(),
             leads_since: None,
             proposed: BTreeMap::new(),
             due: BTreeSet::new(),
+            freed: BTreeSet::new(),
             next_check: now,
             next_sweep: now,
             catch_up_at: None,
@@ -215,8 +221,10 @@ impl Member {
     ///
     /// [`Replica::ended`]: super::Replica::ended
     pub fn ended(&mut self, now: Nanos, rank: Rank) {
+        self.released = true;
         for (shard, granter) in &mut self.granters {
             granter.forget(rank);
+            self.freed.insert(*shard);
             let lives = self.heard.range((*shard, FIRST)..=(*shard, LAST)).filter(|((_, id), _)| id.rank == rank);
             let latest = lives.map(|((_, id), _)| id.incarnation).max().unwrap_or(0);
             let latest = latest.max(self.directory.latest_life(*shard, rank));
@@ -259,7 +267,7 @@ impl Member {
     /// When [`tick`](Member::tick) and [`flush`](Member::flush) have something
     /// to do, if nothing comes before.
     pub fn next_due(&self) -> Nanos {
-        if self.agreement.leads() != self.leads() || self.leads() && !self.due.is_empty() {
+        if self.released || self.agreement.leads() != self.leads() || self.leads() && !self.due.is_empty() {
             return 0;
         }
         let check = if self.leads() { self.next_check } else { Nanos::MAX };
@@ -303,7 +311,16 @@ impl Member {
         }
         for (before, next) in told {
             self.tell(before, &next, out);
-            self.grant_waiting(now, next.shard, out);
+            self.freed.insert(next.shard);
+        }
+        for shard in std::mem::take(&mut self.freed) {
+            self.grant_waiting(now, shard, out);
+        }
+        if std::mem::take(&mut self.released) {
+            let shards: Vec<ShardId> = self.granters.keys().copied().collect();
+            for shard in shards {
+                self.grant_waiting(now, shard, out);
+            }
         }
     }
 

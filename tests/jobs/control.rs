@@ -250,7 +250,7 @@ fn watching() -> Result<(), Box<dyn std::error::Error>> {
     let mut seen = std::collections::BTreeMap::<Vec<u8>, Vec<u64>>::new();
     let mut count = 0;
     while count < u64::from(ranks) * TIMES {
-        let changes = watch.next()?;
+        let changes = watch.changes()?;
         assert!(!changes.missed);
         for event in changes.events {
             let value = event.value.expect("nothing is deleted");

@@ -2,18 +2,18 @@
 
 mod cores;
 
-use std::sync::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
 
-use stateright::{Checker, Model, Property};
-
-use self::cores::{Cores, Effect, Input, Order, Read, SLOTS, Told, View};
-use crate::gcs::Bugs;
+use self::cores::{Cores, Effect, Input, Joiner, Order, Read, SLOTS, Told, View};
+use crate::gcs::{Bug, Bugs};
 
 #[derive(Clone, Copy, Debug)]
 struct Scope {
+    founding: usize,
     commands: u8,
     failures: u8,
-    joins: bool,
+    joiner: Joiner,
     closed_loop: bool,
     asks: u8,
     resend: bool,
@@ -22,15 +22,14 @@ struct Scope {
 
 struct Reconfiguration {
     scope: Scope,
-    start: World,
-    cores: Mutex<Cores>,
+    cores: Cores,
 }
 
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct World {
     cores: [u32; SLOTS],
     /// Messages that may still mean something, in the order of their numbers.
-    mail: Vec<u32>,
+    mail: u32,
     history: u32,
     lessor: u32,
     /// The epoch up to which those who grant leases know the changes.
@@ -55,118 +54,37 @@ enum Rule {
     Unexpected,
 }
 
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 enum Step {
+    Start,
     Tell(u8, Input),
     Command(u8, u8),
     Ask(u8),
     Change(u32),
-    Learn,
-    Expire,
+    /// Another life of a removed rank begins.
+    Begin(u8),
+    /// Those who grant leases learn of the changes up to this epoch.
+    Learn(u8),
+    /// Likewise, when all leases of earlier epochs have run out.
+    Outlast(u8),
 }
 
-impl World {
-    fn view(&self, cores: &Cores, slot: usize) -> View {
-        cores.view(self.cores[slot])
-    }
-
-    fn changes_nothing(&self, slot: usize, effect: &Effect, cores: &Cores, lean: u8) -> bool {
-        effect.core == self.cores[slot]
-            && effect.told.is_empty()
-            && effect.sends.iter().all(|letter| self.has(*letter) || self.is_dead(*letter, cores, lean))
-    }
-
-    fn has(&self, letter: u32) -> bool {
-        self.mail.binary_search(&letter).is_ok()
-    }
-
-    fn is_dead(&self, letter: u32, cores: &Cores, lean: u8) -> bool {
-        let to = cores.letter(letter).to;
-        cores.is_dead(letter, &self.view(cores, to), lean)
-    }
-
-    fn take(&mut self, slot: usize, effect: &Effect, cores: &mut Cores, lean: u8) {
-        if effect.core != self.cores[slot] {
-            let (before, view) = (self.view(cores, slot), cores.view(effect.core));
-            self.cores[slot] = effect.core;
-            if before.epoch != view.epoch {
-                self.expired[slot] = false;
-            }
-            self.mail.retain(|letter| cores.letter(*letter).to != slot || !cores.is_dead(*letter, &view, lean));
-            if u64::from(view.order.len) != view.applied {
-                self.broken = Some(Rule::HappensOnce);
-            }
-            if self.decided.begins(view.order) {
-                self.decided = view.order;
-            } else if !view.order.begins(self.decided) {
-                self.broken = Some(Rule::OneOrder);
-            }
-        }
-        for letter in &effect.sends {
-            if let Err(place) = self.mail.binary_search(letter)
-                && !self.is_dead(*letter, cores, lean)
-            {
-                self.mail.insert(place, *letter);
-            }
-        }
-        for told in &effect.told {
-            match *told {
-                Told::Done(command, seq) => {
-                    if self.decided.len < seq as u8 || self.decided.at(seq as u8 - 1) != command {
-                        self.broken = Some(Rule::AcknowledgedIsCommitted);
-                    }
-                    self.acknowledged |= 1 << command;
-                }
-                Told::Read(order) => {
-                    if let Some((_, floor)) = self.asking.take()
-                        && !floor.begins(order)
-                    {
-                        self.broken = Some(Rule::ReadsAreFresh);
-                    }
-                }
-                Told::NotNow => self.asking = None,
-                Told::Refused => self.broken = Some(Rule::Unexpected),
-            }
-        }
-    }
-
-    /// Leases are asked for and granted as soon as they can be.
-    fn lease(&mut self, cores: &mut Cores, lean: u8) {
-        for slot in 0..SLOTS {
-            let view = self.view(cores, slot);
-            if view.retired || view.epoch == 0 {
-                continue;
-            }
-            let (lessor, granted) = cores.beat(self.lessor, self.history, self.known, slot, view.epoch);
-            self.lessor = lessor;
-            if granted {
-                self.expired[slot] = false;
-                let effect = cores.turn(self.cores[slot], Input::Grant, false);
-                self.take(slot, &effect, cores, lean);
-            }
-        }
-    }
-
-    fn judge(&mut self, cores: &Cores) {
-        let chain = cores.history(self.history).chains.last().expect("the first chain");
-        for slot in 0..SLOTS {
-            let view = self.view(cores, slot);
-            if matches!(view.reads[usize::from(self.expired[slot])], Read::Answers(order) if order != self.decided) {
-                self.broken = Some(Rule::ReadsAreFresh);
-            }
-            if view.may_lead && view.last < self.decided.len.into() && chain.position(cores::id(slot)).is_some() {
-                self.broken = Some(Rule::NothingIsLost);
-            }
-        }
-    }
+/// What was found.
+struct Explored {
+    worlds: Vec<(World, u32, Step)>,
+    steps: usize,
+    depth: usize,
+    complete: bool,
+    broken: Option<(Rule, u32)>,
 }
 
 impl Reconfiguration {
-    fn new(bugs: Bugs, scope: Scope) -> Reconfiguration {
+    fn new(bugs: Bugs, scope: Scope) -> (Reconfiguration, World) {
         let (mut cores, slots, history, lessor, mut mail) =
-            Cores::new(bugs, scope.failures, scope.joins, scope.closed_loop);
+            Cores::new(bugs, scope.founding, scope.failures, scope.joiner, scope.closed_loop);
         mail.sort_unstable();
-        let mut start = World {
+        let mail = cores.lay_out(mail);
+        let start = World {
             cores: slots,
             mail,
             history,
@@ -180,97 +98,271 @@ impl Reconfiguration {
             asks: scope.asks,
             broken: None,
         };
-        start.lease(&mut cores, scope.lean);
+        let mut model = Reconfiguration { scope, cores };
+        let mut world = start;
+        model.lease(&mut world);
         // The first links are made before anything happens.
-        while let Some((slot, effect)) = start.mail.iter().find_map(|letter| {
-            let slot = cores.letter(*letter).to;
-            let effect = cores.turn(start.cores[slot], Input::Message(*letter), false);
-            (!start.changes_nothing(slot, &effect, &cores, scope.lean)).then_some((slot, effect))
-        }) {
-            start.take(slot, &effect, &mut cores, scope.lean);
-            start.lease(&mut cores, scope.lean);
+        loop {
+            let mail = model.cores.mail(world.mail).to_vec();
+            let next = mail.into_iter().find_map(|letter| {
+                let slot = model.cores.letter(letter).to;
+                if model.is_early(&world, letter) {
+                    return None;
+                }
+                let effect = model.cores.turn(world.cores[slot], Input::Message(letter), false);
+                (!model.is_nothing(&world, slot, &effect)).then_some((slot, effect))
+            });
+            let Some((slot, effect)) = next else { break };
+            model.take(&mut world, slot, &effect);
+            model.lease(&mut world);
         }
-        Reconfiguration { scope, start, cores: Mutex::new(cores) }
-    }
-}
-
-impl Model for Reconfiguration {
-    type State = World;
-    type Action = Step;
-
-    fn init_states(&self) -> Vec<World> {
-        vec![self.start.clone()]
-    }
-
-    fn actions(&self, world: &World, steps: &mut Vec<Step>) {
-        if world.broken.is_some() {
-            return;
+        for slot in 0..scope.founding {
+            model.grant(&mut world, slot);
         }
-        let cores = &mut *self.cores.lock().expect("no panic");
-        let lean = self.scope.lean;
-        for letter in &world.mail {
-            let slot = cores.letter(*letter).to;
-            let input = Input::Message(*letter);
-            let effect = cores.turn(world.cores[slot], input, world.expired[slot]);
-            if !world.changes_nothing(slot, &effect, cores, lean) {
-                steps.push(Step::Tell(slot as u8, input));
+        (model, world)
+    }
+
+    fn view(&self, world: &World, slot: usize) -> View {
+        self.cores.view(world.cores[slot])
+    }
+
+    fn is_nothing(&self, world: &World, slot: usize, effect: &Effect) -> bool {
+        effect.core == world.cores[slot]
+            && effect.told.is_empty()
+            && effect
+                .sends
+                .iter()
+                .all(|letter| self.cores.mail(world.mail).binary_search(letter).is_ok() || self.is_dead(world, *letter))
+    }
+
+    fn is_dead(&self, world: &World, letter: u32) -> bool {
+        let to = self.cores.letter(letter).to;
+        self.cores.is_dead(letter, &self.view(world, to), self.scope.lean)
+    }
+
+    /// Whether its receiver can do nothing with it before it is in that epoch.
+    fn is_early(&self, world: &World, letter: u32) -> bool {
+        let letter = self.cores.letter(letter);
+        letter.message.epoch.0 > self.view(world, letter.to).epoch
+    }
+
+    fn take(&mut self, world: &mut World, slot: usize, effect: &Effect) {
+        let changed = effect.core != world.cores[slot];
+        if changed {
+            let (before, view) = (self.view(world, slot), self.cores.view(effect.core));
+            world.cores[slot] = effect.core;
+            if before.epoch != view.epoch {
+                world.expired[slot] = false;
+            }
+            if u64::from(view.order.len) != view.applied {
+                world.broken = Some(Rule::HappensOnce);
+            }
+            if world.decided.begins(view.order) {
+                world.decided = view.order;
+            } else if !view.order.begins(world.decided) {
+                world.broken = Some(Rule::OneOrder);
             }
         }
-        let latest = cores.history(world.history).chains.len() as u8;
+        if changed || !effect.sends.is_empty() {
+            let mut mail = self.cores.mail(world.mail).to_vec();
+            if changed {
+                mail.retain(|letter| self.cores.letter(*letter).to != slot || !self.is_dead(world, *letter));
+            }
+            for letter in &effect.sends {
+                if let Err(place) = mail.binary_search(letter)
+                    && !self.is_dead(world, *letter)
+                {
+                    mail.insert(place, *letter);
+                }
+            }
+            world.mail = self.cores.lay_out(mail);
+        }
+        for told in &effect.told {
+            match *told {
+                Told::Done(command, seq) => {
+                    if world.decided.len < seq as u8 || world.decided.at(seq as u8 - 1) != command {
+                        world.broken = Some(Rule::AcknowledgedIsCommitted);
+                    }
+                    if self.scope.closed_loop {
+                        world.acknowledged |= 1 << command;
+                    }
+                }
+                Told::Read(order) => {
+                    if let Some((_, floor)) = world.asking.take()
+                        && !floor.begins(order)
+                    {
+                        world.broken = Some(Rule::ReadsAreFresh);
+                    }
+                }
+                Told::NotNow => world.asking = None,
+                Told::Refused => world.broken = Some(Rule::Unexpected),
+            }
+        }
+    }
+
+    /// Leases are asked for as soon as they can be. Where only reads depend on
+    /// them, they are also had then.
+    fn lease(&mut self, world: &mut World) {
         for slot in 0..SLOTS {
-            let view = world.view(cores, slot);
+            let view = self.view(world, slot);
+            if !view.retired && self.beat(world, slot) && !view.is_tail {
+                self.grant(world, slot);
+            }
+        }
+    }
+
+    fn beat(&mut self, world: &mut World, slot: usize) -> bool {
+        let view = self.view(world, slot);
+        let (lessor, granted) = self.cores.beat(world.lessor, world.history, world.known, view.id, view.epoch);
+        world.lessor = lessor;
+        granted
+    }
+
+    fn grant(&mut self, world: &mut World, slot: usize) {
+        world.expired[slot] = false;
+        let effect = self.cores.turn(world.cores[slot], Input::Grant, false);
+        self.take(world, slot, &effect);
+    }
+
+    /// What changes no replica and only adds messages happens at once: a world
+    /// with more messages can do all that one with fewer can.
+    fn say(&mut self, world: &mut World) {
+        loop {
+            let mail = world.mail;
+            for at in 0.. {
+                let Some(letter) = self.cores.mail(mail).get(at).copied() else { break };
+                let slot = self.cores.letter(letter).to;
+                if self.is_early(world, letter) {
+                    continue;
+                }
+                self.say_only(world, slot, Input::Message(letter));
+            }
+            for slot in 0..SLOTS {
+                if self.scope.resend && !self.view(world, slot).retired {
+                    self.say_only(world, slot, Input::Resend);
+                }
+            }
+            if world.mail == mail {
+                return;
+            }
+        }
+    }
+
+    fn say_only(&mut self, world: &mut World, slot: usize, input: Input) {
+        let effect = self.cores.turn(world.cores[slot], input, world.expired[slot]);
+        if effect.core == world.cores[slot] && effect.told.is_empty() {
+            self.take(world, slot, &effect);
+        }
+    }
+
+    fn judge(&self, world: &mut World) {
+        let chain = self.cores.history(world.history).chains.last().expect("the first chain");
+        for slot in 0..SLOTS {
+            let view = self.view(world, slot);
+            if matches!(view.reads[usize::from(world.expired[slot])], Read::Answers(order) if order != world.decided) {
+                world.broken = Some(Rule::ReadsAreFresh);
+            }
+            if view.may_lead && view.last < world.decided.len.into() && chain.position(view.id).is_some() {
+                world.broken = Some(Rule::NothingIsLost);
+            }
+        }
+    }
+
+    /// All that can happen next.
+    fn steps(&mut self, world: &World, steps: &mut Vec<Step>) {
+        let mail = Vec::from(self.cores.mail(world.mail));
+        let mut useful = |model: &mut Reconfiguration, slot: usize, input, expired| {
+            let effect = model.cores.turn(world.cores[slot], input, expired);
+            if !model.is_nothing(world, slot, &effect) {
+                steps.push(Step::Tell(slot as u8, input));
+            }
+        };
+        for letter in mail {
+            let slot = self.cores.letter(letter).to;
+            if self.is_early(world, letter) {
+                continue;
+            }
+            useful(self, slot, Input::Message(letter), world.expired[slot]);
+        }
+        let latest = self.cores.history(world.history).chains.len() as u8;
+        for slot in 0..SLOTS {
+            let view = self.view(world, slot);
             if view.retired {
                 continue;
             }
             for epoch in view.epoch as u8 + 1..=latest {
-                let input = Input::Chain(world.history, epoch);
-                let effect = cores.turn(world.cores[slot], input, false);
-                if !world.changes_nothing(slot, &effect, cores, lean) {
-                    steps.push(Step::Tell(slot as u8, input));
-                }
+                useful(self, slot, Input::Chain(world.history, epoch), false);
+            }
+            if self.scope.resend && world.asking.is_none_or(|(asker, _)| usize::from(asker) != slot) {
+                useful(self, slot, Input::Resend, false);
+            }
+        }
+        for slot in 0..SLOTS {
+            let view = self.view(world, slot);
+            if view.retired {
+                continue;
             }
             if view.is_head {
-                let sent = if self.scope.closed_loop { world.acknowledged } else { world.offered << 1 | 1 };
-                for command in 1..=self.scope.commands {
-                    // They are alike: the first that is taken is the first.
-                    if command > 1 && sent & 1 << (command - 1) == 0 && (self.scope.closed_loop || sent >> command == 0)
-                    {
-                        continue;
-                    }
-                    steps.push(Step::Command(slot as u8, command));
-                }
+                let sent = if self.scope.closed_loop { world.acknowledged } else { world.offered } | 1;
+                // Commands of two clients are alike: the first that is taken is the first.
+                let there = (1..=self.scope.commands).filter(|command| sent & 1 << (command - 1) != 0);
+                steps.extend(there.map(|command| Step::Command(slot as u8, command)));
             }
             let asks = view.reads[usize::from(world.expired[slot])] == Read::Asks;
             if asks && world.asks > 0 && world.asking.is_none() {
                 steps.push(Step::Ask(slot as u8));
             }
-            if self.scope.resend && world.asking.is_none_or(|(asker, _)| usize::from(asker) != slot) {
-                let effect = cores.turn(world.cores[slot], Input::Resend, false);
-                if !world.changes_nothing(slot, &effect, cores, lean) {
-                    steps.push(Step::Tell(slot as u8, Input::Resend));
+        }
+        for slot in 0..SLOTS {
+            let view = self.view(world, slot);
+            if view.is_tail && !view.retired && self.beat(&mut { *world }, slot) {
+                let effect = self.cores.turn(world.cores[slot], Input::Grant, false);
+                if world.expired[slot] || !self.is_nothing(world, slot, &effect) {
+                    steps.push(Step::Tell(slot as u8, Input::Grant));
                 }
             }
+            let chain = self.cores.history(world.history).chains.last().expect("the first chain");
+            let no_other = world.cores.iter().all(|core| self.cores.view(*core).id.incarnation == 1);
+            if self.scope.joiner == Joiner::NextLife
+                && slot < self.scope.founding
+                && no_other
+                && chain.position(view.id).is_none()
+            {
+                steps.push(Step::Begin(slot as u8));
+            }
         }
-        steps.extend(cores.changes(world.history).iter().map(|change| Step::Change(*change)));
-        if world.known < latest {
-            steps.push(Step::Learn);
+        for change in self.cores.changes(world.history).iter() {
+            let joining = self.cores.history(*change).chains.last().and_then(|chain| chain.joining);
+            let there = |id| world.cores.iter().any(|core| self.cores.view(*core).id == id);
+            if joining.is_none_or(there) {
+                steps.push(Step::Change(*change));
+            }
         }
-        steps.push(Step::Expire);
+        for epoch in world.known + 1..=latest {
+            let wants: Vec<usize> = (0..SLOTS)
+                .filter(|slot| {
+                    let view = self.view(world, *slot);
+                    let chain = &self.cores.history(world.history).chains[usize::from(epoch) - 1];
+                    !view.retired && view.epoch == u64::from(epoch) && chain.position(view.id).is_some()
+                })
+                .collect();
+            let mut then = World { known: epoch, ..*world };
+            if wants.iter().any(|slot| self.beat(&mut then, *slot)) {
+                steps.push(Step::Learn(epoch));
+            } else if !wants.is_empty() {
+                steps.push(Step::Outlast(epoch));
+            }
+        }
     }
 
-    fn next_state(&self, before: &World, step: Step) -> Option<World> {
-        let cores = &mut *self.cores.lock().expect("no panic");
-        let lean = self.scope.lean;
-        let mut world = before.clone();
-        let mut turn = |world: &mut World, slot: u8, input| {
-            let slot = usize::from(slot);
-            let effect = cores.turn(world.cores[slot], input, world.expired[slot]);
-            world.take(slot, &effect, cores, lean);
-        };
+    fn step(&mut self, before: &World, step: Step) -> World {
+        let mut world = *before;
         match step {
-            Step::Tell(slot, input) => turn(&mut world, slot, input),
+            Step::Start => {}
+            Step::Tell(slot, Input::Grant) => self.grant(&mut world, slot.into()),
+            Step::Tell(slot, input) => self.turn(&mut world, slot, input),
             Step::Command(slot, command) => {
-                turn(&mut world, slot, Input::Command(command));
+                self.turn(&mut world, slot, Input::Command(command));
                 if world.cores != before.cores && !self.scope.closed_loop {
                     world.offered |= 1 << command;
                 }
@@ -278,89 +370,174 @@ impl Model for Reconfiguration {
             Step::Ask(slot) => {
                 world.asks -= 1;
                 world.asking = Some((slot, world.decided));
-                turn(&mut world, slot, Input::Query);
+                self.turn(&mut world, slot, Input::Query);
             }
             Step::Change(history) => world.history = history,
-            Step::Learn => world.known += 1,
-            Step::Expire => {
+            Step::Begin(slot) => {
+                let id = self.view(&world, slot.into()).id;
+                world.cores[usize::from(slot)] = self.cores.next_life(id);
+                world.expired[usize::from(slot)] = false;
+            }
+            Step::Learn(epoch) => world.known = epoch,
+            Step::Outlast(epoch) => {
                 for slot in 0..SLOTS {
-                    let view = world.view(cores, slot);
-                    world.expired[slot] |= view.epoch < u64::from(world.known) && !view.retired && view.epoch > 0;
+                    let view = self.view(&world, slot);
+                    world.expired[slot] = !view.retired && view.epoch > 0 && view.epoch < epoch.into();
                 }
-                if world.expired == before.expired {
-                    return None;
-                }
-                world.lessor = cores.expire();
+                world.lessor = self.cores.expire();
+                world.known = epoch;
             }
         }
-        world.lease(cores, lean);
-        world.judge(cores);
-        (world != *before).then_some(world)
+        if world != *before {
+            self.lease(&mut world);
+            if self.scope.lean > 1 {
+                self.say(&mut world);
+            }
+            self.judge(&mut world);
+        }
+        world
     }
 
-    fn properties(&self) -> Vec<Property<Self>> {
-        vec![
-            Property::always("replicas commit the same", |_, world: &World| world.broken != Some(Rule::OneOrder)),
-            Property::always("a command happens once", |_, world: &World| world.broken != Some(Rule::HappensOnce)),
-            Property::always("what is acknowledged is committed", |_, world: &World| {
-                world.broken != Some(Rule::AcknowledgedIsCommitted)
-            }),
-            Property::always("nothing is lost", |_, world: &World| world.broken != Some(Rule::NothingIsLost)),
-            Property::always("no read is stale", |_, world: &World| world.broken != Some(Rule::ReadsAreFresh)),
-            Property::always("nothing else", |_, world: &World| world.broken != Some(Rule::Unexpected)),
-        ]
+    fn turn(&mut self, world: &mut World, slot: u8, input: Input) {
+        let slot = usize::from(slot);
+        let effect: Arc<Effect> = self.cores.turn(world.cores[slot], input, world.expired[slot]);
+        self.take(world, slot, &effect);
+    }
+
+    /// Looks at every world that can come about, those of few steps first, until
+    /// a rule is broken.
+    fn explore(&mut self, start: World, limit: usize) -> Explored {
+        let mut found =
+            Explored { worlds: vec![(start, 0, Step::Start)], steps: 0, depth: 0, complete: false, broken: None };
+        let mut known: HashMap<World, ()> = HashMap::from([(start, ())]);
+        let (mut next, mut layer_ends, mut steps) = (0, 1, Vec::new());
+        while next < found.worlds.len() {
+            if next == layer_ends {
+                layer_ends = found.worlds.len();
+                found.depth += 1;
+            }
+            if found.worlds.len() > limit {
+                return found;
+            }
+            let world = found.worlds[next].0;
+            steps.clear();
+            self.steps(&world, &mut steps);
+            for step in &steps {
+                let after = self.step(&world, *step);
+                found.steps += 1;
+                if known.insert(after, ()).is_none() {
+                    found.worlds.push((after, next as u32, *step));
+                    if let Some(rule) = after.broken {
+                        found.broken = Some((rule, found.worlds.len() as u32 - 1));
+                        return found;
+                    }
+                }
+            }
+            next += 1;
+        }
+        found.complete = true;
+        found
+    }
+
+    fn tell(&self, found: &Explored) -> String {
+        use std::fmt::Write;
+        let Some((rule, mut at)) = found.broken else { return String::new() };
+        let mut path = vec![at];
+        while at != 0 {
+            at = found.worlds[at as usize].1;
+            path.push(at);
+        }
+        let mut text = format!("{rule:?}\n");
+        for at in path.into_iter().rev() {
+            let (world, _, step) = &found.worlds[at as usize];
+            let _ = match step {
+                Step::Tell(_, Input::Message(letter)) => writeln!(text, "{:?}", self.cores.letter(*letter)),
+                Step::Change(history) => writeln!(text, "Change {:?}", self.cores.history(*history).chains.last()),
+                step => writeln!(text, "{step:?}"),
+            };
+            for slot in 0..SLOTS {
+                let _ = writeln!(text, "    {slot}: {:?} {}", self.view(world, slot), world.expired[slot]);
+            }
+        }
+        text
     }
 }
 
 #[test]
 fn measure() {
-    let var = |name: &str, default: u8| std::env::var(name).map_or(default, |v| v.parse().unwrap());
+    let var = |name: &str, default: usize| std::env::var(name).map_or(default, |v| v.parse().unwrap());
     let scope = Scope {
-        commands: var("M_COMMANDS", 1),
-        failures: var("M_FAILURES", 1),
-        joins: var("M_JOINS", 0) > 0,
+        commands: var("M_COMMANDS", 1) as u8,
+        failures: var("M_FAILURES", 1) as u8,
+        founding: var("M_FOUNDING", 3),
+        joiner: [Joiner::Nobody, Joiner::Another, Joiner::NextLife][var("M_JOINS", 0)],
         closed_loop: var("M_CLOSED", 0) > 0,
-        asks: var("M_ASKS", 0),
+        asks: var("M_ASKS", 0) as u8,
         resend: var("M_RESEND", 0) > 0,
-        lean: var("M_LEAN", 1),
+        lean: var("M_LEAN", 1) as u8,
     };
     let began = std::time::Instant::now();
-    let checker = Reconfiguration::new(Bugs::default(), scope)
-        .checker()
-        .timeout(std::time::Duration::from_secs(var("M_TIMEOUT", 100).into()))
-        .spawn_bfs()
-        .join();
+    let one = std::env::var("M_BUG").ok().map(|name| *Bug::ALL.iter().find(|bug| format!("{bug:?}") == name).unwrap());
+    let (mut model, start) = Reconfiguration::new(Bugs { one }, scope);
+    let found = model.explore(start, var("M_LIMIT", 5_000_000));
     println!(
-        "{scope:?}: {} unique, {} states, depth {}, done {}, {:?}, sizes {:?}",
-        checker.unique_state_count(),
-        checker.state_count(),
-        checker.max_depth(),
-        checker.is_done(),
+        "{one:?} {scope:?}: {} worlds, {} steps, depth {}, complete {}, {:?}, sizes {:?}",
+        found.worlds.len(),
+        found.steps,
+        found.depth,
+        found.complete,
         began.elapsed(),
-        checker.model().cores.lock().unwrap().sizes()
+        model.cores.sizes()
     );
-    let cores = checker.model().cores.lock().unwrap();
-    let mut found = None;
-    drop(cores);
-    for (name, path) in checker.discoveries() {
-        println!("{name}: {} steps", path.clone().into_vec().len());
-        found = Some((name, path));
-    }
-    let cores = checker.model().cores.lock().unwrap();
-    if let Some((_, path)) = found {
-        for (world, step) in path.into_vec() {
-            let chain = &cores.history(world.history).chains.last().unwrap();
-            println!(
-                "  decided {:?} known {} epoch {:?} expired {:?}",
-                world.decided, world.known, chain, world.expired
-            );
-            for slot in 0..SLOTS {
-                println!("    {slot}: {:?}", world.view(&cores, slot));
-            }
-            match step {
-                Some(Step::Tell(_, Input::Message(letter))) => println!("{:?}", cores.letter(letter)),
-                step => println!("{step:?}"),
-            }
+    if var("M_STATS", 0) > 0 {
+        use std::collections::HashSet;
+        let count =
+            |f: &dyn Fn(&World) -> Vec<u32>| found.worlds.iter().map(|(w, _, _)| f(w)).collect::<HashSet<_>>().len();
+        println!("cores {}", count(&|w| w.cores.to_vec()));
+        println!("mail {}", count(&|w| vec![w.mail]));
+        println!("cores, mail {}", count(&|w| [&w.cores[..], &[w.mail]].concat()));
+        println!("cores, mail, history {}", count(&|w| [&w.cores[..], &[w.mail, w.history]].concat()));
+        println!(
+            "leases {}",
+            count(&|w| vec![w.lessor, u32::from(w.known), u32::from_le_bytes(w.expired.map(u8::from))])
+        );
+        println!(
+            "without leases {}",
+            count(&|w| {
+                [
+                    &w.cores[..],
+                    &[
+                        w.mail,
+                        w.history,
+                        w.offered.into(),
+                        w.decided.len.into(),
+                        w.decided.at(0).into(),
+                        w.decided.at(1).into(),
+                    ],
+                ]
+                .concat()
+            })
+        );
+        println!(
+            "without history, leases {}",
+            count(&|w| {
+                [
+                    &w.cores[..],
+                    &[w.mail, w.offered.into(), w.decided.len.into(), w.decided.at(0).into(), w.decided.at(1).into()],
+                ]
+                .concat()
+            })
+        );
+        for slot in 0..SLOTS {
+            println!("core {slot} {}", count(&|w| vec![w.cores[slot]]));
         }
+    }
+    if var("M_TELL", 0) > 0 {
+        println!("{}", model.tell(&found));
+    } else if let Some((rule, _)) = found.broken {
+        println!("  {rule:?}");
+    }
+    if var("M_LETTERS", 0) > 0 {
+        model.cores.print();
     }
 }

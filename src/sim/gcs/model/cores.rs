@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use crate::base::Rank;
 use crate::gcs::{
-    Action, Address, Beat, Blob, Body, Bug, Bugs, ChainConfig, ClientId, Command, Directory, Epoch, Found, Granter,
-    Key, Message, Op, Options, Query, Replica, ReplicaId, ShardId, Table, Timing,
+    Action, Address, Beat, Blob, Body, Bug, Bugs, ChainConfig, Change, ClientId, Command, Directory, Epoch, Found,
+    Granter, Key, Message, Op, Options, Query, Replica, ReplicaId, ShardId, Table, Timing,
 };
 
 /// The ranks: those of the first chain and the one that may join.
@@ -29,17 +29,17 @@ const TIMING: Timing =
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Order {
     pub len: u8,
-    commands: u64,
+    commands: u32,
 }
 
 impl Order {
     fn of(bytes: &[u8]) -> Order {
-        let commands = bytes.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte));
+        let commands = bytes.iter().rev().fold(0, |all, byte| all << 8 | u32::from(*byte));
         Order { len: bytes.len() as u8, commands }
     }
 
     pub fn at(self, place: u8) -> u8 {
-        (self.commands >> (8 * u64::from(place))) as u8
+        self.commands.checked_shr(8 * u32::from(place)).unwrap_or(0) as u8
     }
 
     pub fn begins(self, longer: Order) -> bool {
@@ -58,6 +58,7 @@ pub enum Read {
 /// What a replica shows.
 #[derive(Clone, Copy, Debug)]
 pub struct View {
+    pub id: ReplicaId,
     pub epoch: u64,
     pub retired: bool,
     pub last: u64,
@@ -66,6 +67,7 @@ pub struct View {
     pub linked: bool,
     pub may_lead: bool,
     pub is_head: bool,
+    pub is_tail: bool,
     /// While its lease runs, and after.
     pub reads: [Read; 2],
 }
@@ -113,7 +115,7 @@ pub struct History {
     pub chains: Vec<ChainConfig>,
     directory: Directory,
     pub failures: u8,
-    joined: bool,
+    pub kinds: Vec<Change>,
 }
 
 /// The granting side of leases.
@@ -143,18 +145,31 @@ impl<T: Hash + Eq> Numbered<T> {
     }
 }
 
+/// Who may join.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Joiner {
+    Nobody,
+    /// A rank that was in no chain.
+    Another,
+    /// The next life of a rank that was removed and has ended.
+    NextLife,
+}
+
 pub struct Cores {
     bugs: Bugs,
-    joins: bool,
+    joiner: Joiner,
+    founding: usize,
     closed_loop: bool,
+    retired: [Option<u32>; SLOTS],
     replicas: Numbered<Replica>,
     views: Vec<View>,
     letters: Numbered<Letter>,
     histories: Numbered<History>,
     changes: HashMap<u32, Arc<Vec<u32>>>,
     lessors: Numbered<Lessor>,
+    mails: Numbered<Vec<u32>>,
     turns: HashMap<(u32, Input, bool), Arc<Effect>>,
-    grants: HashMap<(u32, u32, u8, usize, u64), (u32, bool)>,
+    grants: HashMap<(u32, u32, u8, ReplicaId, u64), (u32, bool)>,
 }
 
 pub fn id(slot: usize) -> ReplicaId {
@@ -166,35 +181,43 @@ fn key() -> Key {
 }
 
 impl Cores {
-    pub fn new(bugs: Bugs, failures: u8, joins: bool, closed_loop: bool) -> (Cores, [u32; SLOTS], u32, u32, Vec<u32>) {
+    pub fn new(
+        bugs: Bugs,
+        founding: usize,
+        failures: u8,
+        joiner: Joiner,
+        closed_loop: bool,
+    ) -> (Cores, [u32; SLOTS], u32, u32, Vec<u32>) {
         let mut cores = Cores {
             bugs,
-            joins,
+            joiner,
+            founding,
             closed_loop,
+            retired: [None; SLOTS],
             replicas: Numbered::new(),
             views: Vec::new(),
             letters: Numbered::new(),
             histories: Numbered::new(),
             changes: HashMap::new(),
             lessors: Numbered::new(),
+            mails: Numbered::new(),
             turns: HashMap::new(),
             grants: HashMap::new(),
         };
         let chain =
-            ChainConfig { shard: ShardId(0), epoch: Epoch(1), members: (0..3).map(id).collect(), joining: None };
+            ChainConfig { shard: ShardId(0), epoch: Epoch(1), members: (0..founding).map(id).collect(), joining: None };
         let history = History {
             chains: vec![chain.clone()],
             directory: Directory::founded(vec![chain.clone()]),
             failures,
-            joined: false,
+            kinds: Vec::new(),
         };
         let history = cores.histories.number(history);
         let lessor = cores.lessors.number(Lessor { granter: Granter::new(NOW, TIMING.hold, true) });
         let mut mail = Vec::new();
         let slots = std::array::from_fn(|slot| {
-            let options =
-                Options { me: id(slot), shard: ShardId(0), quorum: vec![QUORUM], timing: TIMING, durable: false, bugs };
-            if slot == 3 {
+            let options = cores.options(id(slot));
+            if slot >= founding {
                 return cores.core(Replica::spare(options));
             }
             let mut out = Vec::new();
@@ -219,15 +242,40 @@ impl Cores {
         &self.letters.items[letter as usize]
     }
 
-    pub fn sizes(&self) -> [usize; 4] {
-        [self.replicas.items.len(), self.letters.items.len(), self.histories.items.len(), self.turns.len()]
+    pub fn sizes(&self) -> [usize; 5] {
+        [
+            self.mails.items.len(),
+            self.replicas.items.len(),
+            self.letters.items.len(),
+            self.histories.items.len(),
+            self.turns.len(),
+        ]
+    }
+
+    fn options(&self, me: ReplicaId) -> Options {
+        let quorum = vec![QUORUM];
+        Options { me, shard: ShardId(0), quorum, timing: TIMING, durable: false, bugs: self.bugs }
+    }
+
+    /// The next life of a rank, which knows nothing.
+    pub fn next_life(&mut self, of: ReplicaId) -> u32 {
+        self.core(Replica::spare(self.options(ReplicaId { incarnation: of.incarnation + 1, ..of })))
     }
 
     fn core(&mut self, replica: Replica) -> u32 {
+        // All who know that they were removed are alike: they do nothing.
+        if replica.is_retired()
+            && let Some(core) = self.retired[replica.id().rank.index()]
+        {
+            return core;
+        }
         let number = self.replicas.number(replica);
         if number as usize == self.views.len() {
             let view = self.look(&self.replicas.items[number as usize]);
             self.views.push(view);
+            if view.retired {
+                self.retired[view.id.rank.index()] = Some(number);
+            }
         }
         number
     }
@@ -241,6 +289,9 @@ impl Cores {
         };
         let reads = [NOW, LATE].map(|now| {
             let (mut replica, mut out) = (replica.clone(), Vec::new());
+            if !replica.may_read(now) {
+                return Read::Refuses;
+            }
             self.tell(&mut replica, Input::Query, now, &mut out);
             let mut read = Read::Asks;
             for action in out {
@@ -253,6 +304,7 @@ impl Cores {
             if replica.is_retired() { Read::Refuses } else { read }
         });
         View {
+            id: replica.id(),
             epoch: replica.epoch().0,
             retired: replica.is_retired(),
             last: replica.last().0,
@@ -261,6 +313,7 @@ impl Cores {
             linked: replica.is_linked(),
             may_lead: replica.may_lead(),
             is_head: replica.chain().is_some_and(|chain| chain.head() == Some(replica.id())),
+            is_tail: replica.chain().is_some_and(|chain| chain.tail() == Some(replica.id())),
             reads,
         }
     }
@@ -272,8 +325,9 @@ impl Cores {
         }
         let mut replica = Replica::clone(&self.replicas.items[core as usize]);
         let mut out = Vec::new();
-        self.tell(&mut replica, input, if expired { LATE } else { NOW }, &mut out);
-        replica.flush(NOW, &mut out);
+        let now = if expired { LATE } else { NOW };
+        self.tell(&mut replica, input, now, &mut out);
+        replica.flush(now, &mut out);
         let slot = replica.id().rank.index();
         let effect = Arc::new(self.effect(slot, replica, out));
         self.turns.insert((core, input, expired), Arc::clone(&effect));
@@ -303,7 +357,7 @@ impl Cores {
                 let body = Body::Queries(reader, vec![(1, Query::Get(vec![key()]))]);
                 replica.receive(now, Address::Client(reader.rank), Message { shard, epoch, body }, out);
             }
-            Input::Resend => replica.tick(NOW),
+            Input::Resend => replica.tick(LATE),
             Input::Grant => {
                 let body = Body::Grant { to: replica.id(), echo: NOW };
                 replica.receive(NOW, Address::Quorum(QUORUM), Message { shard, epoch, body }, out);
@@ -352,20 +406,23 @@ impl Cores {
                 next.push((members, now.joining.filter(stays), there as u8));
             }
         }
+        let fresh: Vec<ReplicaId> = match self.joiner {
+            Joiner::Nobody => Vec::new(),
+            Joiner::Another => vec![id(self.founding)],
+            Joiner::NextLife => (0..self.founding).map(|slot| ReplicaId { incarnation: 2, ..id(slot) }).collect(),
+        };
         match now.joining {
             Some(joining) => next.push(([&now.members[..], &[joining]].concat(), None, 0)),
-            None if self.joins && !before.joined => next.push((now.members.clone(), Some(id(3)), 0)),
-            None => {}
+            None if before.kinds.contains(&Change::Joins) => {}
+            None => next.extend(fresh.into_iter().map(|fresh| (now.members.clone(), Some(fresh), 0))),
         }
         let mut changes = Vec::new();
         for (members, joining, failures) in next {
             let chain = ChainConfig { shard: ShardId(0), epoch: Epoch(now.epoch.0 + 1), members, joining };
             let mut after = History::clone(&before);
-            if after.directory.apply(&chain).is_err() {
-                continue;
-            }
+            let Ok(kind) = after.directory.apply(&chain) else { continue };
             after.failures -= failures;
-            after.joined |= joining.is_some();
+            after.kinds.push(kind);
             after.chains.push(chain);
             changes.push(self.histories.number(after));
         }
@@ -376,13 +433,13 @@ impl Cores {
 
     /// A replica's beat at a member of the quorum that knows the chain of this
     /// epoch: whether it is answered by a grant.
-    pub fn beat(&mut self, lessor: u32, history: u32, known: u8, slot: usize, epoch: u64) -> (u32, bool) {
-        let asked = (lessor, history, known, slot, epoch);
+    pub fn beat(&mut self, lessor: u32, history: u32, known: u8, from: ReplicaId, epoch: u64) -> (u32, bool) {
+        let asked = (lessor, history, known, from, epoch);
         if let Some(answer) = self.grants.get(&asked) {
             return *answer;
         }
         let mut granter = self.lessors.items[lessor as usize].granter.clone();
-        let beat = Beat { from: id(slot), sent: NOW, received: None, linked: false, restored: None };
+        let beat = Beat { from, sent: NOW, received: None, linked: false, restored: None };
         let chain = &self.histories.items[history as usize].chains[usize::from(known) - 1];
         let granted = granter.grant(NOW, chain, Epoch(epoch), &beat, TIMING.hold, self.bugs);
         let answer = (self.lessors.number(Lessor { granter }), granted);
@@ -395,8 +452,20 @@ impl Cores {
         self.lessors.number(Lessor { granter: Granter::new(NOW, TIMING.hold, true) })
     }
 
-    pub fn has(&self, bug: Bug) -> bool {
-        self.bugs.has(bug)
+    pub fn print(&self) {
+        for letter in &self.letters.items {
+            println!("{} -> {} epoch {}: {:?}", letter.from, letter.to, letter.message.epoch.0, letter.message.body);
+        }
+    }
+
+    /// Letters that lie about, by their number.
+    pub fn mail(&self, mail: u32) -> &[u32] {
+        &self.mails.items[mail as usize]
+    }
+
+    /// Letters in the order of their numbers.
+    pub fn lay_out(&mut self, letters: Vec<u32>) -> u32 {
+        self.mails.number(letters)
     }
 
     /// Whether a message means nothing to its receiver, now and ever after.
