@@ -14,7 +14,7 @@ use crate::base::limits::{GCS_DEADLINE, GCS_RANK_DETECTION};
 use crate::base::{JobId, Rank};
 use crate::gcs::{
     Action, Address, Bugs, ChainConfig, Client, ClientId, ClientOptions, Epoch, Key, Member, MemberAction, MemberOptions, Message,
-    Nanos, Op, Options, Packet, Replica, ReplicaId, ShardId, Table, Timing, encode_message,
+    Nanos, Op, Options, Packet, Recovered, Replica, ReplicaId, ShardId, Table, Timing, encode_message,
 };
 use crate::node::registry::TaskEntry;
 use crate::sync::Task;
@@ -96,15 +96,18 @@ impl Gcs {
     /// In words, if what is there cannot be used.
     pub fn new(me: Rank, setup: Setup, started: Instant, home: Option<Home>) -> Result<Gcs, String> {
         let timing = Timing::for_detection(GCS_RANK_DETECTION.as_nanos() as Nanos);
-        let Setup { replicas, quorum, chains, life } = setup;
+        let Setup { replicas, quorum, chains, life, has_past } = setup;
         let mut decisions = Vec::new();
         let mut saved = None;
         let mut quorum_disk = None;
         let mut is_member = quorum.contains(&me);
+        // All ranks have their part of the folder before any of them keeps
+        // something there.
+        let is_lost = home.as_ref().is_some_and(|home| home.life() == 1 && life > 1 && has_past);
         if let Some(home) = home.as_ref().filter(|_| is_member) {
             // What this rank has promised as a member in earlier runs is lost:
             // it must not promise anything else.
-            is_member = home.life() > 1 || life == 1;
+            is_member = !is_lost;
             if is_member {
                 let (disk, log) = QuorumDisk::open(home).map_err(|error| error.to_string())?;
                 (quorum_disk, saved) = (Some(disk), log);
@@ -177,6 +180,12 @@ impl Gcs {
                 Some(recovered) => Replica::restored(options, recovered),
                 None if chain.position(options.me).is_some() => {
                     Replica::founding(options, chain.clone(), 0, &mut actions)
+                }
+                // An earlier run ended before the state with which this member of
+                // the first chain begins was on disk: nothing was ever committed
+                // with it, and it still begins with that.
+                None if disk.is_some() && !is_lost && chain.position(ReplicaId { incarnation: 1, ..options.me }).is_some() => {
+                    Replica::restored(options, Recovered { owner: 1, ..Recovered::default() })
                 }
                 None => Replica::spare(options),
             };
