@@ -119,6 +119,10 @@ pub struct Node {
     pub(super) asked: AtomicBool,
     /// More threads than cores on this host: spinning takes from others.
     pub(super) oversubscribed: bool,
+    /// Operations of this rank on the control store are under way, and not more
+    /// than there are workers: one after the other, so it matters how long each
+    /// takes.
+    pub(super) awaits_control: AtomicBool,
     /// Which ranks are gone.
     lost: Box<[AtomicBool]>,
     pub(super) stacks: AtomicU32,
@@ -171,6 +175,7 @@ impl Node {
             stopping: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             oversubscribed,
+            awaits_control: AtomicBool::new(false),
             lost: (0..size).map(|_| AtomicBool::new(false)).collect(),
             stacks: AtomicU32::new(0),
             spread: AtomicU32::new(0),

@@ -550,6 +550,8 @@ impl State {
         self.core.gcs.outgoing = outgoing;
         self.core.tables_read(node);
         node.service.control_due(due);
+        let awaits = (1..=node.workers.len()).contains(&self.core.gcs.under_way());
+        node.awaits_control.store(awaits, Ordering::Relaxed);
         if let Some(why) = self.core.gcs.failed.take() {
             node.end(Ended { status: 1, reason: Some(format!("{}: {why}", node.rank)) });
         }

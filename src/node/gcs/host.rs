@@ -272,6 +272,11 @@ impl Gcs {
         self.touch_all();
     }
 
+    /// How many operations of this rank are under way.
+    pub fn under_way(&self) -> usize {
+        self.waiting.operations()
+    }
+
     /// What is due by time alone is to be done.
     pub fn tick(&mut self) {
         self.touch_all();

@@ -113,6 +113,11 @@ impl Waiting {
         }
     }
 
+    /// How many operations there are, besides watches.
+    pub fn operations(&self) -> usize {
+        self.operations.len()
+    }
+
     /// Passes on what the client was told; whether it was for one of these.
     pub fn notice(&mut self, notice: Notice) {
         match notice {
