@@ -103,7 +103,12 @@ impl Replica {
         let has = if self.options.durable { self.last.min(self.synced) } else { self.last };
         if !self.linked && self.complete && self.link_target.is_some_and(|target| has >= target) {
             self.linked = true;
-            self.proven |= self.position().is_some();
+            if self.position().is_some() && !self.proven {
+                self.proven = true;
+                if self.options.durable {
+                    self.log_bytes = usize::MAX;
+                }
+            }
             self.turn.beat_due = true;
         }
     }

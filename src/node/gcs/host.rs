@@ -42,6 +42,8 @@ pub(in crate::node) struct Gcs {
     waiting: Waiting,
     functions: Functions,
     pending: bool,
+    /// Operations that wait for the next turn.
+    gathered: usize,
     /// Why this rank cannot go on.
     pub failed: Option<String>,
     /// What has been decided, for the log.
@@ -79,6 +81,9 @@ impl Outgoing {
         self.bytes.clear();
     }
 }
+
+/// Operations that wait for a turn; one more, and there is one.
+const GATHERED_MAX: usize = 64;
 
 /// Incarnations of one life of the job: more than a rank can be removed in it.
 const INCARNATIONS: u32 = 1 << 12;
@@ -147,6 +152,7 @@ impl Gcs {
             waiting: Waiting::default(),
             functions: Functions::default(),
             pending: true,
+            gathered: 0,
             failed: None,
             decisions,
             home,
@@ -271,12 +277,21 @@ impl Gcs {
         self.touch_all();
     }
 
-    /// An operation of this rank.
+    /// An operation of this rank. While others are under way it waits for the
+    /// next turn, which comes with their answers at the latest, so that many go
+    /// out as one message.
     pub fn ask(&mut self, request: ControlRequest, task: Task) {
         let now = self.now();
-        self.waiting.ask(&mut self.client, now, request, task);
         self.client_touched = true;
-        self.pending = true;
+        self.gathered += 1;
+        self.pending |= self.client.under_way() == 0 || self.gathered >= GATHERED_MAX;
+        self.waiting.ask(&mut self.client, now, request, task);
+    }
+
+    /// A turn begins: what was asked for since the last one goes out with it.
+    #[inline]
+    pub fn begin_turn(&mut self) {
+        self.pending |= self.gathered > 0;
     }
 
     /// Writes who this rank is, and rank 0 the job.
@@ -336,6 +351,7 @@ impl Gcs {
             }
         }
         self.pending = false;
+        self.gathered = 0;
         self.now = None;
         self.next_due()
     }

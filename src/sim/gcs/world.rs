@@ -11,7 +11,7 @@ use super::workload::{Seen, User, Watched, keys};
 use crate::base::Rank;
 use crate::base::rng::Rng;
 use crate::gcs::{
-    Action, Address, Body, Bugs, ChainConfig, ClientId, ConsensusMessage, DiskEvent, Epoch, Member, MemberAction,
+    Action, Address, Body, Bug, Bugs, ChainConfig, ClientId, ConsensusMessage, DiskEvent, Epoch, Member, MemberAction,
     MemberOptions, Message, Options, QuorumLog, Replica, ReplicaId, Seq, ShardId, founding_chains, recover,
 };
 
@@ -39,7 +39,6 @@ pub fn play(plan: &Plan) -> Report {
     world.report
 }
 
-const MEMBERS: u32 = 3;
 const FIRST_CLIENT: u32 = 100;
 /// The shortest turn of a server that has something to do by itself.
 const TURN: u64 = 5 * US;
@@ -58,6 +57,9 @@ pub struct World {
     pub servers: Vec<Server>,
     pub users: Vec<User>,
     cut: BTreeSet<(Rank, Rank)>,
+    /// Whoever is at the first rank has done with its connection with the
+    /// process of this number at the second.
+    closed: BTreeSet<(Rank, Rank, u32)>,
     founding: Vec<ChainConfig>,
     /// The latest chain of each shard that was decided.
     pub latest: Vec<ChainConfig>,
@@ -74,20 +76,19 @@ pub struct World {
 #[derive(Debug)]
 enum Event {
     Deliver {
+        way: Way,
         from: Address,
         to: Address,
         message: Message,
     },
     Consensus {
-        from: Rank,
-        to: Rank,
+        way: Way,
         message: Box<ConsensusMessage>,
     },
     Wake(usize),
     Flush(usize),
-    /// Whoever is at the first rank sees that its connection with the second
-    /// has ended.
-    Ended(Rank, Rank),
+    /// The receiver sees that its connection with the sender has ended.
+    Ended(Way),
     DiskDone {
         server: usize,
         shard: usize,
@@ -95,11 +96,21 @@ enum Event {
     },
     Think(usize),
     Fault,
+    Restart(usize),
+}
+
+/// A connection, in one direction: from which process to which.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    from: (Rank, u32),
+    to: (Rank, u32),
 }
 
 pub struct Server {
     rank: Rank,
     up: bool,
+    /// Counts the processes that there were.
+    process: u32,
     life: u32,
     pub replicas: Vec<Replica>,
     seen_applied: Vec<Seq>,
@@ -136,6 +147,7 @@ impl World {
             servers: Vec::new(),
             users: Vec::new(),
             cut: BTreeSet::new(),
+            closed: BTreeSet::new(),
             latest: founding.clone(),
             answered: vec![Epoch(0); founding.len()],
             truth: founding.iter().map(|_| Truth::default()).collect(),
@@ -154,6 +166,7 @@ impl World {
             world.servers.push(Server {
                 rank: Rank(number),
                 up: true,
+                process: 1,
                 life: 1,
                 replicas: Vec::new(),
                 seen_applied: Vec::new(),
@@ -181,7 +194,7 @@ impl World {
 
     fn start_user(&mut self, number: u32, incarnation: u32) {
         let me = ClientId { rank: Rank(FIRST_CLIENT + number), incarnation };
-        let quorum = (0..MEMBERS).map(Rank).collect();
+        let quorum = (0..self.plan.members).map(Rank).collect();
         let user = User::new(&self.plan, me, quorum, self.founding.clone(), self.now);
         match self.users.get_mut(number as usize) {
             Some(place) => *place = user,
@@ -193,7 +206,7 @@ impl World {
     /// its disk, or from nothing.
     fn start_server(&mut self, number: usize) {
         let now = self.servers[number].clock(self.now);
-        let quorum: Vec<Rank> = (0..MEMBERS).map(Rank).collect();
+        let quorum: Vec<Rank> = (0..self.plan.members).map(Rank).collect();
         let bugs = Bugs { one: self.plan.bug };
         let first = self.servers[number].life == 1;
         let rank = self.servers[number].rank;
@@ -246,7 +259,7 @@ impl World {
         Options {
             me: ReplicaId { rank: server.rank, incarnation: server.life },
             shard: ShardId(shard as u16),
-            quorum: (0..MEMBERS).map(Rank).collect(),
+            quorum: (0..self.plan.members).map(Rank).collect(),
             timing: self.plan.timing,
             durable: self.plan.durable,
             bugs: Bugs { one: self.plan.bug },
@@ -274,12 +287,18 @@ impl World {
         self.now = at;
         self.report.events += 1;
         match self.events.remove(&number).expect("an event for each place in the queue") {
-            Event::Deliver { from, to, message } => self.deliver(from, to, message),
-            Event::Consensus { from, to, message } => {
-                let server = &mut self.servers[to.index()];
-                if let Some(member) = server.member.as_mut().filter(|_| !self.cut.contains(&(from, to))) {
-                    member.consensus(*message);
-                    self.touch(to.index());
+            Event::Deliver { way, from, to, message } => {
+                if self.arrives(way) {
+                    self.deliver(from, to, message);
+                }
+            }
+            Event::Consensus { way, message } => {
+                if self.arrives(way) {
+                    let number = way.to.0.index();
+                    if let Some(member) = &mut self.servers[number].member {
+                        member.consensus(*message);
+                        self.touch(number);
+                    }
                 }
             }
             Event::Wake(number) => {
@@ -295,13 +314,14 @@ impl World {
                     self.flush(number);
                 }
             }
-            Event::Ended(at, of) => self.ended(at, of),
+            Event::Ended(way) => self.ended(way, true),
             Event::Flush(number) => self.flush(number),
             Event::DiskDone { server, shard, life } => self.disk_done(server, shard, life),
             Event::Think(number) => {
                 self.think(number);
                 self.after(self.plan.idle_ns, Event::Think(number));
             }
+            Event::Restart(number) => self.restart(number),
             Event::Fault => {
                 if self.faults_on {
                     self.fault();
@@ -312,10 +332,41 @@ impl World {
         true
     }
 
-    fn deliver(&mut self, from: Address, to: Address, message: Message) {
-        if self.cut.contains(&(rank_of(from), rank_of(to))) {
-            return;
+    /// The process at a rank now.
+    fn process(&self, rank: Rank) -> u32 {
+        match rank.0.checked_sub(FIRST_CLIENT) {
+            Some(client) => self.users[client as usize].client.id().incarnation,
+            // Whoever is not there yet will be the first.
+            None => self.servers.get(rank.index()).map_or(1, |server| server.process),
         }
+    }
+
+    fn is_up(&self, rank: Rank) -> bool {
+        match rank.0.checked_sub(FIRST_CLIENT) {
+            Some(client) => self.users[client as usize].alive,
+            None => self.servers[rank.index()].up,
+        }
+    }
+
+    fn way(&self, from: Rank, to: Rank) -> Way {
+        Way { from: (from, self.process(from)), to: (to, self.process(to)) }
+    }
+
+    /// Whether what was sent on this way gets there. Who hears of a later process
+    /// has seen the end of the one before.
+    fn arrives(&mut self, way: Way) -> bool {
+        let Way { from: (from, sender), to: (to, receiver) } = way;
+        let lost = self.cut.contains(&(from, to)) || self.closed.contains(&(to, from, sender));
+        if lost || receiver != self.process(to) || !self.is_up(to) {
+            return false;
+        }
+        for before in 1..sender {
+            self.ended(Way { from: (from, before), ..way }, true);
+        }
+        true
+    }
+
+    fn deliver(&mut self, from: Address, to: Address, message: Message) {
         match to {
             Address::Replica(rank) => {
                 let Some(server) = self.servers.get_mut(rank.index()).filter(|server| server.up) else { return };
@@ -415,19 +466,23 @@ impl World {
         }
     }
 
-    /// Whoever is at a rank sees the end of its connection with another.
-    fn ended(&mut self, at: Rank, of: Rank) {
+    /// The receiver on a way sees that there is no more to come, or has closed it
+    /// itself: then the other side still counts what it was granted.
+    fn ended(&mut self, way: Way, by_the_other: bool) {
+        let Way { from: (of, process), to: (at, receiver) } = way;
+        if receiver != self.process(at) || !self.is_up(at) || !self.closed.insert((at, of, process)) {
+            return;
+        }
         if let Some(number) = at.0.checked_sub(FIRST_CLIENT) {
             self.users[number as usize].client.ended(self.now, of);
             return self.think(number as usize);
         }
         let server = &mut self.servers[at.index()];
-        if server.up {
-            let now = server.clock(self.now);
-            server.replicas.iter_mut().for_each(|replica| replica.ended(now, of));
-            server.member.iter_mut().for_each(|member| member.ended(now, of));
-            self.touch(at.index());
-        }
+        let now = server.clock(self.now);
+        server.replicas.iter_mut().for_each(|replica| replica.ended(now, of));
+        let told = by_the_other || self.plan.bug == Some(Bug::ForgetUncertain);
+        server.member.iter_mut().filter(|_| told).for_each(|member| member.ended(now, of));
+        self.touch(at.index());
     }
 
     /// Does what a replica wants, and looks at what it has become.
@@ -488,7 +543,7 @@ impl World {
                     self.report.control_bytes += postcard::to_stdvec(&message).map_or(0, |bytes| bytes.len() as u64);
                     for delay in self.delays(rank, to) {
                         let message = Box::new(message.clone());
-                        self.after(delay, Event::Consensus { from: rank, to, message });
+                        self.after(delay, Event::Consensus { way: self.way(rank, to), message });
                     }
                 }
             }
@@ -530,8 +585,9 @@ impl World {
         if control {
             self.report.control_bytes += postcard::to_stdvec(&message).map_or(0, |bytes| bytes.len() as u64);
         }
+        let way = self.way(rank_of(from), rank_of(to));
         for delay in self.delays(rank_of(from), rank_of(to)) {
-            self.after(delay, Event::Deliver { from, to, message: message.clone() });
+            self.after(delay, Event::Deliver { way, from, to, message: message.clone() });
         }
     }
 
@@ -542,7 +598,7 @@ impl World {
         if from == to {
             return vec![US];
         }
-        if self.cut.contains(&(from, to)) {
+        if self.cut.contains(&(from, to)) || self.closed.contains(&(from, to, self.process(to))) {
             return delays;
         }
         let bad = self.healed_at.is_none();
@@ -581,13 +637,7 @@ impl World {
     /// A server's process ends, and everybody sees the end of the connection.
     pub fn end(&mut self, number: usize) {
         self.kill(number);
-        let of = self.servers[number].rank;
-        let servers = self.servers.iter().filter(|server| server.up).map(|server| server.rank);
-        let clients = (0..self.plan.clients).map(|client| Rank(FIRST_CLIENT + client));
-        for at in servers.chain(clients).collect::<Vec<_>>() {
-            let delay = self.rng.below(100 * US as usize) as u64;
-            self.after(delay, Event::Ended(at, of));
-        }
+        self.end_connections(self.servers[number].rank, 100 * US);
     }
 
     /// Whether every chain is whole again after `epoch` and every client knows it.
@@ -612,7 +662,7 @@ impl World {
 
     fn fault(&mut self) {
         let number = self.rng.below(self.servers.len());
-        match self.rng.below(12) {
+        match self.rng.below(15) {
             0..3 if self.plan.crashes => self.crash(number),
             3..5 if self.plan.crashes => self.restart(number),
             5..8 if self.plan.partitions => self.partition(number),
@@ -623,26 +673,121 @@ impl World {
                 let number = self.rng.below(self.users.len());
                 self.crash_user(number);
             }
+            12..14 if self.plan.closes => self.close(number),
+            14 if self.plan.job_restarts => self.restart_job(),
             _ => {}
         }
     }
 
+    /// A process has connections only with those that are there.
+    fn begin_connections(&mut self, at: Rank) {
+        self.closed.retain(|(who, ..)| *who != at);
+        let clients = (0..self.plan.clients).map(|client| Rank(FIRST_CLIENT + client));
+        for of in (0..self.plan.servers).map(Rank).chain(clients) {
+            let past = self.process(of) + u32::from(!self.is_up(of));
+            self.closed.extend((1..past).map(|process| (at, of, process)));
+        }
+    }
+
+    /// All others see soon that a process has ended.
+    fn end_connections(&mut self, of: Rank, within: u64) {
+        let clients = (0..self.plan.clients).map(|client| Rank(FIRST_CLIENT + client));
+        let ranks = (0..self.plan.servers).map(Rank).chain(clients).filter(|at| *at != of);
+        for at in ranks.collect::<Vec<_>>() {
+            let delay = self.rng.below(within as usize) as u64;
+            self.after(delay, Event::Ended(self.way(of, at)));
+        }
+    }
+
+    /// One of two servers closes the connection between them, for this life of
+    /// both. It drops what it was granted, the other sees the end.
+    fn close(&mut self, number: usize) {
+        let other = self.rng.below(self.servers.len());
+        let (at, of) = (self.servers[number].rank, self.servers[other].rank);
+        let closed = self.closed.contains(&(at, of, self.process(of)));
+        if at == of || closed || !self.is_up(at) || !self.is_up(of) {
+            return;
+        }
+        for server in &mut self.servers {
+            server.troubled_at = Some(self.now);
+        }
+        self.ended(self.way(of, at), false);
+        if self.rng.below(4) > 0 {
+            let delay = self.rng.below(500 * US as usize) as u64;
+            self.after(delay, Event::Ended(self.way(at, of)));
+        }
+    }
+
+    /// Whether a server cannot talk to another for the rest of its life.
+    fn is_apart(&self, at: Rank) -> bool {
+        let apart = |other: Rank| {
+            self.closed.contains(&(at, other, self.process(other)))
+                || self.closed.contains(&(other, at, self.process(at)))
+        };
+        (0..self.plan.servers).map(Rank).any(apart)
+    }
+
     fn crash_user(&mut self, number: usize) {
+        let rank = Rank(FIRST_CLIENT + number as u32);
+        self.end_connections(rank, MS);
         let user = &mut self.users[number];
         user.crash();
         self.seen.append(&mut user.seen);
         self.watched.append(&mut user.watched);
         let incarnation = user.client.id().incarnation + 1;
         self.start_user(number as u32, incarnation);
+        self.begin_connections(rank);
     }
 
     fn crash(&mut self, number: usize) {
         let keeps_disk = self.plan.durable && self.rng.below(3) > 0;
-        let keeps_member = self.members_wiped > 0 || number >= MEMBERS as usize || self.rng.below(4) > 0;
-        if !self.servers[number].up || !self.may_crash(number, keeps_disk) {
-            return;
+        if self.servers[number].up && self.may_crash(number, keeps_disk) {
+            let may_forget = self.plan.members > 1 && self.members_wiped == 0 && number < self.plan.members as usize;
+            let keeps_member = !may_forget || self.rng.below(4) > 0;
+            self.crash_with(number, keeps_disk, keeps_member);
         }
+    }
+
+    /// All processes of the job end and come back, servers with their disks; but
+    /// of each chain only one must have it.
+    fn restart_job(&mut self) {
+        let keepers: Option<BTreeSet<Rank>> =
+            self.latest.iter().enumerate().map(|(shard, chain)| self.keeper(shard, chain)).collect();
+        let Some(keepers) = keepers else { return };
+        for number in 0..self.servers.len() {
+            let keeps_disk = keepers.contains(&self.servers[number].rank) || self.rng.below(4) > 0;
+            if self.servers[number].up {
+                self.crash_with(number, keeps_disk, true);
+            } else if !keeps_disk {
+                self.servers[number].disks.iter_mut().for_each(Disk::wipe);
+            }
+            let delay = self.rng.below(2 * MS as usize) as u64;
+            self.after(delay, Event::Restart(number));
+        }
+        (0..self.users.len()).for_each(|number| self.crash_user(number));
+    }
+
+    /// A member of the chain whose disk has all that was acknowledged.
+    fn keeper(&self, shard: usize, chain: &ChainConfig) -> Option<Rank> {
+        chain.members.iter().find(|member| self.is_on_disk(shard, **member)).map(|member| member.rank)
+    }
+
+    /// Whether a member's disk has all that was acknowledged, whoever has it now.
+    fn is_on_disk(&self, shard: usize, member: ReplicaId) -> bool {
+        let server = &self.servers[member.rank.index()];
+        let owner = recover(server.disks[shard].bytes()).owner;
+        let directories = self.servers.iter().filter_map(|server| Some(server.member.as_ref()?.directory()));
+        let shard = ShardId(shard as u16);
+        let latest = directories.max_by_key(|directory| directory.chain(shard).map(|chain| chain.epoch));
+        latest.is_some_and(|directory| directory.is_state_of(shard, member, owner))
+    }
+
+    fn crash_with(&mut self, number: usize, keeps_disk: bool, keeps_member: bool) {
         self.report.crashes += 1;
+        if self.rng.below(4) > 0 {
+            let within = [100 * US, MS, 20 * MS][self.rng.below(3)];
+            self.end_connections(self.servers[number].rank, within);
+        }
         let server = &mut self.servers[number];
         server.up = false;
         server.replicas.clear();
@@ -672,29 +817,30 @@ impl World {
             let is_good = |member: &ReplicaId| {
                 let troubled = self.servers[member.rank.index()].troubled_at;
                 let touched = self.cut.iter().any(|(a, b)| *a == member.rank || *b == member.rank);
-                let quiet = troubled.is_none_or(|at| self.now > at + QUIET) && !touched;
+                let quiet = troubled.is_none_or(|at| self.now > at + QUIET) && !touched && !self.is_apart(member.rank);
                 holds(member)
                     && quiet
                     && member.rank.index() != number
                     && self.servers[member.rank.index()].replicas[shard].may_lead()
             };
             let on_disk = |member: &ReplicaId| {
-                let server = &self.servers[member.rank.index()];
-                holds(member) || !server.up && recover(server.disks[shard].bytes()).owner > 0
+                let keeps = keeps_disk || member.rank.index() != number;
+                keeps && self.is_on_disk(shard, *member)
             };
             let is_member = chain.members.iter().any(|member| member.rank.index() == number);
-            !is_member
-                || chain.members.iter().any(is_good)
-                || self.plan.durable && keeps_disk && chain.members.iter().all(on_disk)
+            !is_member || chain.members.iter().any(is_good) || self.plan.durable && chain.members.iter().any(on_disk)
         })
     }
 
     fn restart(&mut self, number: usize) {
         if !self.servers[number].up {
             self.servers[number].up = true;
+            self.servers[number].process += 1;
+            self.servers[number].clock_offset = self.rng.next_u64() >> 20;
             self.servers[number].life += 1;
             self.servers[number].flush_due = false;
             self.servers[number].troubled_at = Some(self.now);
+            self.begin_connections(self.servers[number].rank);
             self.start_server(number);
         }
     }
@@ -702,6 +848,9 @@ impl World {
     fn partition(&mut self, number: usize) {
         let rank = self.servers[number].rank;
         let others: Vec<Rank> = (0..self.plan.servers).map(Rank).filter(|other| *other != rank).collect();
+        if others.is_empty() {
+            return;
+        }
         let some = match self.rng.below(3) {
             0 => vec![others[self.rng.below(others.len())]],
             1 => others.iter().copied().filter(|_| self.rng.below(2) == 0).collect(),
@@ -750,6 +899,7 @@ impl World {
         self.healed_at = Some(self.now);
         self.faults_on = false;
         self.mend();
+        self.reconnect();
         for number in 0..self.servers.len() {
             self.servers[number].slow_disk = false;
             if self.servers[number].disks.iter().any(|disk| disk.full) {
@@ -758,6 +908,20 @@ impl World {
             self.restart(number);
         }
         self.users.iter_mut().for_each(|user| user.done_since_heal = 0);
+    }
+
+    /// Whoever has closed a connection for good begins another: only after both
+    /// sides have seen the end.
+    fn reconnect(&mut self) {
+        let ranks: Vec<Rank> = (0..self.plan.servers).map(Rank).collect();
+        for (at, of) in ranks.iter().flat_map(|at| ranks.iter().map(|of| (*at, *of))) {
+            if self.is_up(at) && self.is_up(of) && self.closed.contains(&(at, of, self.process(of))) {
+                self.ended(self.way(at, of), true);
+            }
+        }
+        let open = |(at, of, process): &(Rank, Rank, u32)| *process != self.process(*of) || !self.is_up(*at);
+        let closed = self.closed.iter().copied().filter(open).collect();
+        self.closed = closed;
     }
 
     /// Whether all has been seen. After the faults everything must come to rest.
