@@ -56,8 +56,6 @@ pub struct Member {
     heard: BTreeMap<(ShardId, ReplicaId), Heard>,
     /// Beats that cannot be granted yet, but may be soon.
     waiting: BTreeMap<(ShardId, ReplicaId), (Epoch, Beat)>,
-    /// Leases have ended before their time, so that some of them may be granted.
-    released: bool,
     /// Lives up to these have ended.
     gone: BTreeMap<(ShardId, Rank), u32>,
     /// Who is told of the next chain, until when.
@@ -102,7 +100,6 @@ impl Member {
             decided,
             heard: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            released: false,
             gone: BTreeMap::new(),
             askers: BTreeMap::new(),
             leads_since: None,
@@ -227,7 +224,6 @@ impl Member {
     ///
     /// [`Replica::ended`]: super::Replica::ended
     pub fn ended(&mut self, now: Nanos, rank: Rank) {
-        self.released = true;
         for (shard, granter) in &mut self.granters {
             granter.forget(rank);
             self.freed.insert(*shard);
@@ -273,7 +269,7 @@ impl Member {
     /// When [`tick`](Member::tick) and [`flush`](Member::flush) have something
     /// to do, if nothing comes before.
     pub fn next_due(&self) -> Nanos {
-        if self.released || self.agreement.leads() != self.leads() || self.leads() && !self.due.is_empty() {
+        if !self.freed.is_empty() || self.agreement.leads() != self.leads() || self.leads() && !self.due.is_empty() {
             return 0;
         }
         let check = if self.leads() { self.next_check } else { Nanos::MAX };
@@ -321,12 +317,6 @@ impl Member {
         }
         for shard in std::mem::take(&mut self.freed) {
             self.grant_waiting(now, shard, out);
-        }
-        if std::mem::take(&mut self.released) {
-            let shards: Vec<ShardId> = self.granters.keys().copied().collect();
-            for shard in shards {
-                self.grant_waiting(now, shard, out);
-            }
         }
     }
 

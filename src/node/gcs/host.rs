@@ -83,7 +83,7 @@ impl Outgoing {
 }
 
 /// Operations that wait for a turn; one more, and there is one.
-const GATHERED_MAX: usize = 64;
+const GATHERED_MAX: usize = 256;
 
 /// Incarnations of one life of the job: more than a rank can be removed in it.
 const INCARNATIONS: u32 = 1 << 12;

@@ -151,6 +151,24 @@ impl Plan {
         }
     }
 
+    /// A job of so many ranks on disk, with no fault of its own.
+    pub fn durable(seed: u64, ranks: u32) -> Plan {
+        Plan {
+            seed,
+            servers: ranks,
+            clients: 2,
+            members: if ranks < 3 { 1 } else { 3 },
+            replicas: ranks.min(3) as usize,
+            durable: true,
+            safety_ns: 40 * MS,
+            pipeline: 4,
+            think_ns: 200 * US,
+            idle_ns: 150 * US,
+            watches: true,
+            ..Plan::large(7)
+        }
+    }
+
     /// The same with a deliberate bug.
     pub fn with_bug(self, bug: Bug) -> Plan {
         Plan { bug: Some(bug), ..self }

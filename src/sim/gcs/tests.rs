@@ -115,6 +115,21 @@ fn the_end_of_a_process_is_a_short_pause() {
     println!("longest pause of a client when one of three ends: {} us", longest / 1_000);
 }
 
+/// All processes of a job end at once and come back, clients too; of each chain at
+/// least one with its disk. All that was acknowledged is there, and all goes on.
+#[test]
+fn a_job_comes_back_from_its_disks() {
+    for (ranks, seed) in [1, 2, 3, 5].into_iter().flat_map(|ranks| (0..6).map(move |seed| (ranks, seed))) {
+        let mut world = World::new(Plan::durable(seed, ranks));
+        while world.now < 15 * MS && world.step() {}
+        world.restart_job();
+        assert_eq!(world.report.crashes, ranks, "all had a keeper");
+        world.run();
+        assert_eq!(world.report.violation, None, "{ranks} ranks, seed {seed}");
+        assert!(world.report.operations > 100, "{:?}", world.report);
+    }
+}
+
 /// A thousand ranks, most of them clients with little to do; the head of the
 /// chain ends. Until a spare has taken a place in it and every rank knows.
 #[test]
