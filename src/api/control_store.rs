@@ -214,7 +214,7 @@ impl ControlStore {
     ///     let store = ControlStore::of_job()?;
     ///     let mut watch = store.watch(Table::Names, b"phase/")?;
     ///     store.put(Table::Names, b"phase/1", b"done").wait()?;
-    ///     let changes = watch.next()?;
+    ///     let changes = watch.changes()?;
     ///     assert_eq!(&changes.events[0].key[..], b"phase/1");
     ///     Ok(())
     /// }
@@ -292,7 +292,7 @@ impl Watch {
     ///
     /// # Errors
     /// [`ControlError::NotRunning`] when the runtime ends before there are any.
-    pub fn next(&mut self) -> Result<ControlChanges, ControlError> {
+    pub fn changes(&mut self) -> Result<ControlChanges, ControlError> {
         let next = self.store.ask(ControlRequest::Next(self.id), |answer| match answer {
             ControlAnswer::Changes { events, missed } => {
                 Some(ControlChanges { missed, events: events.into_iter().map(change).collect() })

@@ -21,6 +21,7 @@ pub use reference::{Error, Ref};
 pub use spawn::Options;
 
 pub use crate::base::{ErrorKind, Hop};
+pub use crate::node::Blob;
 
 /// What the attributes expand to. No stable surface.
 #[doc(hidden)]

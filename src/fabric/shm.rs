@@ -30,7 +30,7 @@ const BATCH: usize = 64;
 
 /// Polls between two looks for ended peers: often enough for a spinning rank,
 /// rare enough to cost a spin nothing.
-const LOOK_EVERY: u32 = 4096;
+const LOOK_EVERY: u32 = 256;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"clm-shm1");
 
@@ -87,7 +87,7 @@ impl ShmFabric {
         // depend on them.
         let _ = self.poller.take(|readiness| {
             if let Some(peer) = peers.get_mut(Rank(readiness.token as u32)) {
-                peer.empty_doorbell();
+                peer.empty_doorbell(readiness.ended);
             }
         });
     }
@@ -149,7 +149,7 @@ impl Fabric for ShmFabric {
             maps.push((key, Arc::new(open_region(fd, len).map_err(os("mmap of a region"))?)));
         }
         stream.set_nonblocking(true).map_err(os("connect"))?;
-        self.poller.add(&stream, peer.index()).map_err(os("epoll_ctl"))?;
+        self.poller.add_readable(&stream, peer.index()).map_err(os("epoll_ctl"))?;
 
         self.maps.extend(maps.into_iter().map(|(key, region)| ((peer, key), region)));
         // The creator writes the first half.
@@ -291,11 +291,14 @@ impl Peer {
         let _ = self.stream.write(&[1]);
     }
 
-    fn empty_doorbell(&mut self) {
+    /// Takes what rang. What comes later tells so again, and so does the end,
+    /// unless it was told already: then it is read up to.
+    fn empty_doorbell(&mut self, ended: bool) {
         let mut bytes = [0; 64];
         loop {
             match self.stream.read(&mut bytes) {
                 Ok(0) => break,
+                Ok(n) if n < bytes.len() && !ended => return,
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

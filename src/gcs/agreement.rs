@@ -1,10 +1,11 @@
 //! How the members of the quorum agree on changes, one after the other: through
 //! the consensus library, or alone where there is one member.
 //!
-//! The library counts ticks. They are slow while there is a leader and fast from
-//! the moment when it is lost for certain, or when there has been none yet: then
-//! each tick waits twice as long as the one before, since one that is over before
-//! the others can have answered finds nobody.
+//! When the leader is lost for certain, or there has been none yet, one member
+//! stands at once, the same in the eyes of all. Only if that leads to nothing do
+//! the library's elections begin, which count ticks: these are slow while there is
+//! a leader, and faster without, each a quarter longer than the one before, since
+//! one that is over before the others can have answered finds nobody.
 
 use omnipaxos::errors::ConfigError;
 use omnipaxos::util::{LogEntry, NodeId};
@@ -16,8 +17,12 @@ use super::quorum_log::{QuorumLog, SharedLog};
 /// What members say to each other about what they agree on.
 pub type ConsensusMessage = omnipaxos::messages::Message<ChainConfig>;
 
-/// The first pause between two ticks while there is no leader.
-const HASTE: Nanos = 200_000;
+/// The first pause between two ticks while there is no leader: time enough for
+/// the one that stands, on a busy host.
+const HASTE: Nanos = 3_000_000;
+/// Ticks until the library says again what may be lost. What is said twice and
+/// was not lost makes it begin anew.
+const RESEND_TICKS: u64 = 5;
 /// Changes that are kept before all members are asked whether they have them.
 const CHANGES_KEPT: usize = 64;
 
@@ -55,7 +60,7 @@ impl Agreement {
                 server_config: ServerConfig {
                     pid: number(me),
                     election_tick_timeout: 1,
-                    resend_message_tick_timeout: 1,
+                    resend_message_tick_timeout: RESEND_TICKS,
                     ..ServerConfig::default()
                 },
             };
@@ -70,8 +75,8 @@ impl Agreement {
             members,
             lost: vec![false; members],
             slow,
-            pace: HASTE,
-            next_tick: now + HASTE,
+            pace: HASTE.min(slow),
+            next_tick: now + HASTE.min(slow),
             had_leader: false,
         };
         if agreement.library.as_ref().is_some_and(|library| library.get_current_leader().is_none()) {
@@ -115,7 +120,7 @@ impl Agreement {
     pub(super) fn tick(&mut self, now: Nanos) {
         self.find_pace(now);
         if now >= self.next_tick {
-            self.pace = (2 * self.pace).min(self.slow);
+            self.pace = (self.pace + self.pace / 4).min(self.slow);
             self.next_tick = now + self.pace;
             self.library.iter_mut().for_each(OmniPaxos::tick);
         }
@@ -125,7 +130,7 @@ impl Agreement {
         let has_leader = self.has_leader();
         if self.had_leader != has_leader {
             self.had_leader = has_leader;
-            self.pace = if has_leader { self.slow } else { HASTE };
+            self.pace = if has_leader { self.slow } else { HASTE.min(self.slow) };
             self.next_tick = now + self.pace;
         }
     }
@@ -145,11 +150,10 @@ impl Agreement {
         (leader as usize).checked_sub(1)
     }
 
-    /// Whether there is a leader that this member follows, or is.
+    /// Whether there is a leader, as far as is known; it need not have told this
+    /// member everything yet.
     fn has_leader(&self) -> bool {
-        let follows = self.library.as_ref().and_then(|library| library.get_current_leader());
-        let is_lost = |leader: NodeId| self.lost.get((leader as usize).wrapping_sub(1)).copied().unwrap_or(true);
-        follows.is_some_and(|(leader, accepted)| accepted && !is_lost(leader))
+        self.leader().is_some_and(|leader| self.lost.get(leader) == Some(&false))
     }
 
     /// Whether this member leads.

@@ -25,11 +25,18 @@ pub enum Bug {
     GrantEarly,
     /// A replica vouches for what its disk has not got.
     SkipSync,
+    /// A member of the quorum forgets leases when it has closed a connection
+    /// itself, so that the other side still counts them.
+    ForgetUncertain,
+    /// A replica counts what it is granted after the connection has ended.
+    GrantAfterEnd,
+    /// A tail commits while somebody may still read in an earlier epoch.
+    CommitEarly,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 10] = [
+    pub const ALL: [Bug; 13] = [
         Bug::SkipEpochCheck,
         Bug::ReadDirty,
         Bug::DropLease,
@@ -40,6 +47,9 @@ impl Bug {
         Bug::JoinEarly,
         Bug::GrantEarly,
         Bug::SkipSync,
+        Bug::ForgetUncertain,
+        Bug::GrantAfterEnd,
+        Bug::CommitEarly,
     ];
 }
 

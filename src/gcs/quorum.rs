@@ -64,6 +64,8 @@ pub struct Member {
     proposed: BTreeMap<ShardId, (Epoch, Nanos)>,
     /// Shards whose chains may have to change.
     due: BTreeSet<ShardId>,
+    /// Shards in which what stood against a grant may be gone.
+    freed: BTreeSet<ShardId>,
     next_check: Nanos,
     next_sweep: Nanos,
     /// When the leader is asked for changes that others know of.
@@ -73,6 +75,7 @@ pub struct Member {
 /// What is known of a replica.
 #[derive(Clone, Debug)]
 struct Heard {
+    since: Nanos,
     at: Nanos,
     epoch: Epoch,
     beat: Beat,
@@ -102,6 +105,7 @@ impl Member {
             leads_since: None,
             proposed: BTreeMap::new(),
             due: BTreeSet::new(),
+            freed: BTreeSet::new(),
             next_check: now,
             next_sweep: now,
             catch_up_at: None,
@@ -128,7 +132,11 @@ impl Member {
             Body::Locate if self.askers.len() < GCS_ASKERS_MAX => {
                 self.askers.insert((shard, from), now + self.options.timing.watch);
             }
-            Body::Beat(beat) if !self.is_gone(shard, beat.from) => {
+            Body::Beat(beat) => {
+                if self.is_gone(shard, beat.from) {
+                    // It has found another way here.
+                    self.gone.remove(&(shard, beat.from.rank));
+                }
                 if epoch < chain.epoch {
                     answer(from, chain, out);
                 }
@@ -151,13 +159,14 @@ impl Member {
 
     /// Keeps what a replica says of itself.
     fn note(&mut self, now: Nanos, shard: ShardId, epoch: Epoch, beat: Beat) {
-        let heard = Heard { at: now, epoch, beat };
+        let mut heard = Heard { since: now, at: now, epoch, beat };
         let Some(known) = self.heard.get_mut(&(shard, heard.beat.from)) else {
             self.due.insert(shard);
             self.heard.insert((shard, heard.beat.from), heard);
             return;
         };
         known.at = now;
+        heard.since = known.since;
         if (heard.epoch, heard.beat.sent) >= (known.epoch, known.beat.sent) {
             let is_news = |a: &Heard, b: &Heard| {
                 a.epoch != b.epoch
@@ -217,6 +226,7 @@ impl Member {
     pub fn ended(&mut self, now: Nanos, rank: Rank) {
         for (shard, granter) in &mut self.granters {
             granter.forget(rank);
+            self.freed.insert(*shard);
             let lives = self.heard.range((*shard, FIRST)..=(*shard, LAST)).filter(|((_, id), _)| id.rank == rank);
             let latest = lives.map(|((_, id), _)| id.incarnation).max().unwrap_or(0);
             let latest = latest.max(self.directory.latest_life(*shard, rank));
@@ -259,7 +269,7 @@ impl Member {
     /// When [`tick`](Member::tick) and [`flush`](Member::flush) have something
     /// to do, if nothing comes before.
     pub fn next_due(&self) -> Nanos {
-        if self.agreement.leads() != self.leads() || self.leads() && !self.due.is_empty() {
+        if !self.freed.is_empty() || self.agreement.leads() != self.leads() || self.leads() && !self.due.is_empty() {
             return 0;
         }
         let check = if self.leads() { self.next_check } else { Nanos::MAX };
@@ -303,7 +313,10 @@ impl Member {
         }
         for (before, next) in told {
             self.tell(before, &next, out);
-            self.grant_waiting(now, next.shard, out);
+            self.freed.insert(next.shard);
+        }
+        for shard in std::mem::take(&mut self.freed) {
+            self.grant_waiting(now, shard, out);
         }
     }
 
@@ -363,7 +376,7 @@ impl Member {
         let next = |members: Vec<ReplicaId>, joining| {
             Some(ChainConfig { shard: chain.shard, epoch: Epoch(chain.epoch.0 + 1), members, joining })
         };
-        if let Some(members) = self.revived(chain) {
+        if let Some(members) = self.revived(now, chain, silent) {
             return next(members, None);
         }
         let alive: Vec<ReplicaId> = chain.members.iter().copied().filter(|member| !silent(*member)).collect();
@@ -402,32 +415,51 @@ impl Member {
         latest_lives.into_values().min_by_key(|replica| (busy.contains(&replica.rank), *replica))
     }
 
-    /// The later lives of all members, if all have ended and left their state on
-    /// disk: the one that has most is the head. A member that lives and never got
-    /// all of the state has nothing to add, and cannot get it any more.
-    fn revived(&self, chain: &ChainConfig) -> Option<Vec<ReplicaId>> {
+    /// The later lives of members that have left their state on disk, if no member
+    /// goes on: the one that has most is the head. Each of them has everything
+    /// that was ever acknowledged, for that was on the disks of all. So one would
+    /// do; the others are waited for as long as they may come, since those that
+    /// are not in the chain then must join it from nothing.
+    fn revived(
+        &self,
+        now: Nanos,
+        chain: &ChainConfig,
+        silent: impl Fn(ReplicaId) -> bool,
+    ) -> Option<Vec<ReplicaId>> {
         let mut lives = Vec::new();
+        let mut missing = false;
         for member in &chain.members {
             let first = ReplicaId { rank: member.rank, incarnation: member.incarnation + 1 };
             let last = ReplicaId { rank: member.rank, incarnation: u32::MAX };
-            if let Some((id, heard)) = self.heard.range((chain.shard, first)..=(chain.shard, last)).next_back() {
-                let left_by = heard.beat.restored?;
-                if !self.directory.is_state_of(chain.shard, *member, left_by) {
-                    return None;
+            let later = self.heard.range((chain.shard, first)..=(chain.shard, last)).next_back();
+            if let Some(((_, id), heard)) = later {
+                let is_state = |left_by| self.directory.is_state_of(chain.shard, *member, left_by);
+                if heard.beat.restored.is_some_and(is_state) {
+                    lives.push((heard.beat.received?, heard.since, *id));
                 }
-                lives.push((heard.beat.received?, id.1));
+            } else if silent(*member) {
+                missing = true;
             } else {
+                // One that lives and never got all of the state has nothing to
+                // add, and cannot get it any more.
                 let heard = self.heard.get(&(chain.shard, *member))?;
                 if heard.epoch != chain.epoch || heard.beat.received.is_some() {
                     return None;
                 }
             }
         }
-        lives.sort_by_key(|(received, _)| std::cmp::Reverse(*received));
-        (!lives.is_empty()).then(|| lives.into_iter().map(|(_, id)| id).collect())
+        let since = lives.iter().map(|(_, since, _)| *since).min()?;
+        if missing && now < since + REVIVAL_DETECTIONS * self.options.timing.detection {
+            return None;
+        }
+        lives.sort_by_key(|(received, ..)| std::cmp::Reverse(*received));
+        Some(lives.into_iter().map(|(.., id)| id).collect())
     }
 }
 
+/// For how many detection times disks that may come back are waited for when
+/// others of the chain are there.
+const REVIVAL_DETECTIONS: u64 = 4;
 const FIRST: ReplicaId = ReplicaId { rank: Rank(0), incarnation: 0 };
 const LAST: ReplicaId = ReplicaId { rank: Rank(u32::MAX), incarnation: u32::MAX };
 

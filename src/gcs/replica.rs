@@ -161,10 +161,15 @@ impl Replica {
         replica
     }
 
-    /// A replica that has what an earlier life of this rank left on disk. It answers nobody until the quorum has found that
-    /// no life of the chain goes on, and makes a chain of such replicas.
+    /// A replica that has what an earlier life of this rank left on disk. It
+    /// answers nobody until the quorum has found that no life of the chain goes
+    /// on, and makes a chain of such replicas. What was left before the link of
+    /// that life stood is worth nothing.
     pub fn restored(options: Options, recovered: Recovered) -> Replica {
         let mut replica = Replica::spare(options);
+        if recovered.owner == 0 {
+            return replica;
+        }
         replica.restored = Some(recovered.owner);
         replica.complete = true;
         replica.last = recovered.state.applied();
@@ -314,7 +319,8 @@ impl Replica {
     /// what the quorum's member there has granted counts no more. Must be told
     /// before the connection is closed from this side.
     pub fn ended(&mut self, now: Nanos, rank: Rank) {
-        if let Some(member) = self.options.quorum.iter().position(|member| *member == rank) {
+        let member = self.options.quorum.iter().position(|member| *member == rank);
+        if let Some(member) = member.filter(|_| !self.options.bugs.has(Bug::GrantAfterEnd)) {
             self.lease.revoke(member, now);
         }
         let involved = |chain: &ChainConfig| chain.members.iter().chain(&chain.joining).any(|other| other.rank == rank);
@@ -373,7 +379,7 @@ impl Replica {
             return;
         }
         self.write_log(out);
-        if self.is_open(now) {
+        if self.is_open(now) || self.options.bugs.has(Bug::CommitEarly) {
             self.commit_as_tail();
         }
         self.forward(out);
@@ -528,9 +534,11 @@ impl Replica {
         out.push(Action::Send(to, Message { shard: self.options.shard, epoch: self.epoch(), body }));
     }
 
-    /// The whole state as it goes to a successor or to disk.
+    /// The whole state as it goes to disk, by the name of this life once it is
+    /// all that was ever committed.
     fn snapshot(&self) -> Vec<u8> {
-        log::encode_snapshot(self.options.me.incarnation, &self.state)
+        let owner = if self.proven { self.options.me.incarnation } else { 0 };
+        log::encode_snapshot(owner, &self.state)
     }
 
     /// Why commands cannot be taken, if they cannot.

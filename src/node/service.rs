@@ -24,7 +24,8 @@ const QUIET_TICKS: u32 = 3;
 /// Longest sleep while a worker is awake: how late a task is that a push left
 /// to a searcher who did not see it.
 const LEFTOVER_MAX: Duration = Duration::from_millis(10);
-/// Longest sleep: how late the death of the launcher is seen.
+/// Longest sleep, and between two looks at the launcher: how late its death is
+/// seen.
 const SLEEP_MAX: Duration = Duration::from_millis(200);
 
 /// What the other threads share with the service thread.
@@ -132,12 +133,16 @@ impl Service {
         let mut turns_seen = node.turns_taken.load(Ordering::Relaxed);
         let mut quiet = 0;
         let mut next_check = Instant::now();
+        let mut next_look = next_check;
         // The first to poll should be a worker: see `Running`.
         service.bell.sleep(TICK);
         while !node.stopping.load(Ordering::Acquire) {
             let now = Instant::now();
-            if let Some(why) = lost() {
-                node.end(Ended { status: 1, reason: Some(why) });
+            if now >= next_look {
+                next_look = now + SLEEP_MAX;
+                if let Some(why) = lost() {
+                    node.end(Ended { status: 1, reason: Some(why) });
+                }
             }
             if now >= next_check {
                 next_check = now + STALL_CHECK_EVERY;

@@ -298,6 +298,7 @@ impl State {
         }
         self.core.check_transfers();
         self.core.gcs.poll_disks();
+        self.core.gcs.begin_turn();
         self.flush(node);
         events
     }

@@ -37,11 +37,17 @@ impl Poller {
         Ok(Poller { poll: Poll::new()?, events: Events::with_capacity(64) })
     }
 
-    /// Adds a socket. It is removed with [`Poller::remove`], or by being closed
+    /// Adds a socket, for both directions. It is removed with [`Poller::remove`], or by being closed
     /// everywhere.
     pub fn add(&self, socket: impl AsFd, token: usize) -> io::Result<()> {
         let fd = socket.as_fd().as_raw_fd();
         self.poll.registry().register(&mut SourceFd(&fd), Token(token), Interest::READABLE | Interest::WRITABLE)
+    }
+
+    /// The same for a socket on whose room nobody waits: that it can be written
+    /// to again is not reported, and wakes nobody.
+    pub fn add_readable(&self, socket: impl AsFd, token: usize) -> io::Result<()> {
+        self.poll.registry().register(&mut SourceFd(&socket.as_fd().as_raw_fd()), Token(token), Interest::READABLE)
     }
 
     /// Removes a socket.
@@ -109,5 +115,19 @@ mod tests {
         drop(a);
         poller.take(|readiness| assert!(readiness.ended)).unwrap();
         poller.remove(&b).unwrap();
+    }
+
+    #[test]
+    fn room_to_write_is_told_to_those_who_want_it() {
+        let (mut a, mut b) = UnixStream::pair().unwrap();
+        let mut poller = Poller::new().unwrap();
+        poller.add_readable(&b, 7).unwrap();
+        b.write_all(b"x").unwrap();
+        a.read_exact(&mut [0]).unwrap();
+        assert!(!readable(&poller), "the other side has made room");
+        drop(a);
+        let mut ended = false;
+        poller.take(|readiness| ended = readiness.ended).unwrap();
+        assert!(ended);
     }
 }

@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
+/// What an event is of.
+const OTHER: u64 = 0;
+const BELL: u64 = 1;
+
 /// A set of descriptors to sleep on, and a bell.
 pub struct WaitSet {
     epoll: OwnedFd,
@@ -20,13 +24,13 @@ impl WaitSet {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         };
-        set.add(&set.bell)?;
+        epoll::add(&set.epoll, &set.bell, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
         Ok(set)
     }
 
     /// Adds a descriptor, for as long as it is open.
     pub fn add(&self, fd: impl AsFd) -> io::Result<()> {
-        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?)
+        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(OTHER), epoll::EventFlags::IN)?)
     }
 
     /// Ends the sleep of [`WaitSet::sleep`], or the next one.
@@ -40,8 +44,8 @@ impl WaitSet {
     pub fn sleep(&self, patience: Duration) {
         let timeout = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: i64::from(patience.subsec_nanos()) };
         let mut events: [epoll::Event; 8] = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 8];
-        let woken = epoll::wait(&self.epoll, &mut events, Some(&timeout));
-        if woken != Ok(0) {
+        let woken = epoll::wait(&self.epoll, &mut events, Some(&timeout)).unwrap_or(0);
+        if events[..woken].iter().any(|event| event.data.u64() == BELL) {
             let mut count = [0; 8];
             let _empty = rustix::io::read(&self.bell, &mut count);
         }

@@ -44,6 +44,23 @@ pub fn tests() -> Vec<Test> {
         let done = kept(2, &folder, "0");
         assert!(done.status == Some(1) && done.stderr.contains("is of a job with"), "{done:#?}");
     }));
+    tests.push(test("control_begins_after_a_start_that_failed", || {
+        // A run that ended before its ranks knew each other.
+        let folder = Folder::new("failed");
+        std::fs::create_dir(folder.0.join("rank-0")).unwrap();
+        std::fs::write(folder.0.join("rank-0/life"), "1").unwrap();
+        kept(3, &folder, "0").succeeded();
+        // And one that ended when only rank 1 had its first state on disk.
+        let folder = Folder::new("begun");
+        kept(3, &folder, "0").succeeded();
+        for rank in 0..3 {
+            let log = folder.0.join(format!("rank-{rank}/shard-0.log"));
+            let bytes = std::fs::read(&log).unwrap();
+            let first = 12 + u32::from_le_bytes(bytes[..4].try_into().unwrap()) as usize;
+            std::fs::write(&log, if rank == 1 { &bytes[..first] } else { b"" }).unwrap();
+        }
+        kept(3, &folder, "0").succeeded();
+    }));
     tests.push(test("control_refuses_a_damaged_log", || {
         let folder = Folder::new("damage");
         kept(1, &folder, "0").succeeded();
@@ -233,7 +250,7 @@ fn watching() -> Result<(), Box<dyn std::error::Error>> {
     let mut seen = std::collections::BTreeMap::<Vec<u8>, Vec<u64>>::new();
     let mut count = 0;
     while count < u64::from(ranks) * TIMES {
-        let changes = watch.next()?;
+        let changes = watch.changes()?;
         assert!(!changes.missed);
         for event in changes.events {
             let value = event.value.expect("nothing is deleted");

@@ -72,7 +72,8 @@ impl Replica {
     fn send_parts(&mut self, link: Link, out: &mut Vec<Action>) {
         let parts = self.downstream.as_mut().and_then(|downstream| downstream.parts.take());
         let (at, parts) = parts.unwrap_or_else(|| {
-            let bytes = self.snapshot();
+            // What a joiner has on disk is not all until its link stands as a member.
+            let bytes = log::encode_snapshot(0, &self.state);
             (self.state.applied(), bytes.chunks(GCS_PART_BYTES).map(Blob::from).collect())
         });
         let first = link.next.filter(|(of, _)| *of == at).map_or(0, |(_, next)| next as usize);

@@ -34,7 +34,13 @@ impl Replica {
                     continue;
                 }
                 Standing::Settled if dedup => continue,
-                _ if dedup && self.under_way.has(&command) => continue,
+                _ if dedup && self.under_way.has(&command) => {
+                    // It waits for what all others wait for.
+                    if obstacle.is_some() {
+                        put_off.push(command.number);
+                    }
+                    continue;
+                }
                 _ => {}
             }
             let full = self.last.0 - self.state.applied().0 >= GCS_LOG_ENTRIES_MAX as u64;
@@ -97,7 +103,12 @@ impl Replica {
         let has = if self.options.durable { self.last.min(self.synced) } else { self.last };
         if !self.linked && self.complete && self.link_target.is_some_and(|target| has >= target) {
             self.linked = true;
-            self.proven |= self.position().is_some();
+            if self.position().is_some() && !self.proven {
+                self.proven = true;
+                if self.options.durable {
+                    self.log_bytes = usize::MAX;
+                }
+            }
             self.turn.beat_due = true;
         }
     }

@@ -18,7 +18,7 @@ pub use self::home::{DiskOptions, Home, Layout};
 use crate::gcs::{
     Action, DiskEvent, LogDamage, MemberAction, QuorumLog, Recovered, Seq, ShardId, encode_mark, is_of_a_crash, recover,
 };
-use crate::sys::{Journal, JournalError, JournalEvent};
+use crate::sys::{Journal, JournalError, JournalEvent, Mark};
 
 /// Messages of a member that wait for its disk. They may be lost, so what is more
 /// than a disk that has stopped lets gather is.
@@ -43,8 +43,8 @@ pub enum DiskError {
     /// A log is not what was written.
     #[error(
         "{path}: {damage}, and no crash leaves that. {whole} records before it are whole. Put back a copy of the file, \
-         or start once with COLLIMATE_GCS_TRUNCATE=1 to go on with those and drop the rest",
-        path = path.display()
+         or {instead}",
+        path = path.display(), instead = instead_of_a_log(*whole)
     )]
     Log {
         /// The log.
@@ -110,6 +110,13 @@ impl DiskError {
     }
 }
 
+fn instead_of_a_log(whole: usize) -> &'static str {
+    match whole {
+        0 => "begin with an empty COLLIMATE_GCS_DIR",
+        _ => "start once with COLLIMATE_GCS_TRUNCATE=1 to go on with those and drop the rest",
+    }
+}
+
 fn one_line(text: &str) -> String {
     text.lines().collect::<Vec<_>>().join(", ")
 }
@@ -127,16 +134,18 @@ pub struct ReplicaDisk {
 }
 
 impl ReplicaDisk {
-    /// Opens the log of a shard and reads what an earlier life has left. What a
-    /// crash has left half-written at its end is dropped. Waits for the disk.
+    /// Opens the log of a shard and reads what an earlier life has left; nothing
+    /// if none has ever had a state here. What a crash has left half-written at
+    /// its end is dropped. Waits for the disk.
     pub fn open(home: &Home, shard: ShardId) -> Result<(ReplicaDisk, Option<Recovered>), DiskError> {
         let name = format!("shard-{}.log", shard.0);
-        let (mut journal, bytes) = Journal::open(&home.dir, &name, home.options.backend, Some(encode_mark))?;
+        let (mut journal, bytes) = open_journal(home, &name, Some(encode_mark))?;
         let recovered = recover(&bytes);
         let whole = recovered.entries.len() + usize::from(recovered.owner > 0);
         let mut decision = format!("control store: {whole} records in {}", journal.path().display());
         if let Some(damage) = &recovered.damage {
-            if !is_of_a_crash(&bytes, damage) && !home.options.truncate_damaged {
+            let may_drop = is_of_a_crash(&bytes, damage) || whole > 0 && home.options.truncate_damaged;
+            if !may_drop {
                 let path = journal.path().to_path_buf();
                 return Err(DiskError::Log { path, damage: damage.clone(), whole });
             }
@@ -146,8 +155,7 @@ impl ReplicaDisk {
         if let Some(why) = journal.ring_refused() {
             decision += &format!("; written by a thread, for {why}");
         }
-        let disk =
-            ReplicaDisk { journal, waiting: VecDeque::new(), syncs: 0, full: false, untold: false, decision };
+        let disk = ReplicaDisk { journal, waiting: VecDeque::new(), syncs: 0, full: false, untold: false, decision };
         Ok((disk, (recovered.owner > 0).then_some(recovered)))
     }
 
@@ -231,7 +239,7 @@ impl QuorumDisk {
     /// if it never got that far, and then it has never said anything either.
     /// Waits for the disk.
     pub fn open(home: &Home) -> Result<(QuorumDisk, Option<QuorumLog>), DiskError> {
-        let (journal, bytes) = Journal::open(&home.dir, "quorum", home.options.backend, None)?;
+        let (journal, bytes) = open_journal(home, "quorum", None)?;
         let damaged = |what| DiskError::Quorum { path: journal.path().to_path_buf(), what };
         let saved = match bytes.split_first_chunk() {
             _ if bytes.is_empty() => None,
@@ -284,6 +292,15 @@ impl QuorumDisk {
     pub fn wait_fd(&self) -> BorrowedFd<'_> {
         self.journal.wait_fd()
     }
+}
+
+/// Opens a file of the folder, if it is not one that was lost: its lock stays.
+fn open_journal(home: &Home, name: &str, mark: Option<Mark>) -> Result<(Journal, Vec<u8>), DiskError> {
+    let path = home.dir.join(name);
+    if home.dir.join(format!("{name}.lock")).exists() && !path.exists() {
+        return Err(DiskError::Missing { path, beside: home.dir.clone(), then: "put it back" });
+    }
+    Ok(Journal::open(&home.dir, name, home.options.backend, mark)?)
 }
 
 fn checksum_of(bytes: &[u8]) -> [u8; 8] {

@@ -2,11 +2,15 @@
 //! key is linearizable, no acknowledged write is lost, watches miss nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
 
 use stateright::semantics::{ConsistencyTester, LinearizabilityTester, SequentialSpec};
 
 use super::workload::{Did, Got, Seen, Watched};
 use crate::gcs::{Event, Key, Replica, Seq};
+
+/// Stack of the tester: used only as far as it is needed.
+const STACK_BYTES: usize = 256 << 20;
 
 /// What was committed in a shard, put together from all replicas.
 #[derive(Debug, Default)]
@@ -135,7 +139,12 @@ fn key_is_linearizable(seen: &[&Seen], truth: &Truth) -> Result<(), String> {
             tester.on_invoke(thread, operation).map_err(|e| format!("the checker: {e}"))?;
         }
     }
-    if tester.is_consistent() {
+    // The tester goes as deep as there are operations.
+    let consistent = thread::scope(|scope| {
+        let deep = thread::Builder::new().stack_size(STACK_BYTES);
+        deep.spawn_scoped(scope, || tester.is_consistent()).expect("a thread").join().expect("no panic")
+    });
+    if consistent {
         return Ok(());
     }
     let line =

@@ -13,6 +13,8 @@ pub struct Plan {
     pub seed: u64,
     pub servers: u32,
     pub clients: u32,
+    /// The first so many servers are the quorum.
+    pub members: u32,
     pub replicas: usize,
     pub shards: u16,
     pub timing: Timing,
@@ -23,6 +25,10 @@ pub struct Plan {
     pub fault_every: Option<u64>,
     pub crashes: bool,
     pub partitions: bool,
+    /// Servers close connections with others that live.
+    pub closes: bool,
+    /// Everybody ends at once, and comes back with its disk.
+    pub job_restarts: bool,
     pub slow_disks: bool,
     /// Parts per million, each way.
     pub drift_ppm: u64,
@@ -69,19 +75,25 @@ impl Plan {
             late: pick(&[0, 0, 10, 60]) as usize,
             late_by: pick(&[MS, 3 * MS, 12 * MS]),
         };
+        // A job of one or two ranks has a quorum of one.
+        let ranks = pick(&[1, 2, 3, 4, 4, 5, 5, 5, 6, 6]) as u32;
+        let durable = pick(&[0, 0, 1]) == 1;
         Plan {
             seed,
-            servers: pick(&[4, 5, 5, 6]) as u32,
+            servers: ranks,
             clients: pick(&[2, 3, 4]) as u32,
-            replicas: pick(&[2, 3, 3, 3]) as usize,
+            members: if ranks < 3 { 1 } else { 3 },
+            replicas: pick(&[2, 3, 3, 3]).min(u64::from(ranks)) as usize,
             shards: pick(&[1, 1, 1, 2]) as u16,
             timing: Timing::for_detection(5 * MS),
-            durable: pick(&[0, 0, 1]) == 1,
+            durable,
             bug: None,
             net,
             fault_every: [None, Some(4 * MS), Some(8 * MS), Some(15 * MS)][pick(&[0, 1, 1, 2, 2, 3, 3]) as usize],
             crashes: pick(&[0, 1, 1]) == 1,
             partitions: pick(&[0, 1, 1]) == 1,
+            closes: pick(&[0, 1, 1]) == 1,
+            job_restarts: durable && pick(&[0, 1]) == 1,
             slow_disks: pick(&[0, 1]) == 1,
             drift_ppm: pick(&[0, CLOCK_DRIFT_PPM]),
             safety_ns: pick(&[25, 40, 60]) * MS,
@@ -103,6 +115,7 @@ impl Plan {
         Plan {
             servers,
             clients: ranks - servers,
+            members: 3,
             replicas: 3,
             shards: 1,
             durable: false,
@@ -134,6 +147,24 @@ impl Plan {
             think_ns: 20 * US,
             idle_ns: 50 * US,
             drift_ppm: CLOCK_DRIFT_PPM,
+            ..Plan::large(7)
+        }
+    }
+
+    /// A job of so many ranks on disk, with no fault of its own.
+    pub fn durable(seed: u64, ranks: u32) -> Plan {
+        Plan {
+            seed,
+            servers: ranks,
+            clients: 2,
+            members: if ranks < 3 { 1 } else { 3 },
+            replicas: ranks.min(3) as usize,
+            durable: true,
+            safety_ns: 40 * MS,
+            pipeline: 4,
+            think_ns: 200 * US,
+            idle_ns: 150 * US,
+            watches: true,
             ..Plan::large(7)
         }
     }

@@ -1,6 +1,8 @@
 //! Plays a [`Plan`]: the real cores of servers and clients, driven by a queue of
 //! events in virtual time, and whatever goes wrong between them.
 
+mod faults;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
@@ -11,7 +13,7 @@ use super::workload::{Seen, User, Watched, keys};
 use crate::base::Rank;
 use crate::base::rng::Rng;
 use crate::gcs::{
-    Action, Address, Body, Bugs, ChainConfig, ClientId, ConsensusMessage, DiskEvent, Epoch, Member, MemberAction,
+    Action, Address, Body, Bug, Bugs, ChainConfig, ClientId, ConsensusMessage, DiskEvent, Epoch, Member, MemberAction,
     MemberOptions, Message, Options, QuorumLog, Replica, ReplicaId, Seq, ShardId, founding_chains, recover,
 };
 
@@ -39,7 +41,6 @@ pub fn play(plan: &Plan) -> Report {
     world.report
 }
 
-const MEMBERS: u32 = 3;
 const FIRST_CLIENT: u32 = 100;
 /// The shortest turn of a server that has something to do by itself.
 const TURN: u64 = 5 * US;
@@ -58,6 +59,9 @@ pub struct World {
     pub servers: Vec<Server>,
     pub users: Vec<User>,
     cut: BTreeSet<(Rank, Rank)>,
+    /// Whoever is at the first rank has done with its connection with the
+    /// process of this number at the second.
+    closed: BTreeSet<(Rank, Rank, u32)>,
     founding: Vec<ChainConfig>,
     /// The latest chain of each shard that was decided.
     pub latest: Vec<ChainConfig>,
@@ -74,20 +78,19 @@ pub struct World {
 #[derive(Debug)]
 enum Event {
     Deliver {
+        way: Way,
         from: Address,
         to: Address,
         message: Message,
     },
     Consensus {
-        from: Rank,
-        to: Rank,
+        way: Way,
         message: Box<ConsensusMessage>,
     },
     Wake(usize),
     Flush(usize),
-    /// Whoever is at the first rank sees that its connection with the second
-    /// has ended.
-    Ended(Rank, Rank),
+    /// The receiver sees that its connection with the sender has ended.
+    Ended(Way),
     DiskDone {
         server: usize,
         shard: usize,
@@ -95,11 +98,21 @@ enum Event {
     },
     Think(usize),
     Fault,
+    Restart(usize),
+}
+
+/// A connection, in one direction: from which process to which.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    from: (Rank, u32),
+    to: (Rank, u32),
 }
 
 pub struct Server {
     rank: Rank,
     up: bool,
+    /// Counts the processes that there were.
+    process: u32,
     life: u32,
     pub replicas: Vec<Replica>,
     seen_applied: Vec<Seq>,
@@ -136,6 +149,7 @@ impl World {
             servers: Vec::new(),
             users: Vec::new(),
             cut: BTreeSet::new(),
+            closed: BTreeSet::new(),
             latest: founding.clone(),
             answered: vec![Epoch(0); founding.len()],
             truth: founding.iter().map(|_| Truth::default()).collect(),
@@ -154,6 +168,7 @@ impl World {
             world.servers.push(Server {
                 rank: Rank(number),
                 up: true,
+                process: 1,
                 life: 1,
                 replicas: Vec::new(),
                 seen_applied: Vec::new(),
@@ -181,7 +196,7 @@ impl World {
 
     fn start_user(&mut self, number: u32, incarnation: u32) {
         let me = ClientId { rank: Rank(FIRST_CLIENT + number), incarnation };
-        let quorum = (0..MEMBERS).map(Rank).collect();
+        let quorum = (0..self.plan.members).map(Rank).collect();
         let user = User::new(&self.plan, me, quorum, self.founding.clone(), self.now);
         match self.users.get_mut(number as usize) {
             Some(place) => *place = user,
@@ -193,7 +208,7 @@ impl World {
     /// its disk, or from nothing.
     fn start_server(&mut self, number: usize) {
         let now = self.servers[number].clock(self.now);
-        let quorum: Vec<Rank> = (0..MEMBERS).map(Rank).collect();
+        let quorum: Vec<Rank> = (0..self.plan.members).map(Rank).collect();
         let bugs = Bugs { one: self.plan.bug };
         let first = self.servers[number].life == 1;
         let rank = self.servers[number].rank;
@@ -246,7 +261,7 @@ impl World {
         Options {
             me: ReplicaId { rank: server.rank, incarnation: server.life },
             shard: ShardId(shard as u16),
-            quorum: (0..MEMBERS).map(Rank).collect(),
+            quorum: (0..self.plan.members).map(Rank).collect(),
             timing: self.plan.timing,
             durable: self.plan.durable,
             bugs: Bugs { one: self.plan.bug },
@@ -274,12 +289,18 @@ impl World {
         self.now = at;
         self.report.events += 1;
         match self.events.remove(&number).expect("an event for each place in the queue") {
-            Event::Deliver { from, to, message } => self.deliver(from, to, message),
-            Event::Consensus { from, to, message } => {
-                let server = &mut self.servers[to.index()];
-                if let Some(member) = server.member.as_mut().filter(|_| !self.cut.contains(&(from, to))) {
-                    member.consensus(*message);
-                    self.touch(to.index());
+            Event::Deliver { way, from, to, message } => {
+                if self.arrives(way) {
+                    self.deliver(from, to, message);
+                }
+            }
+            Event::Consensus { way, message } => {
+                if self.arrives(way) {
+                    let number = way.to.0.index();
+                    if let Some(member) = &mut self.servers[number].member {
+                        member.consensus(*message);
+                        self.touch(number);
+                    }
                 }
             }
             Event::Wake(number) => {
@@ -295,13 +316,14 @@ impl World {
                     self.flush(number);
                 }
             }
-            Event::Ended(at, of) => self.ended(at, of),
+            Event::Ended(way) => self.ended(way, true),
             Event::Flush(number) => self.flush(number),
             Event::DiskDone { server, shard, life } => self.disk_done(server, shard, life),
             Event::Think(number) => {
                 self.think(number);
                 self.after(self.plan.idle_ns, Event::Think(number));
             }
+            Event::Restart(number) => self.restart(number),
             Event::Fault => {
                 if self.faults_on {
                     self.fault();
@@ -312,10 +334,41 @@ impl World {
         true
     }
 
-    fn deliver(&mut self, from: Address, to: Address, message: Message) {
-        if self.cut.contains(&(rank_of(from), rank_of(to))) {
-            return;
+    /// The process at a rank now.
+    fn process(&self, rank: Rank) -> u32 {
+        match rank.0.checked_sub(FIRST_CLIENT) {
+            Some(client) => self.users[client as usize].client.id().incarnation,
+            // Whoever is not there yet will be the first.
+            None => self.servers.get(rank.index()).map_or(1, |server| server.process),
         }
+    }
+
+    fn is_up(&self, rank: Rank) -> bool {
+        match rank.0.checked_sub(FIRST_CLIENT) {
+            Some(client) => self.users[client as usize].alive,
+            None => self.servers[rank.index()].up,
+        }
+    }
+
+    fn way(&self, from: Rank, to: Rank) -> Way {
+        Way { from: (from, self.process(from)), to: (to, self.process(to)) }
+    }
+
+    /// Whether what was sent on this way gets there. Who hears of a later process
+    /// has seen the end of the one before.
+    fn arrives(&mut self, way: Way) -> bool {
+        let Way { from: (from, sender), to: (to, receiver) } = way;
+        let lost = self.cut.contains(&(from, to)) || self.closed.contains(&(to, from, sender));
+        if lost || receiver != self.process(to) || !self.is_up(to) {
+            return false;
+        }
+        for before in 1..sender {
+            self.ended(Way { from: (from, before), ..way }, true);
+        }
+        true
+    }
+
+    fn deliver(&mut self, from: Address, to: Address, message: Message) {
         match to {
             Address::Replica(rank) => {
                 let Some(server) = self.servers.get_mut(rank.index()).filter(|server| server.up) else { return };
@@ -415,19 +468,23 @@ impl World {
         }
     }
 
-    /// Whoever is at a rank sees the end of its connection with another.
-    fn ended(&mut self, at: Rank, of: Rank) {
+    /// The receiver on a way sees that there is no more to come, or has closed it
+    /// itself: then the other side still counts what it was granted.
+    fn ended(&mut self, way: Way, by_the_other: bool) {
+        let Way { from: (of, process), to: (at, receiver) } = way;
+        if receiver != self.process(at) || !self.is_up(at) || !self.closed.insert((at, of, process)) {
+            return;
+        }
         if let Some(number) = at.0.checked_sub(FIRST_CLIENT) {
             self.users[number as usize].client.ended(self.now, of);
             return self.think(number as usize);
         }
         let server = &mut self.servers[at.index()];
-        if server.up {
-            let now = server.clock(self.now);
-            server.replicas.iter_mut().for_each(|replica| replica.ended(now, of));
-            server.member.iter_mut().for_each(|member| member.ended(now, of));
-            self.touch(at.index());
-        }
+        let now = server.clock(self.now);
+        server.replicas.iter_mut().for_each(|replica| replica.ended(now, of));
+        let told = by_the_other || self.plan.bug == Some(Bug::ForgetUncertain);
+        server.member.iter_mut().filter(|_| told).for_each(|member| member.ended(now, of));
+        self.touch(at.index());
     }
 
     /// Does what a replica wants, and looks at what it has become.
@@ -488,7 +545,7 @@ impl World {
                     self.report.control_bytes += postcard::to_stdvec(&message).map_or(0, |bytes| bytes.len() as u64);
                     for delay in self.delays(rank, to) {
                         let message = Box::new(message.clone());
-                        self.after(delay, Event::Consensus { from: rank, to, message });
+                        self.after(delay, Event::Consensus { way: self.way(rank, to), message });
                     }
                 }
             }
@@ -530,8 +587,9 @@ impl World {
         if control {
             self.report.control_bytes += postcard::to_stdvec(&message).map_or(0, |bytes| bytes.len() as u64);
         }
+        let way = self.way(rank_of(from), rank_of(to));
         for delay in self.delays(rank_of(from), rank_of(to)) {
-            self.after(delay, Event::Deliver { from, to, message: message.clone() });
+            self.after(delay, Event::Deliver { way, from, to, message: message.clone() });
         }
     }
 
@@ -542,7 +600,7 @@ impl World {
         if from == to {
             return vec![US];
         }
-        if self.cut.contains(&(from, to)) {
+        if self.cut.contains(&(from, to)) || self.closed.contains(&(from, to, self.process(to))) {
             return delays;
         }
         let bad = self.healed_at.is_none();
@@ -581,13 +639,7 @@ impl World {
     /// A server's process ends, and everybody sees the end of the connection.
     pub fn end(&mut self, number: usize) {
         self.kill(number);
-        let of = self.servers[number].rank;
-        let servers = self.servers.iter().filter(|server| server.up).map(|server| server.rank);
-        let clients = (0..self.plan.clients).map(|client| Rank(FIRST_CLIENT + client));
-        for at in servers.chain(clients).collect::<Vec<_>>() {
-            let delay = self.rng.below(100 * US as usize) as u64;
-            self.after(delay, Event::Ended(at, of));
-        }
+        self.end_connections(self.servers[number].rank, 100 * US);
     }
 
     /// Whether every chain is whole again after `epoch` and every client knows it.
@@ -601,165 +653,8 @@ impl World {
     }
 }
 
-/// Faults.
+/// What must have become of a run.
 impl World {
-    fn schedule_fault(&mut self) {
-        if let Some(every) = self.plan.fault_every {
-            let delay = self.rng.below(2 * every as usize) as u64;
-            self.after(delay, Event::Fault);
-        }
-    }
-
-    fn fault(&mut self) {
-        let number = self.rng.below(self.servers.len());
-        match self.rng.below(12) {
-            0..3 if self.plan.crashes => self.crash(number),
-            3..5 if self.plan.crashes => self.restart(number),
-            5..8 if self.plan.partitions => self.partition(number),
-            8 => self.mend(),
-            9 if self.plan.slow_disks => self.servers[number].slow_disk ^= true,
-            10 if self.plan.slow_disks && self.plan.durable => self.toggle_space(number),
-            11 if self.plan.client_crashes => {
-                let number = self.rng.below(self.users.len());
-                self.crash_user(number);
-            }
-            _ => {}
-        }
-    }
-
-    fn crash_user(&mut self, number: usize) {
-        let user = &mut self.users[number];
-        user.crash();
-        self.seen.append(&mut user.seen);
-        self.watched.append(&mut user.watched);
-        let incarnation = user.client.id().incarnation + 1;
-        self.start_user(number as u32, incarnation);
-    }
-
-    fn crash(&mut self, number: usize) {
-        let keeps_disk = self.plan.durable && self.rng.below(3) > 0;
-        let keeps_member = self.members_wiped > 0 || number >= MEMBERS as usize || self.rng.below(4) > 0;
-        if !self.servers[number].up || !self.may_crash(number, keeps_disk) {
-            return;
-        }
-        self.report.crashes += 1;
-        let server = &mut self.servers[number];
-        server.up = false;
-        server.replicas.clear();
-        server.seen_applied.clear();
-        server.member = None;
-        for disk in &mut server.disks {
-            disk.crash(&mut self.rng);
-            if !keeps_disk {
-                disk.wipe();
-            }
-        }
-        if !keeps_member {
-            self.members_wiped += 1;
-            server.member_lost = true;
-        }
-    }
-
-    /// Whether this crash is one that the store must survive: somebody has all
-    /// that was committed and will not be taken for dead, or the disks of the
-    /// whole chain come back.
-    fn may_crash(&self, number: usize, keeps_disk: bool) -> bool {
-        self.latest.iter().enumerate().all(|(shard, chain)| {
-            let holds = |member: &ReplicaId| {
-                let server = &self.servers[member.rank.index()];
-                server.up && server.replicas[shard].id() == *member
-            };
-            let is_good = |member: &ReplicaId| {
-                let troubled = self.servers[member.rank.index()].troubled_at;
-                let touched = self.cut.iter().any(|(a, b)| *a == member.rank || *b == member.rank);
-                let quiet = troubled.is_none_or(|at| self.now > at + QUIET) && !touched;
-                holds(member)
-                    && quiet
-                    && member.rank.index() != number
-                    && self.servers[member.rank.index()].replicas[shard].may_lead()
-            };
-            let on_disk = |member: &ReplicaId| {
-                let server = &self.servers[member.rank.index()];
-                holds(member) || !server.up && recover(server.disks[shard].bytes()).owner > 0
-            };
-            let is_member = chain.members.iter().any(|member| member.rank.index() == number);
-            !is_member
-                || chain.members.iter().any(is_good)
-                || self.plan.durable && keeps_disk && chain.members.iter().all(on_disk)
-        })
-    }
-
-    fn restart(&mut self, number: usize) {
-        if !self.servers[number].up {
-            self.servers[number].up = true;
-            self.servers[number].life += 1;
-            self.servers[number].flush_due = false;
-            self.servers[number].troubled_at = Some(self.now);
-            self.start_server(number);
-        }
-    }
-
-    fn partition(&mut self, number: usize) {
-        let rank = self.servers[number].rank;
-        let others: Vec<Rank> = (0..self.plan.servers).map(Rank).filter(|other| *other != rank).collect();
-        let some = match self.rng.below(3) {
-            0 => vec![others[self.rng.below(others.len())]],
-            1 => others.iter().copied().filter(|_| self.rng.below(2) == 0).collect(),
-            _ => others,
-        };
-        let ways = self.rng.below(4);
-        for other in some {
-            if ways != 1 {
-                self.cut.insert((rank, other));
-            }
-            if ways != 2 {
-                self.cut.insert((other, rank));
-            }
-        }
-        if self.rng.below(6) == 0 {
-            for client in 0..self.plan.clients {
-                self.cut.insert((Rank(FIRST_CLIENT + client), rank));
-            }
-        }
-        for server in &mut self.servers {
-            server.troubled_at = Some(self.now);
-        }
-    }
-
-    fn mend(&mut self) {
-        if !self.cut.is_empty() {
-            for server in &mut self.servers {
-                server.troubled_at = Some(self.now);
-            }
-        }
-        self.cut.clear();
-    }
-
-    fn toggle_space(&mut self, number: usize) {
-        for shard in 0..self.founding.len() {
-            self.servers[number].disks[shard].full ^= true;
-            let gained = !self.servers[number].disks[shard].full;
-            if let Some(replica) = self.servers[number].replicas.get_mut(shard).filter(|_| gained) {
-                replica.disk(DiskEvent::Space);
-            }
-        }
-    }
-
-    /// The end of all faults.
-    fn heal(&mut self) {
-        self.healed_at = Some(self.now);
-        self.faults_on = false;
-        self.mend();
-        for number in 0..self.servers.len() {
-            self.servers[number].slow_disk = false;
-            if self.servers[number].disks.iter().any(|disk| disk.full) {
-                self.toggle_space(number);
-            }
-            self.restart(number);
-        }
-        self.users.iter_mut().for_each(|user| user.done_since_heal = 0);
-    }
-
     /// Whether all has been seen. After the faults everything must come to rest.
     fn is_over(&mut self) -> bool {
         let Some(healed_at) = self.healed_at else {

@@ -30,6 +30,9 @@ pub(super) struct Place {
 impl Place {
     pub(super) fn open(dir: &Path, name: &str) -> Result<Place, JournalError> {
         let path = dir.join(name);
+        // Before the lock: where that is and the file is not, the file was lost.
+        let made = File::options().create(true).truncate(false).write(true).open(&path);
+        made.map_err(|error| failed("open", &path, &error))?;
         let lock = lock_file(&dir.join(format!("{name}.lock")))?;
         let c_name = |name: &Path| CString::new(name.as_os_str().as_bytes());
         let invalid = |_| JournalError::Io { doing: "name", path: path.clone(), cause: Errno::INVAL };

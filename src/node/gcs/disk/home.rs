@@ -39,6 +39,7 @@ pub struct Home {
     root: PathBuf,
     rank: Rank,
     life: u32,
+    found_layout: bool,
     _lock: File,
 }
 
@@ -62,7 +63,8 @@ impl Home {
         let dir = root.join(format!("rank-{}", rank.0));
         make_dir(&dir)?;
         let lock = lock_file(&dir.join("lock"))?;
-        let mut home = Home { dir, options, root: root.to_path_buf(), rank, life: 0, _lock: lock };
+        let mut home = Home { dir, options, root: root.to_path_buf(), rank, life: 0, found_layout: false, _lock: lock };
+        home.found_layout = home.root.join("layout").exists();
         home.life = home.next_life()?;
         Ok(home)
     }
@@ -71,6 +73,12 @@ impl Home {
     /// job's.
     pub fn life(&self) -> u32 {
         self.life
+    }
+
+    /// Whether the layout was there. Where rank 0 finds none, no earlier run has
+    /// got so far as to keep anything.
+    pub fn found_layout(&self) -> bool {
+        self.found_layout
     }
 
     /// Refuses another layout than that of the first run, which rank 0 writes.

@@ -13,8 +13,8 @@ use super::*;
 use crate::base::Rank;
 use crate::base::rng::Rng;
 use crate::gcs::{
-    Address, Body, Bugs, ChainConfig, ClientId, Command, Epoch, Key, Message, Op, Options, Outcome, Refusal, Replica,
-    ReplicaId, Table, Timing,
+    Address, Beat, Body, Bugs, ChainConfig, ClientId, Command, Epoch, Key, Message, Op, Options, Outcome, Refusal,
+    Replica, ReplicaId, Table, Timing,
 };
 use crate::sys::{JournalBackend, SmallDisk};
 
@@ -70,6 +70,11 @@ fn put(number: u64, settled: u64) -> Command {
     Command { client: CLIENT, number, settled, op }
 }
 
+/// What a member of the quorum answers to a beat.
+fn granted(epoch: Epoch, beat: &Beat) -> Message {
+    Message { shard: SHARD, epoch, body: Body::Grant { to: beat.from, echo: beat.sent } }
+}
+
 /// Sleeps until one of them has something to tell.
 fn sleep_on(fds: &[BorrowedFd<'_>]) {
     let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
@@ -119,9 +124,17 @@ impl Solo {
 
     fn turn(&mut self, mut actions: Vec<Action>) {
         self.replica.flush(0, &mut actions);
-        for action in actions.into_iter().filter_map(|action| self.disk.perform(action)) {
-            let Action::Send(_, message) = action else { panic!("{action:?}") };
+        let mut said = VecDeque::from(actions);
+        while let Some(action) = said.pop_front() {
+            let Some(action) = self.disk.perform(action) else { continue };
+            let Action::Send(to, message) = action else { panic!("{action:?}") };
             match message.body {
+                Body::Beat(beat) => {
+                    let mut actions = Vec::new();
+                    self.replica.receive(0, to, granted(message.epoch, &beat), &mut actions);
+                    self.replica.flush(0, &mut actions);
+                    said.extend(actions);
+                }
                 Body::Outcomes(outcomes) => self.done.extend(outcomes.into_iter().map(|(_, number, o)| (number, o))),
                 Body::NotNow(_, _, why) => self.refused.push(why),
                 _ => {}
@@ -237,7 +250,29 @@ fn a_log_that_is_damaged_within_is_refused_with_the_place() {
         bytes[at] ^= 0x55;
         fs::write(folder.log(0), &bytes).unwrap();
         let error = ReplicaDisk::open(&folder.home(0), SHARD).err().unwrap().to_string();
-        assert!(error.contains("at byte 0:") && error.contains("0 records before"), "{error}");
+        let needed = ["at byte 0:", "0 records before", "or begin with an empty"];
+        assert!(needed.iter().all(|needed| error.contains(needed)), "{error}");
+        let truncate = DiskOptions { truncate_damaged: true, ..DiskOptions::default() };
+        let home = Home::open(&folder.0, Rank(0), truncate).unwrap();
+        assert!(ReplicaDisk::open(&home, SHARD).is_err(), "there is nothing to go on with");
+    }
+}
+
+#[test]
+fn a_log_that_was_never_written_is_empty_and_one_that_was_lost_is_missed() {
+    let folder = Folder::new();
+    let home = folder.home(0);
+    assert!(!home.found_layout());
+    for _ in 0..2 {
+        assert!(ReplicaDisk::open(&home, SHARD).unwrap().1.is_none());
+        assert!(QuorumDisk::open(&home).unwrap().1.is_none());
+    }
+    fs::remove_file(folder.log(0)).unwrap();
+    fs::remove_file(folder.0.join("rank-0/quorum")).unwrap();
+    let errors = [ReplicaDisk::open(&home, SHARD).err().unwrap(), QuorumDisk::open(&home).err().unwrap()];
+    for (error, file) in errors.iter().zip(["shard-0.log", "quorum"]) {
+        let error = error.to_string();
+        assert!(error.contains(&format!("rank-0/{file} is gone")) && error.contains("put it back"), "{error}");
     }
 }
 
@@ -425,7 +460,8 @@ fn a_member_says_nothing_before_its_promise_is_on_disk() {
         })
         .unwrap();
     }
-    let is_from = |(action, epoch): (&MemberAction, u64)| matches!(action, MemberAction::Send(_, m) if m.epoch.0 == epoch);
+    let is_from =
+        |(action, epoch): (&MemberAction, u64)| matches!(action, MemberAction::Send(_, m) if m.epoch.0 == epoch);
     assert!(released.iter().zip(1..).all(is_from), "in their order: {released:?}");
     drop(disk);
     assert!(QuorumDisk::open(&home).unwrap().1.is_some());
@@ -455,8 +491,14 @@ fn quorum_bytes(replicas: usize) -> Vec<u8> {
     let members = vec![options(0, 1).me, options(1, 1).me];
     let founding = vec![ChainConfig { shard: SHARD, epoch: Epoch(1), members, joining: None }];
     let quorum = vec![Rank(0), Rank(1), Rank(2)];
-    let options =
-        MemberOptions { me: Rank(0), members: quorum, timing: Timing::default(), replicas, founding, bugs: Bugs::default() };
+    let options = MemberOptions {
+        me: Rank(0),
+        members: quorum,
+        timing: Timing::default(),
+        replicas,
+        founding,
+        bugs: Bugs::default(),
+    };
     let mut member = Member::new(options, 0, None).unwrap();
     let mut actions = Vec::new();
     member.flush(0, &mut actions);

@@ -131,7 +131,12 @@ impl Chain {
                         self.perform(rank.index(), actions);
                     }
                     Address::Client(_) => self.hear(message),
-                    Address::Quorum(_) => {}
+                    Address::Quorum(_) => {
+                        if let Body::Beat(beat) = &message.body {
+                            let word = granted(message.epoch, beat);
+                            self.on_the_way.push_back((Address::Replica(beat.from.rank), to, word));
+                        }
+                    }
                 }
             }
             for rank in 0..self.ranks.len() {
