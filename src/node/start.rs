@@ -119,8 +119,9 @@ pub fn start(config: Config) -> Result<Running, StartError> {
     let note = |rank, _| {
         let opened = config.gcs_dir.as_ref().map(|dir| open_home(dir, rank, &config)).transpose()?;
         let life = opened.as_ref().map_or(1, Home::life);
+        let has_past = opened.as_ref().is_some_and(Home::found_layout);
         home.replace(opened);
-        Ok(Agreement::of(&config, life).encode())
+        Ok(Agreement::of(&config, life, has_past).encode())
     };
     let mesh = boot::start(&config, &via, &note)?;
     let running = assemble(config, registry, mesh, home.into_inner())?;

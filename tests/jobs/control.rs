@@ -44,6 +44,23 @@ pub fn tests() -> Vec<Test> {
         let done = kept(2, &folder, "0");
         assert!(done.status == Some(1) && done.stderr.contains("is of a job with"), "{done:#?}");
     }));
+    tests.push(test("control_begins_after_a_start_that_failed", || {
+        // A run that ended before its ranks knew each other.
+        let folder = Folder::new("failed");
+        std::fs::create_dir(folder.0.join("rank-0")).unwrap();
+        std::fs::write(folder.0.join("rank-0/life"), "1").unwrap();
+        kept(3, &folder, "0").succeeded();
+        // And one that ended when only rank 1 had its first state on disk.
+        let folder = Folder::new("begun");
+        kept(3, &folder, "0").succeeded();
+        for rank in 0..3 {
+            let log = folder.0.join(format!("rank-{rank}/shard-0.log"));
+            let bytes = std::fs::read(&log).unwrap();
+            let first = 12 + u32::from_le_bytes(bytes[..4].try_into().unwrap()) as usize;
+            std::fs::write(&log, if rank == 1 { &bytes[..first] } else { b"" }).unwrap();
+        }
+        kept(3, &folder, "0").succeeded();
+    }));
     tests.push(test("control_refuses_a_damaged_log", || {
         let folder = Folder::new("damage");
         kept(1, &folder, "0").succeeded();
@@ -170,6 +187,9 @@ fn operations() -> Result<(), Box<dyn std::error::Error>> {
     let keys: Vec<Vec<u8>> = (0..3001).map(key).collect();
     let found = store.multi_get(Table::Names, &keys.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
     assert!(found[..3000].iter().all(Option::is_some) && found[3000].is_none());
+    let long: Vec<Vec<u8>> = (0..600).map(|n| format!("{n:0>200}").into_bytes()).collect();
+    let found = store.multi_get(Table::Names, &long.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+    assert!(found.len() == 600 && found.iter().all(Option::is_none));
     store.delete(Table::Names, &key(7)).wait()?;
     assert_eq!(store.get(Table::Names, &key(7)).wait()?, None);
     store.delete_prefix(Table::Names, b"key/2")?;

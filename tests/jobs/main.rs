@@ -5,6 +5,7 @@ mod bulk;
 mod control;
 mod deep;
 mod errors;
+mod full_disk;
 mod harness;
 mod life;
 mod store;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         stress::SCENARIOS,
         life::SCENARIOS,
         control::SCENARIOS,
+        full_disk::SCENARIOS,
     ];
     if let Some(name) = std::env::var_os(harness::SCENARIO) {
         let known = all.iter().copied().flatten().find(|(n, _)| name == *n);
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         stress::tests(),
         life::tests(),
         control::tests(),
+        full_disk::tests(),
     ] {
         trials.extend(tests.into_iter().map(|test| {
             let lacks = harness::lacks_launcher(&test.0);

@@ -34,7 +34,13 @@ impl Replica {
                     continue;
                 }
                 Standing::Settled if dedup => continue,
-                _ if dedup && self.under_way.has(&command) => continue,
+                _ if dedup && self.under_way.has(&command) => {
+                    // It waits for what all others wait for.
+                    if obstacle.is_some() {
+                        put_off.push(command.number);
+                    }
+                    continue;
+                }
                 _ => {}
             }
             let full = self.last.0 - self.state.applied().0 >= GCS_LOG_ENTRIES_MAX as u64;

@@ -155,8 +155,7 @@ impl ReplicaDisk {
         if let Some(why) = journal.ring_refused() {
             decision += &format!("; written by a thread, for {why}");
         }
-        let disk =
-            ReplicaDisk { journal, waiting: VecDeque::new(), syncs: 0, full: false, untold: false, decision };
+        let disk = ReplicaDisk { journal, waiting: VecDeque::new(), syncs: 0, full: false, untold: false, decision };
         Ok((disk, (recovered.owner > 0).then_some(recovered)))
     }
 

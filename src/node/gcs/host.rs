@@ -14,7 +14,7 @@ use crate::base::limits::{GCS_DEADLINE, GCS_RANK_DETECTION};
 use crate::base::{JobId, Rank};
 use crate::gcs::{
     Action, Address, Bugs, ChainConfig, Client, ClientId, ClientOptions, Epoch, Key, Member, MemberAction, MemberOptions, Message,
-    Nanos, Op, Options, Packet, Replica, ReplicaId, ShardId, Table, Timing, encode_message,
+    Nanos, Op, Options, Packet, Recovered, Replica, ReplicaId, ShardId, Table, Timing, encode_message,
 };
 use crate::node::registry::TaskEntry;
 use crate::sync::Task;
@@ -42,6 +42,8 @@ pub(in crate::node) struct Gcs {
     waiting: Waiting,
     functions: Functions,
     pending: bool,
+    /// Operations that wait for the next turn.
+    gathered: usize,
     /// Why this rank cannot go on.
     pub failed: Option<String>,
     /// What has been decided, for the log.
@@ -80,6 +82,9 @@ impl Outgoing {
     }
 }
 
+/// Operations that wait for a turn; one more, and there is one.
+const GATHERED_MAX: usize = 256;
+
 /// Incarnations of one life of the job: more than a rank can be removed in it.
 const INCARNATIONS: u32 = 1 << 12;
 
@@ -91,15 +96,18 @@ impl Gcs {
     /// In words, if what is there cannot be used.
     pub fn new(me: Rank, setup: Setup, started: Instant, home: Option<Home>) -> Result<Gcs, String> {
         let timing = Timing::for_detection(GCS_RANK_DETECTION.as_nanos() as Nanos);
-        let Setup { replicas, quorum, chains, life } = setup;
+        let Setup { replicas, quorum, chains, life, has_past } = setup;
         let mut decisions = Vec::new();
         let mut saved = None;
         let mut quorum_disk = None;
         let mut is_member = quorum.contains(&me);
+        // All ranks have their part of the folder before any of them keeps
+        // something there.
+        let is_lost = home.as_ref().is_some_and(|home| home.life() == 1 && life > 1 && has_past);
         if let Some(home) = home.as_ref().filter(|_| is_member) {
             // What this rank has promised as a member in earlier runs is lost:
             // it must not promise anything else.
-            is_member = home.life() > 1 || life == 1;
+            is_member = !is_lost;
             if is_member {
                 let (disk, log) = QuorumDisk::open(home).map_err(|error| error.to_string())?;
                 (quorum_disk, saved) = (Some(disk), log);
@@ -144,6 +152,7 @@ impl Gcs {
             waiting: Waiting::default(),
             functions: Functions::default(),
             pending: true,
+            gathered: 0,
             failed: None,
             decisions,
             home,
@@ -171,6 +180,12 @@ impl Gcs {
                 Some(recovered) => Replica::restored(options, recovered),
                 None if chain.position(options.me).is_some() => {
                     Replica::founding(options, chain.clone(), 0, &mut actions)
+                }
+                // An earlier run ended before the state with which this member of
+                // the first chain begins was on disk: nothing was ever committed
+                // with it, and it still begins with that.
+                None if disk.is_some() && !is_lost && chain.position(ReplicaId { incarnation: 1, ..options.me }).is_some() => {
+                    Replica::restored(options, Recovered { owner: 1, ..Recovered::default() })
                 }
                 None => Replica::spare(options),
             };
@@ -221,6 +236,8 @@ impl Gcs {
     /// # Errors
     /// In words, if it is none.
     pub fn receive(&mut self, peer: Rank, bytes: &[u8]) -> Result<(), String> {
+        // A lease that is looked at for this message must be looked at after it came.
+        self.now = None;
         match Packet::decode(bytes).map_err(|error| error.to_string())? {
             Packet::Message { to, from, message } => {
                 if rank_of(from) != peer || rank_of(to) != self.me {
@@ -229,6 +246,10 @@ impl Gcs {
                 self.deliver(to, from, message);
             }
             Packet::Consensus(message) => {
+                let sender = (message.get_sender() as usize).checked_sub(1).and_then(|at| self.quorum.get(at));
+                if sender != Some(&peer) {
+                    return Err(format!("a message of the quorum in the name of {sender:?}"));
+                }
                 if let Some(member) = &mut self.member {
                     member.consensus(message);
                     self.member_touched = true;
@@ -257,17 +278,32 @@ impl Gcs {
         self.touch_all();
     }
 
+    /// How many operations of this rank are under way.
+    pub fn under_way(&self) -> usize {
+        self.waiting.operations()
+    }
+
     /// What is due by time alone is to be done.
     pub fn tick(&mut self) {
         self.touch_all();
     }
 
-    /// An operation of this rank.
+    /// An operation of this rank. While others are under way it waits for the
+    /// next turn, which comes with their answers at the latest, so that many go
+    /// out as one message.
     pub fn ask(&mut self, request: ControlRequest, task: Task) {
+        self.now = None;
         let now = self.now();
-        self.waiting.ask(&mut self.client, now, request, task);
         self.client_touched = true;
-        self.pending = true;
+        self.gathered += 1;
+        self.pending |= self.client.under_way() == 0 || self.gathered >= GATHERED_MAX;
+        self.waiting.ask(&mut self.client, now, request, task);
+    }
+
+    /// A turn begins: what was asked for since the last one goes out with it.
+    #[inline]
+    pub fn begin_turn(&mut self) {
+        self.pending |= self.gathered > 0;
     }
 
     /// Writes who this rank is, and rank 0 the job.
@@ -314,7 +350,9 @@ impl Gcs {
     /// Ends a turn: everything that it has led to is done, but for the sending
     /// of `outgoing`. Returns when something is due if nothing happens.
     pub fn turn(&mut self) -> Nanos {
+        self.now = None;
         let now = self.now();
+        self.waiting.expire(&mut self.client, now);
         loop {
             self.flush_replicas(now);
             self.flush_member(now);
@@ -327,6 +365,7 @@ impl Gcs {
             }
         }
         self.pending = false;
+        self.gathered = 0;
         self.now = None;
         self.next_due()
     }
@@ -479,7 +518,8 @@ impl Gcs {
     fn next_due(&self) -> Nanos {
         let replicas = self.seats.iter().map(|seat| seat.replica.next_due()).min();
         let member = self.member.as_ref().map(Member::next_due);
-        [replicas, member].into_iter().flatten().fold(self.client.next_due(), Nanos::min)
+        let client = self.client.next_due().min(self.waiting.next_due());
+        [replicas, member].into_iter().flatten().fold(client, Nanos::min)
     }
 
     fn touch_all(&mut self) {

@@ -16,6 +16,8 @@ pub(in crate::node) struct Agreement {
     durable: bool,
     /// Which run of the job on its directory this is, from 1; only rank 0's counts.
     life: u32,
+    /// Whether an earlier run has got so far as to keep anything there; likewise.
+    has_past: bool,
 }
 
 /// Who keeps what at the start, and in which life of the job.
@@ -25,13 +27,14 @@ pub(in crate::node) struct Setup {
     pub quorum: Vec<Rank>,
     pub chains: Vec<ChainConfig>,
     pub life: u32,
+    pub has_past: bool,
 }
 
 impl Agreement {
     /// What this rank would agree to.
-    pub fn of(config: &Config, life: u32) -> Agreement {
+    pub fn of(config: &Config, life: u32, has_past: bool) -> Agreement {
         let Config { gcs_replicas: replicas, gcs_shards: shards, .. } = *config;
-        Agreement { replicas, shards, durable: config.gcs_dir.is_some(), life }
+        Agreement { replicas, shards, durable: config.gcs_dir.is_some(), life, has_past }
     }
 
     /// As it goes on the card.
@@ -80,6 +83,7 @@ impl Setup {
             quorum: founding_quorum(&hosts),
             chains: founding_chains(&hosts, usize::from(first.replicas), first.shards),
             life: first.life,
+            has_past: first.has_past,
         })
     }
 }
@@ -97,7 +101,7 @@ mod tests {
             unix: String::new(),
             pid: 1,
             lanes: 0,
-            note: Agreement::of(config, 7).encode(),
+            note: Agreement::of(config, 7, true).encode(),
         }
     }
 
@@ -107,7 +111,7 @@ mod tests {
         let cards: Vec<Card> = (0..5).map(|rank| card(rank, &config)).collect();
         let setup = Setup::agreed(&cards).unwrap();
         assert_eq!(setup.life, 7);
-        assert_eq!(setup.quorum, [Rank(0), Rank(2), Rank(4)]);
+        assert_eq!(setup.quorum, [0, 2, 4, 1, 3].map(Rank));
         assert_eq!(setup.chains.len(), 3);
         assert!(setup.chains.iter().all(|chain| chain.members.len() == 2));
     }

@@ -13,8 +13,8 @@ use super::*;
 use crate::base::Rank;
 use crate::base::rng::Rng;
 use crate::gcs::{
-    Address, Beat, Body, Bugs, ChainConfig, ClientId, Command, Epoch, Key, Message, Op, Options, Outcome, Refusal, Replica,
-    ReplicaId, Table, Timing,
+    Address, Beat, Body, Bugs, ChainConfig, ClientId, Command, Epoch, Key, Message, Op, Options, Outcome, Refusal,
+    Replica, ReplicaId, Table, Timing,
 };
 use crate::sys::{JournalBackend, SmallDisk};
 
@@ -460,7 +460,8 @@ fn a_member_says_nothing_before_its_promise_is_on_disk() {
         })
         .unwrap();
     }
-    let is_from = |(action, epoch): (&MemberAction, u64)| matches!(action, MemberAction::Send(_, m) if m.epoch.0 == epoch);
+    let is_from =
+        |(action, epoch): (&MemberAction, u64)| matches!(action, MemberAction::Send(_, m) if m.epoch.0 == epoch);
     assert!(released.iter().zip(1..).all(is_from), "in their order: {released:?}");
     drop(disk);
     assert!(QuorumDisk::open(&home).unwrap().1.is_some());
@@ -490,8 +491,14 @@ fn quorum_bytes(replicas: usize) -> Vec<u8> {
     let members = vec![options(0, 1).me, options(1, 1).me];
     let founding = vec![ChainConfig { shard: SHARD, epoch: Epoch(1), members, joining: None }];
     let quorum = vec![Rank(0), Rank(1), Rank(2)];
-    let options =
-        MemberOptions { me: Rank(0), members: quorum, timing: Timing::default(), replicas, founding, bugs: Bugs::default() };
+    let options = MemberOptions {
+        me: Rank(0),
+        members: quorum,
+        timing: Timing::default(),
+        replicas,
+        founding,
+        bugs: Bugs::default(),
+    };
     let mut member = Member::new(options, 0, None).unwrap();
     let mut actions = Vec::new();
     member.flush(0, &mut actions);

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
+use super::{Joiner, Scope};
 use crate::base::Rank;
 use crate::gcs::{
     Action, Address, Beat, Blob, Body, Bug, Bugs, ChainConfig, Change, ClientId, Command, Directory, Epoch, Found,
@@ -14,16 +15,13 @@ use crate::gcs::{
 
 /// The ranks: those of the first chain and the one that may join.
 pub const SLOTS: usize = 4;
+const SHARD: ShardId = ShardId(0);
 const QUORUM: Rank = Rank(9);
 
-/// A replica's clock while its lease runs, and once it has run out: nothing else
-/// in the model depends on time.
+/// Time stands still: what is due is due at once, and a lease runs until the
+/// model says that it has run out.
 const NOW: u64 = 0;
-const LATE: u64 = 1;
-
-/// Everything that is due is due at once.
-const TIMING: Timing =
-    Timing { beat: 0, lease: LATE, hold: LATE, detection: LATE, resend: 0, watch: LATE, quorum_tick: LATE };
+const TIMING: Timing = Timing { beat: 0, lease: 1, hold: 1, detection: 1, resend: 0, watch: 1, quorum_tick: 1 };
 
 /// The commands that were carried out, first to last: one byte each.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -68,8 +66,7 @@ pub struct View {
     pub may_lead: bool,
     pub is_head: bool,
     pub is_tail: bool,
-    /// While its lease runs, and after.
-    pub reads: [Read; 2],
+    pub read: Read,
 }
 
 /// What a replica can be told.
@@ -80,8 +77,12 @@ pub enum Input {
     Chain(u32, u8),
     Command(u8),
     Query,
+    /// Whatever may have been lost is sent again.
     Resend,
+    /// A lease begins, as it is granted.
     Grant,
+    /// The lease has run out.
+    Expire,
 }
 
 /// What a client is told.
@@ -112,18 +113,21 @@ pub struct Letter {
 /// All changes up to one, and the directory after them.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct History {
+    /// The chain of every epoch.
     pub chains: Vec<ChainConfig>,
-    directory: Directory,
-    pub failures: u8,
     pub kinds: Vec<Change>,
+    directory: Directory,
+    /// How many failures may still come.
+    pub failures: u8,
 }
 
-/// The granting side of leases.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-struct Lessor {
-    granter: Granter,
+impl History {
+    pub fn latest(&self) -> &ChainConfig {
+        self.chains.last().expect("the first chain")
+    }
 }
 
+/// What has come up, by number.
 struct Numbered<T> {
     numbers: HashMap<Arc<T>, u32>,
     items: Vec<Arc<T>>,
@@ -145,31 +149,28 @@ impl<T: Hash + Eq> Numbered<T> {
     }
 }
 
-/// Who may join.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Joiner {
-    Nobody,
-    /// A rank that was in no chain.
-    Another,
-    /// The next life of a rank that was removed and has ended.
-    NextLife,
-}
-
+/// What is known of the cores, and names for what they are.
 pub struct Cores {
+    scope: Scope,
     bugs: Bugs,
-    joiner: Joiner,
-    founding: usize,
-    closed_loop: bool,
-    retired: [Option<u32>; SLOTS],
     replicas: Numbered<Replica>,
     views: Vec<View>,
+    retired: HashMap<ReplicaId, u32>,
     letters: Numbered<Letter>,
-    histories: Numbered<History>,
-    changes: HashMap<u32, Arc<Vec<u32>>>,
-    lessors: Numbered<Lessor>,
     mails: Numbered<Vec<u32>>,
-    turns: HashMap<(u32, Input, bool), Arc<Effect>>,
+    histories: Numbered<History>,
+    lessors: Numbered<Granter>,
+    turns: HashMap<(u32, Input), Arc<Effect>>,
+    changes: HashMap<u32, Arc<Vec<u32>>>,
     grants: HashMap<(u32, u32, u8, ReplicaId, u64), (u32, bool)>,
+}
+
+/// Where all begins.
+pub struct Start {
+    pub cores: [u32; SLOTS],
+    pub mail: u32,
+    pub history: u32,
+    pub lessor: u32,
 }
 
 pub fn id(slot: usize) -> ReplicaId {
@@ -181,53 +182,46 @@ fn key() -> Key {
 }
 
 impl Cores {
-    pub fn new(
-        bugs: Bugs,
-        founding: usize,
-        failures: u8,
-        joiner: Joiner,
-        closed_loop: bool,
-    ) -> (Cores, [u32; SLOTS], u32, u32, Vec<u32>) {
+    pub fn new(scope: Scope, bugs: Bugs) -> (Cores, Start) {
         let mut cores = Cores {
+            scope,
             bugs,
-            joiner,
-            founding,
-            closed_loop,
-            retired: [None; SLOTS],
             replicas: Numbered::new(),
             views: Vec::new(),
+            retired: HashMap::new(),
             letters: Numbered::new(),
-            histories: Numbered::new(),
-            changes: HashMap::new(),
-            lessors: Numbered::new(),
             mails: Numbered::new(),
+            histories: Numbered::new(),
+            lessors: Numbered::new(),
             turns: HashMap::new(),
+            changes: HashMap::new(),
             grants: HashMap::new(),
         };
-        let chain =
-            ChainConfig { shard: ShardId(0), epoch: Epoch(1), members: (0..founding).map(id).collect(), joining: None };
-        let history = History {
-            chains: vec![chain.clone()],
-            directory: Directory::founded(vec![chain.clone()]),
-            failures,
-            kinds: Vec::new(),
-        };
-        let history = cores.histories.number(history);
-        let lessor = cores.lessors.number(Lessor { granter: Granter::new(NOW, TIMING.hold, true) });
-        let mut mail = Vec::new();
+        let members = (0..scope.founding).map(id).collect();
+        let chain = ChainConfig { shard: SHARD, epoch: Epoch(1), members, joining: None };
+        let directory = Directory::founded(vec![chain.clone()]);
+        let mut letters = Vec::new();
         let slots = std::array::from_fn(|slot| {
             let options = cores.options(id(slot));
-            if slot >= founding {
+            if slot >= scope.founding {
                 return cores.core(Replica::spare(options));
             }
             let mut out = Vec::new();
             let mut replica = Replica::founding(options, chain.clone(), NOW, &mut out);
             replica.flush(NOW, &mut out);
-            let effect = cores.effect(slot, replica, out);
-            mail.extend(&effect.sends);
+            let effect = cores.effect(replica, out);
+            letters.extend(&effect.sends);
             effect.core
         });
-        (cores, slots, history, lessor, mail)
+        letters.sort_unstable();
+        let history = History { chains: vec![chain], kinds: Vec::new(), directory, failures: scope.failures };
+        let start = Start {
+            cores: slots,
+            mail: cores.lay_out(letters),
+            history: cores.histories.number(history),
+            lessor: cores.expire(),
+        };
+        (cores, start)
     }
 
     pub fn view(&self, core: u32) -> View {
@@ -242,19 +236,9 @@ impl Cores {
         &self.letters.items[letter as usize]
     }
 
-    pub fn sizes(&self) -> [usize; 5] {
-        [
-            self.mails.items.len(),
-            self.replicas.items.len(),
-            self.letters.items.len(),
-            self.histories.items.len(),
-            self.turns.len(),
-        ]
-    }
-
     fn options(&self, me: ReplicaId) -> Options {
         let quorum = vec![QUORUM];
-        Options { me, shard: ShardId(0), quorum, timing: TIMING, durable: false, bugs: self.bugs }
+        Options { me, shard: SHARD, quorum, timing: TIMING, durable: false, bugs: self.bugs }
     }
 
     /// The next life of a rank, which knows nothing.
@@ -265,16 +249,16 @@ impl Cores {
     fn core(&mut self, replica: Replica) -> u32 {
         // All who know that they were removed are alike: they do nothing.
         if replica.is_retired()
-            && let Some(core) = self.retired[replica.id().rank.index()]
+            && let Some(core) = self.retired.get(&replica.id())
         {
-            return core;
+            return *core;
         }
         let number = self.replicas.number(replica);
         if number as usize == self.views.len() {
             let view = self.look(&self.replicas.items[number as usize]);
             self.views.push(view);
             if view.retired {
-                self.retired[view.id.rank.index()] = Some(number);
+                self.retired.insert(view.id, number);
             }
         }
         number
@@ -287,22 +271,15 @@ impl Cores {
             }
             Found::Page { .. } => Order::default(),
         };
-        let reads = [NOW, LATE].map(|now| {
+        let mut read = Read::Refuses;
+        if replica.may_read(NOW) {
             let (mut replica, mut out) = (replica.clone(), Vec::new());
-            if !replica.may_read(now) {
-                return Read::Refuses;
-            }
-            self.tell(&mut replica, Input::Query, now, &mut out);
-            let mut read = Read::Asks;
-            for action in out {
-                match told(action).first() {
-                    Some(Told::Read(order)) => read = Read::Answers(*order),
-                    Some(_) => read = Read::Refuses,
-                    None => {}
-                }
-            }
-            if replica.is_retired() { Read::Refuses } else { read }
-        });
+            self.tell(&mut replica, Input::Query, &mut out);
+            read = match out.into_iter().flat_map(told).next() {
+                Some(Told::Read(order)) => Read::Answers(order),
+                _ => Read::Asks,
+            };
+        }
         View {
             id: replica.id(),
             epoch: replica.epoch().0,
@@ -314,34 +291,32 @@ impl Cores {
             may_lead: replica.may_lead(),
             is_head: replica.chain().is_some_and(|chain| chain.head() == Some(replica.id())),
             is_tail: replica.chain().is_some_and(|chain| chain.tail() == Some(replica.id())),
-            reads,
+            read,
         }
     }
 
     /// One turn of a replica.
-    pub fn turn(&mut self, core: u32, input: Input, expired: bool) -> Arc<Effect> {
-        if let Some(effect) = self.turns.get(&(core, input, expired)) {
+    pub fn turn(&mut self, core: u32, input: Input) -> Arc<Effect> {
+        if let Some(effect) = self.turns.get(&(core, input)) {
             return Arc::clone(effect);
         }
         let mut replica = Replica::clone(&self.replicas.items[core as usize]);
         let mut out = Vec::new();
-        let now = if expired { LATE } else { NOW };
-        self.tell(&mut replica, input, now, &mut out);
-        replica.flush(now, &mut out);
-        let slot = replica.id().rank.index();
-        let effect = Arc::new(self.effect(slot, replica, out));
-        self.turns.insert((core, input, expired), Arc::clone(&effect));
+        self.tell(&mut replica, input, &mut out);
+        replica.flush(NOW, &mut out);
+        let effect = Arc::new(self.effect(replica, out));
+        self.turns.insert((core, input), Arc::clone(&effect));
         effect
     }
 
-    fn tell(&self, replica: &mut Replica, input: Input, now: u64, out: &mut Vec<Action>) {
-        let shard = ShardId(0);
-        // A client that knows the replica's own epoch: the worst there is.
+    fn tell(&self, replica: &mut Replica, input: Input, out: &mut Vec<Action>) {
+        let shard = SHARD;
+        // Clients know the replica's own epoch: the worst there is.
         let epoch = replica.epoch();
         match input {
             Input::Message(letter) => {
                 let Letter { from, message, .. } = &*self.letters.items[letter as usize];
-                replica.receive(now, Address::Replica(Rank(*from as u32)), message.clone(), out);
+                replica.receive(NOW, Address::Replica(Rank(*from as u32)), message.clone(), out);
             }
             Input::Chain(history, of) => {
                 let chain = self.histories.items[history as usize].chains[of as usize - 1].clone();
@@ -350,14 +325,16 @@ impl Cores {
             }
             Input::Command(number) => {
                 let body = Body::Commands(vec![self.command(number)]);
-                replica.receive(now, Address::Client(Rank(10)), Message { shard, epoch, body }, out);
+                replica.receive(NOW, Address::Client(Rank(10)), Message { shard, epoch, body }, out);
             }
             Input::Query => {
                 let reader = ClientId { rank: Rank(20), incarnation: 1 };
                 let body = Body::Queries(reader, vec![(1, Query::Get(vec![key()]))]);
-                replica.receive(now, Address::Client(reader.rank), Message { shard, epoch, body }, out);
+                replica.receive(NOW, Address::Client(reader.rank), Message { shard, epoch, body }, out);
             }
-            Input::Resend => replica.tick(LATE),
+            Input::Resend => replica.tick(NOW),
+            // Whether it ran out or was given up is the same.
+            Input::Expire => replica.ended(NOW, QUORUM),
             Input::Grant => {
                 let body = Body::Grant { to: replica.id(), echo: NOW };
                 replica.receive(NOW, Address::Quorum(QUORUM), Message { shard, epoch, body }, out);
@@ -367,7 +344,7 @@ impl Cores {
 
     fn command(&self, number: u8) -> Command {
         let op = Op::Append { key: key(), bytes: Blob::from(&[number]) };
-        if self.closed_loop {
+        if self.scope.closed_loop {
             let client = ClientId { rank: Rank(10), incarnation: 1 };
             Command { client, number: number.into(), settled: u64::from(number) - 1, op }
         } else {
@@ -376,7 +353,8 @@ impl Cores {
         }
     }
 
-    fn effect(&mut self, slot: usize, replica: Replica, out: Vec<Action>) -> Effect {
+    fn effect(&mut self, replica: Replica, out: Vec<Action>) -> Effect {
+        let slot = replica.id().rank.index();
         let mut effect = Effect { core: self.core(replica), sends: Vec::new(), told: Vec::new() };
         for action in out {
             match action {
@@ -395,7 +373,7 @@ impl Cores {
             return Arc::clone(changes);
         }
         let before = Arc::clone(&self.histories.items[history as usize]);
-        let now = before.chains.last().expect("the first chain");
+        let now = before.latest();
         let mut next = Vec::new();
         // Any who are there may go, all at once or one after the other.
         for gone in 1_u32..1 << SLOTS {
@@ -406,10 +384,10 @@ impl Cores {
                 next.push((members, now.joining.filter(stays), there as u8));
             }
         }
-        let fresh: Vec<ReplicaId> = match self.joiner {
+        let fresh: Vec<ReplicaId> = match self.scope.joiner {
             Joiner::Nobody => Vec::new(),
-            Joiner::Another => vec![id(self.founding)],
-            Joiner::NextLife => (0..self.founding).map(|slot| ReplicaId { incarnation: 2, ..id(slot) }).collect(),
+            Joiner::Another => vec![id(self.scope.founding)],
+            Joiner::NextLife => (0..self.scope.founding).map(|slot| ReplicaId { incarnation: 2, ..id(slot) }).collect(),
         };
         match now.joining {
             Some(joining) => next.push(([&now.members[..], &[joining]].concat(), None, 0)),
@@ -418,7 +396,7 @@ impl Cores {
         }
         let mut changes = Vec::new();
         for (members, joining, failures) in next {
-            let chain = ChainConfig { shard: ShardId(0), epoch: Epoch(now.epoch.0 + 1), members, joining };
+            let chain = ChainConfig { shard: SHARD, epoch: Epoch(now.epoch.0 + 1), members, joining };
             let mut after = History::clone(&before);
             let Ok(kind) = after.directory.apply(&chain) else { continue };
             after.failures -= failures;
@@ -438,24 +416,18 @@ impl Cores {
         if let Some(answer) = self.grants.get(&asked) {
             return *answer;
         }
-        let mut granter = self.lessors.items[lessor as usize].granter.clone();
+        let mut granter = Granter::clone(&self.lessors.items[lessor as usize]);
         let beat = Beat { from, sent: NOW, received: None, linked: false, restored: None };
         let chain = &self.histories.items[history as usize].chains[usize::from(known) - 1];
         let granted = granter.grant(NOW, chain, Epoch(epoch), &beat, TIMING.hold, self.bugs);
-        let answer = (self.lessors.number(Lessor { granter }), granted);
+        let answer = (self.lessors.number(granter), granted);
         self.grants.insert(asked, answer);
         answer
     }
 
-    /// The leases that were granted have run out.
+    /// Whoever grants leases, once all that were granted have run out.
     pub fn expire(&mut self) -> u32 {
-        self.lessors.number(Lessor { granter: Granter::new(NOW, TIMING.hold, true) })
-    }
-
-    pub fn print(&self) {
-        for letter in &self.letters.items {
-            println!("{} -> {} epoch {}: {:?}", letter.from, letter.to, letter.message.epoch.0, letter.message.body);
-        }
+        self.lessors.number(Granter::new(NOW, TIMING.hold, true))
     }
 
     /// Letters that lie about, by their number.
@@ -468,25 +440,24 @@ impl Cores {
         self.mails.number(letters)
     }
 
-    /// Whether a message means nothing to its receiver, now and ever after.
-    pub fn is_dead(&self, letter: u32, view: &View, lean: u8) -> bool {
-        if self.bugs.has(Bug::SkipEpochCheck) {
-            return view.retired;
-        }
-        let Letter { message, .. } = &*self.letters.items[letter as usize];
-        if view.retired || message.epoch.0 < view.epoch {
+    /// Whether a message means nothing to its receiver, now and ever after: it
+    /// is of an earlier epoch, or tells what is known.
+    pub fn is_spent(&self, letter: u32, view: &View) -> bool {
+        let message = &self.letters.items[letter as usize].message;
+        if view.retired {
             return true;
         }
-        if lean == 0 || message.epoch.0 != view.epoch {
+        if self.bugs.has(Bug::SkipEpochCheck) || message.epoch.0 > view.epoch {
             return false;
         }
-        match &message.body {
+        let known = match &message.body {
             Body::Committed { through, .. } => through.0 <= view.applied,
             Body::Forward(forward) => {
                 view.linked && forward.entries.last().map_or(forward.after, |entry| entry.seq).0 <= view.last
             }
             _ => false,
-        }
+        };
+        message.epoch.0 < view.epoch || known
     }
 }
 
