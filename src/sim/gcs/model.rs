@@ -23,6 +23,8 @@ struct Scope {
     joiner: Joiner,
     /// Queries that wait for the tail.
     asks: u8,
+    /// Messages that come before their receiver is in their epoch, and are kept.
+    early: u8,
     /// Whether messages lie about that mean nothing any more.
     keeps_all: bool,
 }
@@ -45,6 +47,7 @@ const TWO: Scope = Scope {
     failures: 1,
     joiner: Joiner::Nobody,
     asks: 0,
+    early: 0,
     keeps_all: false,
 };
 
@@ -87,6 +90,11 @@ fn every_order_of_two_writes_and_two_failures() {
     }
     holds(Scope { failures: 2, asks: 1, ..TWO }, &[&sights[..], &[Asked]].concat());
     holds(Scope { failures: 2, closed_loop: true, ..TWO }, &sights);
+    holds(Scope { commands: 1, failures: 2, early: 2, ..TWO }, &sights);
+    if at_least("long") {
+        holds(Scope { failures: 2, early: 2, ..TWO }, &sights);
+        holds(Scope { failures: 2, asks: 2, ..TWO }, &sights);
+    }
 }
 
 #[test]
