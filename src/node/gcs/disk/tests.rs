@@ -496,6 +496,7 @@ fn quorum_bytes(replicas: usize) -> Vec<u8> {
         members: quorum,
         timing: Timing::default(),
         replicas,
+        hosts: Vec::new(),
         founding,
         bugs: Bugs::default(),
     };
