@@ -96,7 +96,7 @@ impl Gcs {
     /// In words, if what is there cannot be used.
     pub fn new(me: Rank, setup: Setup, started: Instant, home: Option<Home>) -> Result<Gcs, String> {
         let timing = Timing::for_detection(GCS_RANK_DETECTION.as_nanos() as Nanos);
-        let Setup { replicas, quorum, chains, life, has_past } = setup;
+        let Setup { replicas, hosts, quorum, chains, life, has_past } = setup;
         let mut decisions = Vec::new();
         let mut saved = None;
         let mut quorum_disk = None;
@@ -122,6 +122,7 @@ impl Gcs {
                 members: quorum.clone(),
                 timing,
                 replicas,
+                hosts,
                 founding: chains.clone(),
                 bugs: Bugs::default(),
             };
