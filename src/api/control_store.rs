@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use crate::base::TaskError;
-use crate::base::limits::GCS_KEYS_MAX;
+use crate::base::limits::{GCS_KEYS_MAX, GCS_PAGE_BYTES_MAX};
 use crate::node::{
     Blob, ControlAnswer, ControlReply, ControlRequest, Event, Failure, Found, Handle, Key, Node, Op, Query, Resolved,
     Seq, ShardId, Stored, WatchId,
@@ -20,8 +20,11 @@ pub use crate::node::{Refusal, Table};
 /// belongs in the object store.
 ///
 /// Operations are under way from the moment they are called; [`Pending::wait`]
-/// gives the answer, and in a task other tasks run meanwhile. Those of one rank
-/// on one shard happen in the order of their calls.
+/// gives the answer, and in a task other tasks run meanwhile. Those that are under
+/// way at once may happen in any order: wait for the one that must come first.
+///
+/// The tables `Nodes`, `Jobs` and `Functions` are Collimate's own: read them, and
+/// write to the others.
 ///
 /// `docs/protocols/chain.md` has the protocol, after van Renesse and Schneider,
 /// "Chain Replication for Supporting High Throughput and Availability" (OSDI 2004).
@@ -157,7 +160,8 @@ impl ControlStore {
         }
         while wanted.iter().any(|places| !places.is_empty()) {
             let ask = |(shard, places): (ShardId, &Vec<usize>)| {
-                let some = places.iter().take(GCS_KEYS_MAX).map(|at| Key::new(table, keys[*at])).collect();
+                let page = &places[..page_of(places.iter().map(|at| keys[*at].len())).min(places.len())];
+                let some = page.iter().map(|at| Key::new(table, keys[*at])).collect();
                 (!places.is_empty()).then(|| self.ask(ControlRequest::Query(shard, Query::Get(some)), records))
             };
             let asked: Vec<_> = self.shards().zip(&wanted).map(ask).collect();
@@ -200,7 +204,8 @@ impl ControlStore {
     }
 
     /// Tells of all changes from now on of records whose keys begin so: every
-    /// change of a key, once and in order, however ranks die.
+    /// change of a key, once and in order, however ranks die. The first that it
+    /// tells of may have been made shortly before.
     ///
     /// # Errors
     /// As [`Pending::wait`].
@@ -307,6 +312,20 @@ impl Drop for Watch {
     fn drop(&mut self) {
         let _unwatched = self.store.node.control(ControlRequest::Unwatch(self.id));
     }
+}
+
+/// What a key costs a message besides its bytes, at most.
+const KEY_OVERHEAD: usize = 16;
+
+/// How many of the keys of these lengths go into one question: at least one.
+fn page_of(lengths: impl Iterator<Item = usize>) -> usize {
+    let mut room = GCS_PAGE_BYTES_MAX / 2;
+    let fits = |length: &usize| {
+        let fits = *length <= room;
+        room = room.saturating_sub(length + KEY_OVERHEAD);
+        fits
+    };
+    lengths.take(GCS_KEYS_MAX).take_while(fits).count().max(1)
 }
 
 fn version(answer: ControlAnswer) -> Option<u64> {
