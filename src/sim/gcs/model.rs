@@ -142,7 +142,6 @@ fn every_order_of_two_writes_and_two_failures() {
     holds(Scope { commands: 1, failures: 2, early: 2, ..TWO }, &sights);
     if at_least("long") {
         holds(Scope { failures: 2, early: 2, ..TWO }, &sights);
-        holds(Scope { failures: 2, asks: 2, ..TWO }, &sights);
     }
 }
 
