@@ -289,15 +289,16 @@ impl Gcs {
         self.touch_all();
     }
 
-    /// An operation of this rank. While others are under way it waits for the
-    /// next turn, which comes with their answers at the latest, so that many go
-    /// out as one message.
+    /// An operation of this rank. A change waits, while others are under way, for
+    /// the next turn, which comes with their answers at the latest, so that many
+    /// go out as one message.
     pub fn ask(&mut self, request: ControlRequest, task: Task) {
         self.now = None;
         let now = self.now();
         self.client_touched = true;
         self.gathered += 1;
-        self.pending |= self.client.under_way() == 0 || self.gathered >= GATHERED_MAX;
+        let may_wait = matches!(request, ControlRequest::Command(_)) && self.gathered < GATHERED_MAX;
+        self.pending |= !may_wait || self.client.under_way() == 0;
         self.waiting.ask(&mut self.client, now, request, task);
     }
 
