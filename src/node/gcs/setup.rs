@@ -24,6 +24,8 @@ pub(in crate::node) struct Agreement {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::node) struct Setup {
     pub replicas: usize,
+    /// By rank.
+    pub hosts: Vec<u64>,
     pub quorum: Vec<Rank>,
     pub chains: Vec<ChainConfig>,
     pub life: u32,
@@ -77,11 +79,12 @@ impl Setup {
                 return differ("COLLIMATE_GCS_DIR", &set(first.durable), &set(theirs.durable));
             }
         }
-        let hosts: Vec<_> = cards.iter().map(|card| card.host.0).collect();
+        let hosts: Vec<u64> = cards.iter().map(|card| card.host.0).collect();
         Ok(Setup {
             replicas: usize::from(first.replicas),
             quorum: founding_quorum(&hosts),
             chains: founding_chains(&hosts, usize::from(first.replicas), first.shards),
+            hosts,
             life: first.life,
             has_past: first.has_past,
         })
@@ -111,6 +114,7 @@ mod tests {
         let cards: Vec<Card> = (0..5).map(|rank| card(rank, &config)).collect();
         let setup = Setup::agreed(&cards).unwrap();
         assert_eq!(setup.life, 7);
+        assert_eq!(setup.hosts, [0, 0, 1, 1, 2]);
         assert_eq!(setup.quorum, [0, 2, 4, 1, 3].map(Rank));
         assert_eq!(setup.chains.len(), 3);
         assert!(setup.chains.iter().all(|chain| chain.members.len() == 2));

@@ -112,6 +112,11 @@ impl Home {
                     let then = "write into it a number greater than that of any earlier start";
                     return Err(DiskError::Missing { path, beside: self.dir.clone(), then });
                 }
+                // Rank 0 writes the layout, and has begun a life before that.
+                if self.rank == Rank(0) && self.found_layout {
+                    let then = "put back the folder that it was in, with all that was there";
+                    return Err(DiskError::Missing { path, beside: self.root.clone(), then });
+                }
                 0
             }
             Err(error) => return Err(DiskError::io("read", &path, &error)),

@@ -436,6 +436,25 @@ fn another_layout_is_refused_with_both() {
     assert!(error.contains("layout is gone"), "{error}");
 }
 
+/// With what rank 0 had, its part in what was promised and the count of the job's
+/// lives are lost.
+#[test]
+fn the_job_does_not_begin_anew_where_rank_0_has_lost_its_folder() {
+    let folder = Folder::new();
+    let layout = Layout { ranks: 2, replicas: 2, shards: 1, quorum: vec![Rank(0)] };
+    folder.home(0).check_layout(&layout).unwrap();
+    folder.home(1).check_layout(&layout).unwrap();
+    fs::remove_dir_all(folder.0.join("rank-0")).unwrap();
+    for attempt in 0..2 {
+        let error = Home::open(&folder.0, Rank(0), DiskOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("rank-0/life is gone") && error.contains("put back the folder"), "{attempt}: {error}");
+    }
+    fs::remove_dir_all(folder.0.join("rank-1")).unwrap();
+    assert_eq!(folder.home(1).life(), 1, "the others can go on without");
+    fs::remove_file(folder.0.join("layout")).unwrap();
+    assert_eq!(folder.home(0).life(), 1, "all of it was removed");
+}
+
 #[test]
 fn a_member_says_nothing_before_its_promise_is_on_disk() {
     let folder = Folder::new();
@@ -496,6 +515,7 @@ fn quorum_bytes(replicas: usize) -> Vec<u8> {
         members: quorum,
         timing: Timing::default(),
         replicas,
+        hosts: Vec::new(),
         founding,
         bugs: Bugs::default(),
     };
