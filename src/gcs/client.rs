@@ -2,6 +2,8 @@
 //! many operations under way, asks again after losses and changes of the chain.
 //! However often it asks, a command happens once.
 
+#[cfg(test)]
+mod tests;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,7 +91,7 @@ struct Shard {
     look_at: Nanos,
     locate_at: Nanos,
     locates: u64,
-    /// Members of the chain that cannot answer any more.
+    /// Members of the chain with which there is no connection any more.
     gone: BTreeSet<ReplicaId>,
     /// The whole quorum is to be asked for the next chain.
     ask_all: bool,
@@ -390,8 +392,13 @@ impl Shard {
             return;
         }
         self.chain = chain;
-        self.gone.clear();
-        self.ask_all = false;
+        // Of several that end at once the quorum removes one after the other: the
+        // chain without the rest is still to come.
+        self.gone.retain(|member| self.chain.position(*member).is_some());
+        self.ask_all = !self.gone.is_empty();
+        if self.ask_all {
+            self.locate_at = now;
+        }
         self.commands.iter_mut().for_each(|attempt| attempt.hurry(now));
         self.queries.values_mut().for_each(|attempt| attempt.hurry(now));
         self.watches.values_mut().for_each(|watch| watch.renew_at = now);
@@ -563,20 +570,5 @@ impl<T> Attempt<T> {
         let patience = (timing.resend << self.tries.min(8)).min(timing.detection * 2);
         self.again_at = now + patience;
         self.tries += 1;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::gcs::Table;
-
-    #[test]
-    fn keys_are_spread_over_the_shards() {
-        let mut counts = [0; 4];
-        for number in 0..4000_u32 {
-            counts[usize::from(shard_of(&Key::new(Table::Names, &number.to_le_bytes()), 4).0)] += 1;
-        }
-        assert!(counts.iter().all(|count| (900..1100).contains(count)), "{counts:?}");
     }
 }

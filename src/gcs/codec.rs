@@ -240,6 +240,7 @@ mod tests {
                 members: vec![Rank(0), Rank(1)],
                 timing: Timing::default(),
                 replicas: 2,
+                hosts: Vec::new(),
                 founding: vec![chain.clone()],
                 bugs: Bugs::default(),
             };

@@ -28,6 +28,9 @@ pub struct MemberOptions {
     pub timing: Timing,
     /// How many replicas a chain should have.
     pub replicas: usize,
+    /// The host of each rank, by rank: a replica that joins should be on one of
+    /// its own. What is not here is not known.
+    pub hosts: Vec<u64>,
     /// The chains at the start of the job, the same for all.
     pub founding: Vec<ChainConfig>,
     /// None, outside of tests.
@@ -402,9 +405,14 @@ impl Member {
         None
     }
 
-    /// A replica that could join: one that is in no chain yet before one that is.
+    /// A replica that could join: on a host that no member is on, then in as few
+    /// chains as can be.
     fn spare(&self, now: Nanos, chain: &ChainConfig) -> Option<ReplicaId> {
-        let busy: BTreeSet<Rank> = self.directory.chains().flat_map(|c| c.members.iter().map(|m| m.rank)).collect();
+        let host = |replica: &ReplicaId| self.options.hosts.get(replica.rank.index());
+        let taken: BTreeSet<&u64> = chain.members.iter().filter_map(host).collect();
+        let shares_host = |replica: &ReplicaId| host(replica).is_some_and(|host| taken.contains(host));
+        let is_in = |rank: Rank, chain: &ChainConfig| chain.members.iter().chain(&chain.joining).any(|r| r.rank == rank);
+        let chains_of = |rank: Rank| self.directory.chains().filter(|chain| is_in(rank, chain)).count();
         let candidates = self.heard.range((chain.shard, FIRST)..=(chain.shard, LAST));
         let fit = candidates.filter(|((_, replica), heard)| {
             now <= heard.at + self.options.timing.detection
@@ -412,7 +420,7 @@ impl Member {
                 && chain.members.iter().all(|member| member.rank != replica.rank)
         });
         let latest_lives: BTreeMap<Rank, ReplicaId> = fit.map(|((_, replica), _)| (replica.rank, *replica)).collect();
-        latest_lives.into_values().min_by_key(|replica| (busy.contains(&replica.rank), *replica))
+        latest_lives.into_values().min_by_key(|replica| (shares_host(replica), chains_of(replica.rank), *replica))
     }
 
     /// The later lives of members that have left their state on disk, if no member
@@ -474,3 +482,6 @@ fn rank_of(address: Address) -> Rank {
         Address::Replica(rank) | Address::Quorum(rank) | Address::Client(rank) => rank,
     }
 }
+
+#[cfg(test)]
+mod tests;

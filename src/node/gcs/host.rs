@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use super::disk::{Home, QuorumDisk, ReplicaDisk};
+use super::disk::{Home, LIVES_MAX, QuorumDisk, ReplicaDisk};
 use super::functions::Functions;
 use super::setup::Setup;
 use super::waiting::{ControlRequest, Waiting};
@@ -88,6 +88,8 @@ const GATHERED_MAX: usize = 256;
 /// Incarnations of one life of the job: more than a rank can be removed in it.
 const INCARNATIONS: u32 = 1 << 12;
 
+const _: () = assert!(LIVES_MAX.checked_mul(INCARNATIONS).is_some());
+
 impl Gcs {
     /// The cores of this rank as they are at the start of the job, or with `home`
     /// as what is there says; time counts from `started`.
@@ -96,7 +98,7 @@ impl Gcs {
     /// In words, if what is there cannot be used.
     pub fn new(me: Rank, setup: Setup, started: Instant, home: Option<Home>) -> Result<Gcs, String> {
         let timing = Timing::for_detection(GCS_RANK_DETECTION.as_nanos() as Nanos);
-        let Setup { replicas, quorum, chains, life, has_past } = setup;
+        let Setup { replicas, hosts, quorum, chains, life, has_past } = setup;
         let mut decisions = Vec::new();
         let mut saved = None;
         let mut quorum_disk = None;
@@ -122,6 +124,7 @@ impl Gcs {
                 members: quorum.clone(),
                 timing,
                 replicas,
+                hosts,
                 founding: chains.clone(),
                 bugs: Bugs::default(),
             };
@@ -288,15 +291,16 @@ impl Gcs {
         self.touch_all();
     }
 
-    /// An operation of this rank. While others are under way it waits for the
-    /// next turn, which comes with their answers at the latest, so that many go
-    /// out as one message.
+    /// An operation of this rank. A change waits, while others are under way, for
+    /// the next turn, which comes with their answers at the latest, so that many
+    /// go out as one message.
     pub fn ask(&mut self, request: ControlRequest, task: Task) {
         self.now = None;
         let now = self.now();
         self.client_touched = true;
         self.gathered += 1;
-        self.pending |= self.client.under_way() == 0 || self.gathered >= GATHERED_MAX;
+        let may_wait = matches!(request, ControlRequest::Command(_)) && self.gathered < GATHERED_MAX;
+        self.pending |= !may_wait || self.client.under_way() == 0;
         self.waiting.ask(&mut self.client, now, request, task);
     }
 

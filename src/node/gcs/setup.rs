@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::disk::Layout;
+use super::disk::{LIVES_MAX, Layout};
 use crate::base::{Config, Rank};
 use crate::boot::Card;
 use crate::gcs::{ChainConfig, founding_chains, founding_quorum};
@@ -24,6 +24,8 @@ pub(in crate::node) struct Agreement {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::node) struct Setup {
     pub replicas: usize,
+    /// By rank.
+    pub hosts: Vec<u64>,
     pub quorum: Vec<Rank>,
     pub chains: Vec<ChainConfig>,
     pub life: u32,
@@ -77,11 +79,19 @@ impl Setup {
                 return differ("COLLIMATE_GCS_DIR", &set(first.durable), &set(theirs.durable));
             }
         }
-        let hosts: Vec<_> = cards.iter().map(|card| card.host.0).collect();
+        if !(1..=LIVES_MAX).contains(&first.life) {
+            let (zero, life) = (cards[0].rank, first.life);
+            return Err(format!(
+                "{zero} says that this is run {life} of the job, and runs are numbered from 1 to {LIVES_MAX}: start all \
+                 ranks from the same build"
+            ));
+        }
+        let hosts: Vec<u64> = cards.iter().map(|card| card.host.0).collect();
         Ok(Setup {
             replicas: usize::from(first.replicas),
             quorum: founding_quorum(&hosts),
             chains: founding_chains(&hosts, usize::from(first.replicas), first.shards),
+            hosts,
             life: first.life,
             has_past: first.has_past,
         })
@@ -111,6 +121,7 @@ mod tests {
         let cards: Vec<Card> = (0..5).map(|rank| card(rank, &config)).collect();
         let setup = Setup::agreed(&cards).unwrap();
         assert_eq!(setup.life, 7);
+        assert_eq!(setup.hosts, [0, 0, 1, 1, 2]);
         assert_eq!(setup.quorum, [0, 2, 4, 1, 3].map(Rank));
         assert_eq!(setup.chains.len(), 3);
         assert!(setup.chains.iter().all(|chain| chain.members.len() == 2));
@@ -130,6 +141,11 @@ mod tests {
         for (other, text) in others {
             let error = Setup::agreed(&[card(0, &config), card(1, &other)]).unwrap_err();
             assert!(error.contains(text), "{error}");
+        }
+        for life in [0, LIVES_MAX + 1] {
+            let zero = Card { note: Agreement::of(&config, life, true).encode(), ..card(0, &config) };
+            let error = Setup::agreed(&[zero, card(1, &config)]).unwrap_err();
+            assert!(error.contains(&format!("run {life} of the job")), "{error}");
         }
         let stranger = Card { note: vec![1], ..card(1, &config) };
         assert!(Setup::agreed(&[card(0, &config), stranger]).unwrap_err().contains("another version"));

@@ -218,6 +218,7 @@ impl World {
                 members: quorum,
                 timing: self.plan.timing,
                 replicas: self.plan.replicas,
+                hosts: Vec::new(),
                 founding: self.founding.clone(),
                 bugs,
             };

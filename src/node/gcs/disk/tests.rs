@@ -391,10 +391,19 @@ fn lives_are_counted_and_a_folder_has_one_user() {
         assert_eq!(folder.home(4).life(), life);
     }
     let life = folder.0.join("rank-4/life");
-    for damage in ["", "seven", "4294967295", "99999999999"] {
+    for damage in ["", "seven", "-1", "99999999999999999999"] {
         fs::write(&life, damage).unwrap();
         let error = Home::open(&folder.0, Rank(4), DiskOptions::default()).unwrap_err().to_string();
         assert!(error.contains("rank-4/life") && error.contains(damage), "{error}");
+    }
+    fs::write(&life, (LIVES_MAX - 1).to_string()).unwrap();
+    assert_eq!(folder.home(4).life(), LIVES_MAX);
+    for count in [LIVES_MAX, 1 << 20, 1 << 31] {
+        fs::write(&life, count.to_string()).unwrap();
+        let error = Home::open(&folder.0, Rank(4), DiskOptions::default()).unwrap_err().to_string();
+        assert!(error.contains(&format!("rank-4/life says that the rank was started {count} times")), "{error}");
+        assert!(error.contains("begin with an empty COLLIMATE_GCS_DIR"), "{error}");
+        assert_eq!(fs::read_to_string(&life).unwrap(), count.to_string(), "it is left as it was");
     }
     fs::remove_file(&life).unwrap();
     assert_eq!(folder.home(4).life(), 1, "nothing has happened in the lives before");
@@ -434,6 +443,25 @@ fn another_layout_is_refused_with_both() {
     fs::write(folder.0.join("rank-0/quorum"), b"something").unwrap();
     let error = folder.home(0).check_layout(&layout).unwrap_err().to_string();
     assert!(error.contains("layout is gone"), "{error}");
+}
+
+/// With what rank 0 had, its part in what was promised and the count of the job's
+/// lives are lost.
+#[test]
+fn the_job_does_not_begin_anew_where_rank_0_has_lost_its_folder() {
+    let folder = Folder::new();
+    let layout = Layout { ranks: 2, replicas: 2, shards: 1, quorum: vec![Rank(0)] };
+    folder.home(0).check_layout(&layout).unwrap();
+    folder.home(1).check_layout(&layout).unwrap();
+    fs::remove_dir_all(folder.0.join("rank-0")).unwrap();
+    for attempt in 0..2 {
+        let error = Home::open(&folder.0, Rank(0), DiskOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("rank-0/life is gone") && error.contains("put back the folder"), "{attempt}: {error}");
+    }
+    fs::remove_dir_all(folder.0.join("rank-1")).unwrap();
+    assert_eq!(folder.home(1).life(), 1, "the others can go on without");
+    fs::remove_file(folder.0.join("layout")).unwrap();
+    assert_eq!(folder.home(0).life(), 1, "all of it was removed");
 }
 
 #[test]
@@ -496,6 +524,7 @@ fn quorum_bytes(replicas: usize) -> Vec<u8> {
         members: quorum,
         timing: Timing::default(),
         replicas,
+        hosts: Vec::new(),
         founding,
         bugs: Bugs::default(),
     };
