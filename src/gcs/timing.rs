@@ -2,6 +2,7 @@
 //! them.
 
 use super::message::Nanos;
+use crate::base::limits::{GCS_DETECTION, GCS_RANK_DETECTION};
 
 /// What is assumed of clocks: two monotonic clocks of different hosts run apart
 /// by at most this part of the time, in parts per million each. Quartz clocks
@@ -58,8 +59,9 @@ impl Timing {
 
 impl Default for Timing {
     fn default() -> Timing {
-        Timing::for_detection(crate::base::limits::GCS_DETECTION.as_nanos() as Nanos)
+        Timing::for_detection(GCS_DETECTION.as_nanos() as Nanos)
     }
 }
 
-const _: () = assert!(Timing::for_detection(crate::base::limits::GCS_DETECTION.as_nanos() as Nanos).is_sound());
+const _: () = assert!(Timing::for_detection(GCS_DETECTION.as_nanos() as Nanos).is_sound());
+const _: () = assert!(Timing::for_detection(GCS_RANK_DETECTION.as_nanos() as Nanos).is_sound());

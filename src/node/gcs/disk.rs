@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 use twox_hash::XxHash3_128;
 
-pub use self::home::{DiskOptions, Home, Layout};
+pub use self::home::{DiskOptions, Home, LIVES_MAX, Layout};
 use crate::gcs::{
     Action, DiskEvent, LogDamage, MemberAction, QuorumLog, Recovered, Seq, ShardId, encode_mark, is_of_a_crash, recover,
 };
@@ -76,6 +76,18 @@ pub enum DiskError {
         path: PathBuf,
         /// What is in it.
         found: String,
+    },
+    /// The rank was started too often, or the count is wrong.
+    #[error(
+        "{path} says that the rank was started {count} times on this folder, and no more than {LIVES_MAX} can be told apart: \
+         if that is true, begin with an empty COLLIMATE_GCS_DIR; if not, write the number of its last start into the file",
+        path = path.display()
+    )]
+    Lives {
+        /// The file.
+        path: PathBuf,
+        /// What is in it.
+        count: u64,
     },
     /// A file is gone.
     #[error("{path} is gone, though {beside} holds what earlier starts have left: {then}, or begin with an empty COLLIMATE_GCS_DIR", path = path.display(), beside = beside.display())]

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use super::disk::{Home, QuorumDisk, ReplicaDisk};
+use super::disk::{Home, LIVES_MAX, QuorumDisk, ReplicaDisk};
 use super::functions::Functions;
 use super::setup::Setup;
 use super::waiting::{ControlRequest, Waiting};
@@ -87,6 +87,8 @@ const GATHERED_MAX: usize = 256;
 
 /// Incarnations of one life of the job: more than a rank can be removed in it.
 const INCARNATIONS: u32 = 1 << 12;
+
+const _: () = assert!(LIVES_MAX.checked_mul(INCARNATIONS).is_some());
 
 impl Gcs {
     /// The cores of this rank as they are at the start of the job, or with `home`

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::disk::Layout;
+use super::disk::{LIVES_MAX, Layout};
 use crate::base::{Config, Rank};
 use crate::boot::Card;
 use crate::gcs::{ChainConfig, founding_chains, founding_quorum};
@@ -79,6 +79,13 @@ impl Setup {
                 return differ("COLLIMATE_GCS_DIR", &set(first.durable), &set(theirs.durable));
             }
         }
+        if !(1..=LIVES_MAX).contains(&first.life) {
+            let (zero, life) = (cards[0].rank, first.life);
+            return Err(format!(
+                "{zero} says that this is run {life} of the job, and runs are numbered from 1 to {LIVES_MAX}: start all \
+                 ranks from the same build"
+            ));
+        }
         let hosts: Vec<u64> = cards.iter().map(|card| card.host.0).collect();
         Ok(Setup {
             replicas: usize::from(first.replicas),
@@ -134,6 +141,11 @@ mod tests {
         for (other, text) in others {
             let error = Setup::agreed(&[card(0, &config), card(1, &other)]).unwrap_err();
             assert!(error.contains(text), "{error}");
+        }
+        for life in [0, LIVES_MAX + 1] {
+            let zero = Card { note: Agreement::of(&config, life, true).encode(), ..card(0, &config) };
+            let error = Setup::agreed(&[zero, card(1, &config)]).unwrap_err();
+            assert!(error.contains(&format!("run {life} of the job")), "{error}");
         }
         let stranger = Card { note: vec![1], ..card(1, &config) };
         assert!(Setup::agreed(&[card(0, &config), stranger]).unwrap_err().contains("another version"));

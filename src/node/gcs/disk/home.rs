@@ -22,6 +22,9 @@ use crate::sys::{JournalBackend, lock_file};
 /// The form of everything in the folder.
 const FORMAT: u32 = 1;
 
+/// Lives of a rank on one folder.
+pub const LIVES_MAX: u32 = 1_000_000;
+
 /// How a rank uses its folder.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct DiskOptions {
@@ -121,7 +124,10 @@ impl Home {
             }
             Err(error) => return Err(DiskError::io("read", &path, &error)),
         };
-        let life = u32::checked_add(last, 1).ok_or_else(|| DiskError::Life { path, found: last.to_string() })?;
+        if last >= u64::from(LIVES_MAX) {
+            return Err(DiskError::Lives { path, count: last });
+        }
+        let life = last as u32 + 1;
         write_new(&self.dir, "life", format!("{life}\n").as_bytes())?;
         Ok(life)
     }

@@ -391,10 +391,19 @@ fn lives_are_counted_and_a_folder_has_one_user() {
         assert_eq!(folder.home(4).life(), life);
     }
     let life = folder.0.join("rank-4/life");
-    for damage in ["", "seven", "4294967295", "99999999999"] {
+    for damage in ["", "seven", "-1", "99999999999999999999"] {
         fs::write(&life, damage).unwrap();
         let error = Home::open(&folder.0, Rank(4), DiskOptions::default()).unwrap_err().to_string();
         assert!(error.contains("rank-4/life") && error.contains(damage), "{error}");
+    }
+    fs::write(&life, (LIVES_MAX - 1).to_string()).unwrap();
+    assert_eq!(folder.home(4).life(), LIVES_MAX);
+    for count in [LIVES_MAX, 1 << 20, 1 << 31] {
+        fs::write(&life, count.to_string()).unwrap();
+        let error = Home::open(&folder.0, Rank(4), DiskOptions::default()).unwrap_err().to_string();
+        assert!(error.contains(&format!("rank-4/life says that the rank was started {count} times")), "{error}");
+        assert!(error.contains("begin with an empty COLLIMATE_GCS_DIR"), "{error}");
+        assert_eq!(fs::read_to_string(&life).unwrap(), count.to_string(), "it is left as it was");
     }
     fs::remove_file(&life).unwrap();
     assert_eq!(folder.home(4).life(), 1, "nothing has happened in the lives before");
