@@ -77,3 +77,18 @@ fn of_two_members_that_end_the_second_is_not_forgotten() {
     assert_eq!(commands, [Rank(2)]);
     assert!(asked.len() <= 1, "all members are there: {asked:?}");
 }
+
+/// An end that is told late is of an earlier life of a rank: the chain that there
+/// is does not change for it.
+#[test]
+fn a_query_is_sent_though_all_members_are_said_to_have_ended() {
+    let mut client = client(chain(1, &[0, 1]));
+    client.ended(1, Rank(0));
+    client.ended(1, Rank(1));
+    tell(&mut client, 2, chain(2, &[0, 1]));
+    client.query(3, ShardId(0), Query::Get(vec![Key::new(Table::Names, b"a")])).expect("within the limits");
+    let mut out = Vec::new();
+    client.flush(3, &mut out);
+    let is_query = |action: &Action| matches!(action, Action::Send(Address::Replica(_), Message { body: Body::Queries(..), .. }));
+    assert!(out.iter().any(is_query), "{out:?}");
+}
