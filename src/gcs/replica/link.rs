@@ -170,7 +170,8 @@ impl Replica {
         let waits_for_commit = !self.is_tail() && self.state.applied() < self.last;
         let joiner_lags = |sent: Seq, received: Seq| self.is_tail() && received < sent;
         let lags = self.downstream.as_ref().is_some_and(|d| waits_for_commit || joiner_lags(d.sent, d.received));
-        if let Some(downstream) = self.downstream.as_mut().filter(|_| lags) {
+        // The successor answers a probe with how far it is, and whether there is space again.
+        if let Some(downstream) = self.downstream.as_mut().filter(|_| lags || self.full_below.is_some()) {
             downstream.probe_due = true;
         }
         self.turn.commit_to_tell |= self.disk_full || self.full_below.is_some();
