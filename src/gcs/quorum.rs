@@ -60,7 +60,7 @@ pub struct Member {
     /// Beats that cannot be granted yet, but may be soon.
     waiting: BTreeMap<(ShardId, ReplicaId), (Epoch, Beat)>,
     /// Lives up to these have ended.
-    gone: BTreeMap<(ShardId, Rank), u32>,
+    gone: BTreeMap<(ShardId, Rank), (u32, Nanos)>,
     /// Who is told of the next chain, until when.
     askers: BTreeMap<(ShardId, Address), Nanos>,
     leads_since: Option<Nanos>,
@@ -136,8 +136,12 @@ impl Member {
                 self.askers.insert((shard, from), now + self.options.timing.watch);
             }
             Body::Beat(beat) => {
-                if self.is_gone(shard, beat.from) {
-                    // It has found another way here.
+                if let Some((_, since)) = self.gone(shard, beat.from) {
+                    // What was on its way when the connection ended says nothing: only
+                    // what comes much later has found another way here.
+                    if now < since + self.options.timing.detection {
+                        return;
+                    }
                     self.gone.remove(&(shard, beat.from.rank));
                 }
                 if epoch < chain.epoch {
@@ -233,8 +237,9 @@ impl Member {
             let lives = self.heard.range((*shard, FIRST)..=(*shard, LAST)).filter(|((_, id), _)| id.rank == rank);
             let latest = lives.map(|((_, id), _)| id.incarnation).max().unwrap_or(0);
             let latest = latest.max(self.directory.latest_life(*shard, rank));
-            let gone = self.gone.entry((*shard, rank)).or_default();
+            let (gone, since) = self.gone.entry((*shard, rank)).or_default();
             *gone = latest.max(*gone);
+            *since = now;
             self.due.insert(*shard);
         }
         self.heard.retain(|(_, replica), _| replica.rank != rank);
@@ -245,8 +250,9 @@ impl Member {
         }
     }
 
-    fn is_gone(&self, shard: ShardId, replica: ReplicaId) -> bool {
-        self.gone.get(&(shard, replica.rank)).is_some_and(|gone| replica.incarnation <= *gone)
+    /// Whether a life of a replica has ended: the last such life, and since when.
+    fn gone(&self, shard: ShardId, replica: ReplicaId) -> Option<(u32, Nanos)> {
+        self.gone.get(&(shard, replica.rank)).copied().filter(|(gone, _)| replica.incarnation <= *gone)
     }
 
     /// Time has passed.
@@ -371,7 +377,7 @@ impl Member {
         // Whoever has just begun to lead may not have heard of anybody yet.
         let silent = |replica: ReplicaId| {
             let last = heard(replica).map_or(leads_since, |heard| heard.at.max(leads_since));
-            self.is_gone(chain.shard, replica) || now > last + self.options.timing.detection
+            self.gone(chain.shard, replica).is_some() || now > last + self.options.timing.detection
         };
         let proven = |replica: ReplicaId| {
             chain.epoch == Epoch(1) || heard(replica).is_some_and(|heard| heard.beat.received.is_some())

@@ -66,6 +66,10 @@ impl World {
             if !self.is_up(at) || !self.is_up(of) || self.closed.contains(&(at, of, self.process(of))) {
                 continue;
             }
+            // Whoever the others have just died beside must not be cut off as well.
+            if !self.is_quiet() && !self.has_others(&[at, of]) {
+                continue;
+            }
             for server in &mut self.servers {
                 server.troubled_at = Some(self.now);
             }
@@ -79,13 +83,18 @@ impl World {
 
     /// Whether a server cannot talk to half of the others for the rest of its life.
     fn is_apart(&self, at: Rank) -> bool {
+        let others = self.plan.servers as usize - 1;
+        let closed = self.closed_with(at);
+        closed > 0 && 2 * closed >= others
+    }
+
+    /// How many live connections of a rank have been closed, on either side.
+    fn closed_with(&self, at: Rank) -> usize {
         let apart = |other: &Rank| {
             self.closed.contains(&(at, *other, self.process(*other)))
                 || self.closed.contains(&(*other, at, self.process(at)))
         };
-        let others = (0..self.plan.servers).map(Rank).filter(|other| *other != at);
-        let count = others.clone().filter(apart).count();
-        count > 0 && 2 * count >= others.count()
+        (0..self.plan.servers).map(Rank).filter(|other| *other != at).filter(apart).count()
     }
 
     fn crash_user(&mut self, number: usize) {
@@ -175,31 +184,36 @@ impl World {
         }
     }
 
+    /// Whether every chain has a member beside these that has all that was
+    /// committed and will not be taken for dead.
+    fn has_others(&self, beside: &[Rank]) -> bool {
+        let good = |shard, member: &ReplicaId| !beside.contains(&member.rank) && self.is_good(shard, member);
+        self.latest.iter().enumerate().all(|(shard, chain)| chain.members.iter().any(|member| good(shard, member)))
+    }
+
+    /// Whether a member has all that was committed and will not be taken for dead.
+    fn is_good(&self, shard: usize, member: &ReplicaId) -> bool {
+        let server = &self.servers[member.rank.index()];
+        let touched = self.cut.iter().any(|(a, b)| *a == member.rank || *b == member.rank);
+        // Whoever leads must hear it: one closed connection may be with the leader.
+        let heard = !touched && self.closed_with(member.rank) == 0;
+        let quiet = server.troubled_at.is_none_or(|at| self.now > at + QUIET);
+        let holds = server.up && server.replicas[shard].id() == *member;
+        holds && quiet && heard && server.replicas[shard].may_lead()
+    }
+
     /// Whether this crash is one that the store must survive: somebody has all
     /// that was committed and will not be taken for dead, or the disks of the
     /// whole chain come back.
     fn may_crash(&self, number: usize, keeps_disk: bool) -> bool {
         self.latest.iter().enumerate().all(|(shard, chain)| {
-            let holds = |member: &ReplicaId| {
-                let server = &self.servers[member.rank.index()];
-                server.up && server.replicas[shard].id() == *member
-            };
-            let is_good = |member: &ReplicaId| {
-                let troubled = self.servers[member.rank.index()].troubled_at;
-                let touched = self.cut.iter().any(|(a, b)| *a == member.rank || *b == member.rank);
-                let quiet = troubled.is_none_or(|at| self.now > at + QUIET) && !touched && !self.is_apart(member.rank);
-                holds(member)
-                    && quiet
-                    && member.rank.index() != number
-                    && self.servers[member.rank.index()].replicas[shard].may_lead()
-            };
             let on_disk = |member: &ReplicaId| {
                 let keeps = keeps_disk || member.rank.index() != number;
                 keeps && self.is_on_disk(shard, *member)
             };
             let is_member = chain.members.iter().any(|member| member.rank.index() == number);
             !is_member
-                || chain.members.iter().any(is_good)
+                || chain.members.iter().any(|member| member.rank.index() != number && self.is_good(shard, member))
                 || self.plan.durable
                     && if self.is_quiet() {
                         chain.members.iter().any(on_disk)
