@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use crate::base::TaskError;
-use crate::base::limits::GCS_KEYS_MAX;
+use crate::base::limits::{GCS_KEYS_MAX, GCS_PAGE_BYTES_MAX};
 use crate::node::{
     Blob, ControlAnswer, ControlReply, ControlRequest, Event, Failure, Found, Handle, Key, Node, Op, Query, Resolved,
     Seq, ShardId, Stored, WatchId,
@@ -20,8 +20,11 @@ pub use crate::node::{Refusal, Table};
 /// belongs in the object store.
 ///
 /// Operations are under way from the moment they are called; [`Pending::wait`]
-/// gives the answer, and in a task other tasks run meanwhile. Those of one rank
-/// on one shard happen in the order of their calls.
+/// gives the answer, and in a task other tasks run meanwhile. Those that are under
+/// way at once may happen in any order: wait for the one that must come first.
+///
+/// The tables `Nodes`, `Jobs` and `Functions` are Collimate's own: read them, and
+/// write to the others.
 ///
 /// `docs/protocols/chain.md` has the protocol, after van Renesse and Schneider,
 /// "Chain Replication for Supporting High Throughput and Availability" (OSDI 2004).
@@ -85,6 +88,8 @@ pub enum ControlError {
 pub struct Pending<T> {
     handle: Handle<ControlReply>,
     read: fn(ControlAnswer) -> Option<T>,
+    /// In which table, and if it is one, in which shard.
+    place: (Table, Option<ShardId>),
 }
 
 impl ControlStore {
@@ -128,7 +133,7 @@ impl ControlStore {
     pub fn delete_prefix(&self, table: Table, prefix: &[u8]) -> Result<(), ControlError> {
         let delete = |shard| {
             let op = Op::DeletePrefix { table, prefix: prefix.into() };
-            self.ask(ControlRequest::CommandIn(shard, op), version)
+            self.ask((table, Some(shard)), ControlRequest::CommandIn(shard, op), version)
         };
         let all: Vec<Pending<u64>> = self.shards().map(delete).collect();
         all.into_iter().try_for_each(|one| one.wait().map(drop))
@@ -138,7 +143,7 @@ impl ControlStore {
     pub fn get(&self, table: Table, key: &[u8]) -> Pending<Option<ControlRecord>> {
         let key = Key::new(table, key);
         let shard = self.node.shard_of(&key);
-        self.ask(ControlRequest::Query(shard, Query::Get(vec![key])), |answer| match answer {
+        self.ask((table, Some(shard)), ControlRequest::Query(shard, Query::Get(vec![key])), |answer| match answer {
             ControlAnswer::Found(_, Found::Records(records)) => Some(records.into_iter().next()?.map(record)),
             _ => None,
         })
@@ -157,8 +162,9 @@ impl ControlStore {
         }
         while wanted.iter().any(|places| !places.is_empty()) {
             let ask = |(shard, places): (ShardId, &Vec<usize>)| {
-                let some = places.iter().take(GCS_KEYS_MAX).map(|at| Key::new(table, keys[*at])).collect();
-                (!places.is_empty()).then(|| self.ask(ControlRequest::Query(shard, Query::Get(some)), records))
+                let page = &places[..page_of(places.iter().map(|at| keys[*at].len())).min(places.len())];
+                let some = page.iter().map(|at| Key::new(table, keys[*at])).collect();
+                (!places.is_empty()).then(|| self.ask((table, Some(shard)), ControlRequest::Query(shard, Query::Get(some)), records))
             };
             let asked: Vec<_> = self.shards().zip(&wanted).map(ask).collect();
             for (places, pending) in wanted.iter_mut().zip(asked) {
@@ -181,7 +187,7 @@ impl ControlStore {
     pub fn scan(&self, table: Table, prefix: &[u8]) -> Result<Vec<(Blob, ControlRecord)>, ControlError> {
         let page = |shard, after: Option<Blob>| {
             let query = Query::Scan { table, prefix: prefix.into(), after };
-            (shard, self.ask(ControlRequest::Query(shard, query), |answer| match answer {
+            (shard, self.ask((table, Some(shard)), ControlRequest::Query(shard, query), |answer| match answer {
                 ControlAnswer::Found(_, Found::Page { records, more }) => Some((records, more)),
                 _ => None,
             }))
@@ -200,7 +206,8 @@ impl ControlStore {
     }
 
     /// Tells of all changes from now on of records whose keys begin so: every
-    /// change of a key, once and in order, however ranks die.
+    /// change of a key, once and in order, however ranks die. The first that it
+    /// tells of may have been made shortly before.
     ///
     /// # Errors
     /// As [`Pending::wait`].
@@ -221,11 +228,11 @@ impl ControlStore {
     /// ```
     pub fn watch(&self, table: Table, prefix: &[u8]) -> Result<Watch, ControlError> {
         let key = Key::new(table, prefix);
-        let opened = self.ask(ControlRequest::Watch(key), |answer| match answer {
+        let opened = self.ask((table, None), ControlRequest::Watch(key), |answer| match answer {
             ControlAnswer::Watched(id) => Some(id),
             _ => None,
         });
-        Ok(Watch { store: *self, id: opened.wait()? })
+        Ok(Watch { store: *self, table, id: opened.wait()? })
     }
 
     fn shards(&self) -> impl Iterator<Item = ShardId> + use<> {
@@ -233,11 +240,17 @@ impl ControlStore {
     }
 
     fn change(&self, op: Op) -> Pending<u64> {
-        self.ask(ControlRequest::Command(op), version)
+        let place = op.key().map_or((Table::Names, None), |key| (key.table, Some(self.node.shard_of(key))));
+        self.ask(place, ControlRequest::Command(op), version)
     }
 
-    fn ask<T>(&self, request: ControlRequest, read: fn(ControlAnswer) -> Option<T>) -> Pending<T> {
-        Pending { handle: self.node.control(request), read }
+    fn ask<T>(
+        &self,
+        place: (Table, Option<ShardId>),
+        request: ControlRequest,
+        read: fn(ControlAnswer) -> Option<T>,
+    ) -> Pending<T> {
+        Pending { handle: self.node.control(request), read, place }
     }
 }
 
@@ -260,7 +273,10 @@ impl<T> Pending<T> {
         match reply {
             Ok(answer) => (self.read)(answer).ok_or_else(unanswered),
             Err(Failure::Refused(refusal)) => Err(refusal.into()),
-            Err(late) => Err(ControlError::Deadline(late.to_string())),
+            Err(late) => Err(ControlError::Deadline(match self.place {
+                (table, Some(shard)) => format!("table {table:?}, shard {}: {late}", shard.0),
+                (table, None) => format!("table {table:?}: {late}"),
+            })),
         }
     }
 
@@ -273,6 +289,7 @@ impl<T> Pending<T> {
 /// Changes of records whose keys begin alike; ends when it is dropped.
 pub struct Watch {
     store: ControlStore,
+    table: Table,
     id: WatchId,
 }
 
@@ -293,7 +310,7 @@ impl Watch {
     /// # Errors
     /// [`ControlError::NotRunning`] when the runtime ends before there are any.
     pub fn changes(&mut self) -> Result<ControlChanges, ControlError> {
-        let next = self.store.ask(ControlRequest::Next(self.id), |answer| match answer {
+        let next = self.store.ask((self.table, None), ControlRequest::Next(self.id), |answer| match answer {
             ControlAnswer::Changes { events, missed } => {
                 Some(ControlChanges { missed, events: events.into_iter().map(change).collect() })
             }
@@ -307,6 +324,20 @@ impl Drop for Watch {
     fn drop(&mut self) {
         let _unwatched = self.store.node.control(ControlRequest::Unwatch(self.id));
     }
+}
+
+/// What a key costs a message besides its bytes, at most.
+const KEY_OVERHEAD: usize = 16;
+
+/// How many of the keys of these lengths go into one question: at least one.
+fn page_of(lengths: impl Iterator<Item = usize>) -> usize {
+    let mut room = GCS_PAGE_BYTES_MAX / 2;
+    let fits = |length: &usize| {
+        let fits = *length <= room;
+        room = room.saturating_sub(length + KEY_OVERHEAD);
+        fits
+    };
+    lengths.take(GCS_KEYS_MAX).take_while(fits).count().max(1)
 }
 
 fn version(answer: ControlAnswer) -> Option<u64> {

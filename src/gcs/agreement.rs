@@ -79,9 +79,8 @@ impl Agreement {
             next_tick: now + HASTE.min(slow),
             had_leader: false,
         };
-        if agreement.library.as_ref().is_some_and(|library| library.get_current_leader().is_none()) {
-            agreement.stand();
-        }
+        // Whoever led before this life may have ended as well.
+        agreement.stand();
         Ok(agreement)
     }
 

@@ -397,12 +397,14 @@ impl Replica {
             self.commit_as_tail();
         }
         self.forward(out);
+        // Clients first: the predecessor does not wait for the word, and would
+        // take a core from the one who does.
+        self.tell_put_off(out);
+        self.tell_outcomes(out);
         self.tell_commit(out);
         self.send_link(out);
         self.answer_waiting(now, out);
         self.ask_tail(out);
-        self.tell_put_off(out);
-        self.tell_outcomes(out);
         self.tell_watchers(out);
         if std::mem::take(&mut self.turn.beat_due) {
             let Timing { beat, detection, .. } = self.options.timing;

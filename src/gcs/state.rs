@@ -423,8 +423,7 @@ impl State {
         records.take_while(move |(key, _)| key.table == table && key.bytes.starts_with(prefix))
     }
 
-    /// The changes after `since`, up to `limit` of them, or nothing if some of
-    /// them are forgotten.
+    /// The changes after `since`, or nothing if some of them are forgotten.
     pub fn changes(&self, since: Seq) -> Option<impl Iterator<Item = &Event>> {
         let first = self.history.partition_point(|event| event.version <= since);
         (since >= self.forgotten).then(|| self.history.iter().skip(first))

@@ -35,7 +35,8 @@ impl Core {
             }
             Event::ReadDone { token, lease, result, .. } => self.on_read(node, token, lease, result),
             Event::Lost { peer, cause } => {
-                if self.peers[peer.index()].lost.is_none() {
+                // At the job's end they all go, which changes no chain.
+                if self.peers[peer.index()].lost.is_none() && node.ended().is_none() {
                     self.gcs.ended(peer, matches!(cause, FabricError::Closed(_)));
                 }
                 self.on_lost(node, peer, cause.to_string());
@@ -127,30 +128,7 @@ impl Core {
         Ok(())
     }
 
-    /// Writes this rank's table of tasks to the control store, once.
-    pub(super) fn register_tasks(&mut self, node: &Node) {
-        if !std::mem::replace(&mut self.tasks_registered, true) {
-            self.gcs.register_tasks(node.registry.hash, &node.registry.entries());
-        }
-    }
-
-    /// Takes the tables of tasks that have been read from the control store.
-    pub(super) fn tables_read(&mut self, node: &'static Node) {
-        for (hash, entries) in self.gcs.tasks_read() {
-            for rank in 0..self.peers.len() {
-                let peer = &mut self.peers[rank];
-                if !peer.ready && peer.lost.is_none() && peer.hello.as_ref().is_some_and(|h| h.tasks_hash == hash) {
-                    peer.functions = Some(node.registry.indices_in(&entries));
-                    self.greeted(node, Rank(rank as u32));
-                }
-            }
-        }
-        if let Some(why) = self.gcs.tasks_failed() {
-            node.end(Ended { status: 1, reason: Some(format!("{}: {why}", node.rank)) });
-        }
-    }
-
-    fn greeted(&mut self, node: &'static Node, peer: Rank) {
+    pub(super) fn greeted(&mut self, node: &'static Node, peer: Rank) {
         self.peers[peer.index()].ready = true;
         self.newly_ready = true;
         // Whoever asked for work before could not ask this one.

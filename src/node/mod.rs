@@ -8,11 +8,12 @@
 //! | `service` | the network and the timers while workers are busy or asleep |
 //! | `state`, `events` | connections, calls under way, lent objects; dispatch |
 //! | `bulk` | objects on their way between arenas |
-//! | `gcs` | the control store's cores in this rank |
+//! | `control`, `gcs` | the control store: its place in the node; its cores in this rank |
 //! | `registry`, `transfer` | task functions; arguments and results in transit |
 //! | `start` | from a mesh of connections to a running rank, and its end |
 
 mod bulk;
+mod control;
 mod events;
 mod fabrics;
 mod gcs;

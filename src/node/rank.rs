@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_queue::SegQueue;
 
-use super::gcs::{ControlReply, ControlRequest, Operation};
 use super::registry::{Registry, TaskType};
 use super::service::Service;
 use super::state::{Command, State};
@@ -23,8 +22,7 @@ use crate::base::event::{Counters, Event};
 use crate::base::{Config, ErrorKind, Rank, Tag, TaskError};
 use crate::mem::{Arena, Bytes, Heap, Region};
 use crate::sched::Demand;
-use crate::gcs::{Key, ShardId, shard_of};
-use crate::sync::{Baton, Handle, Held, Idle, Lineage, Steal, Stealer, Task, frame};
+use crate::sync::{Baton, Held, Idle, Lineage, Steal, Stealer, Task};
 
 /// Where a task may run; travels in its frame's flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,6 +117,10 @@ pub struct Node {
     pub(super) asked: AtomicBool,
     /// More threads than cores on this host: spinning takes from others.
     pub(super) oversubscribed: bool,
+    /// Operations of this rank on the control store are under way, and not more
+    /// than there are workers: one after the other, so it matters how long each
+    /// takes.
+    pub(super) awaits_control: AtomicBool,
     /// Which ranks are gone.
     lost: Box<[AtomicBool]>,
     pub(super) stacks: AtomicU32,
@@ -171,6 +173,7 @@ impl Node {
             stopping: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             oversubscribed,
+            awaits_control: AtomicBool::new(false),
             lost: (0..size).map(|_| AtomicBool::new(false)).collect(),
             stacks: AtomicU32::new(0),
             spread: AtomicU32::new(0),
@@ -388,31 +391,6 @@ impl Node {
         worker::current().and_then(|w| w.spare_pack()).unwrap_or_default()
     }
 
-    /// Begins an operation on the control store.
-    pub fn control(&'static self, request: ControlRequest) -> Handle<ControlReply> {
-        let lineage = Lineage::output(Tag::ROOT, 0);
-        let (task, handle) = frame(|| Operation, lineage, 0);
-        match self.try_state() {
-            // Not by way of a command, which would be moved twice.
-            Some(mut state) => {
-                state.core.gcs.ask(request, task);
-                self.let_go(state);
-            }
-            None => self.leave(Command::Control(Box::new((request, task)))),
-        }
-        handle
-    }
-
-    /// How many shards the control store has.
-    pub fn shards(&self) -> u16 {
-        self.config.gcs_shards
-    }
-
-    /// Which of them a key belongs to.
-    pub fn shard_of(&self, key: &Key) -> ShardId {
-        shard_of(key, usize::from(self.config.gcs_shards))
-    }
-
     /// Gives a granted demand back.
     pub(super) fn give_back(&'static self, demand: Demand) {
         self.submit(Command::GiveBack { demand });
@@ -432,7 +410,7 @@ impl Node {
 
     /// Leaves a command for the thread that has the state.
     #[cold]
-    fn leave(&'static self, command: Command) {
+    pub(super) fn leave(&'static self, command: Command) {
         // Either the holder sees the command after it has let go, or we find the
         // state free now: see `sync::Baton`.
         self.outbox.push(command);
@@ -443,7 +421,7 @@ impl Node {
     }
 
     /// Passes the state on, with all that was left meanwhile done.
-    fn let_go(&'static self, mut state: Held<'_, State>) {
+    pub(super) fn let_go(&'static self, mut state: Held<'_, State>) {
         state.flush(self);
         drop(state);
         self.after_state();

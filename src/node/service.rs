@@ -152,6 +152,8 @@ impl Service {
             let until_timer = next_timer.map_or(SLEEP_MAX, |t| t.saturating_duration_since(now).min(SLEEP_MAX));
             let now = now.saturating_duration_since(service.started).as_nanos() as u64;
             if now >= service.control_due.load(Ordering::Relaxed) {
+                // What is due next is known once this was done, by whoever has the state.
+                service.control_due.store(u64::MAX, Ordering::Relaxed);
                 node.submit(Command::ControlTick);
             }
             let control_due = service.control_due.load(Ordering::Relaxed);

@@ -10,13 +10,12 @@ use slab::Slab;
 
 use super::bulk::Bulk;
 use super::gcs::{ControlRequest, Gcs};
-use super::rank::{Ended, HUNGRY_BASE, Node, Target};
+use super::rank::{HUNGRY_BASE, Node, Target};
 use super::registry::TaskType;
 use super::transfer::{Pack, Piece, Received};
 use crate::base::event::Event as Counted;
 use crate::base::limits::{PEER_SILENCE_MAX, SHARED_FROM};
-use crate::base::{ErrorKind, JobId, Rank, TaskError};
-use crate::boot::Card;
+use crate::base::{ErrorKind, Rank, TaskError};
 use crate::fabric::{Fabric, FabricError, RegionKey};
 use crate::mem::{Bytes, Region};
 use crate::sched::{Demand, Ledger};
@@ -244,17 +243,6 @@ impl State {
             resources: self.core.ledger.capacity().to_string(),
         });
         self.broadcast(&hello);
-        self.flush(node);
-    }
-
-    /// Says in the control store who this rank is, and rank 0 which tasks there are.
-    pub fn introduce(&mut self, node: &'static Node, job: JobId, card: &Card) {
-        let (workers, resources) = (node.workers.len(), self.core.ledger.capacity());
-        let about = format!("pid={} host={:#x} workers={workers} resources={resources}", card.pid, card.host.0);
-        self.core.gcs.introduce(job, &about);
-        if self.core.me == Rank(0) {
-            self.core.register_tasks(node);
-        }
         self.flush(node);
     }
 
@@ -536,25 +524,6 @@ impl State {
             && !core.gcs.is_pending();
         if !nothing {
             self.flush_all(node);
-        }
-    }
-
-    /// A turn of the control store, if it has anything to do.
-    fn run_gcs(&mut self, node: &'static Node) {
-        if !self.core.gcs.is_pending() {
-            return;
-        }
-        let due = self.core.gcs.turn();
-        let mut outgoing = std::mem::take(&mut self.core.gcs.outgoing);
-        outgoing.drain(|to, message| self.send(to, message));
-        self.core.gcs.outgoing = outgoing;
-        self.core.tables_read(node);
-        node.service.control_due(due);
-        if let Some(why) = self.core.gcs.failed.take() {
-            node.end(Ended { status: 1, reason: Some(format!("{}: {why}", node.rank)) });
-        }
-        for decision in self.core.gcs.decisions.drain(..) {
-            node.log(|| decision);
         }
     }
 

@@ -439,7 +439,11 @@ impl Worker {
         // Read late: in an exchange of short messages the clock costs as much
         // as the rest.
         let mut since = None;
-        let spin = if node.oversubscribed { SPIN_OVERSUBSCRIBED } else { SPIN };
+        // The answer to a single operation on the control store is worth a core for
+        // as long as it takes; of many the next comes soon, and a core does more
+        // for the ranks that they pass through.
+        let is_brief = || node.oversubscribed && !node.awaits_control.load(Ordering::Relaxed);
+        let spin = || if is_brief() { SPIN_OVERSUBSCRIBED } else { SPIN };
         let mut rounds = 0u32;
         loop {
             let happened = node.turns(POLLS_PER_TURN);
@@ -450,7 +454,7 @@ impl Worker {
                 since = None;
             }
             rounds = rounds.wrapping_add(1);
-            if !rounds.is_multiple_of(ROUNDS_PER_LOOK) || since.get_or_insert_with(Instant::now).elapsed() < spin {
+            if !rounds.is_multiple_of(ROUNDS_PER_LOOK) || since.get_or_insert_with(Instant::now).elapsed() < spin() {
                 continue;
             }
             if node.idle.sleep(self.index, || self.has_work()) {

@@ -187,6 +187,9 @@ fn operations() -> Result<(), Box<dyn std::error::Error>> {
     let keys: Vec<Vec<u8>> = (0..3001).map(key).collect();
     let found = store.multi_get(Table::Names, &keys.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
     assert!(found[..3000].iter().all(Option::is_some) && found[3000].is_none());
+    let long: Vec<Vec<u8>> = (0..600).map(|n| format!("{n:0>200}").into_bytes()).collect();
+    let found = store.multi_get(Table::Names, &long.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+    assert!(found.len() == 600 && found.iter().all(Option::is_none));
     store.delete(Table::Names, &key(7)).wait()?;
     assert_eq!(store.get(Table::Names, &key(7)).wait()?, None);
     store.delete_prefix(Table::Names, b"key/2")?;

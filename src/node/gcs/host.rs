@@ -242,6 +242,8 @@ impl Gcs {
     /// # Errors
     /// In words, if it is none.
     pub fn receive(&mut self, peer: Rank, bytes: &[u8]) -> Result<(), String> {
+        // A lease that is looked at for this message must be looked at after it came.
+        self.now = None;
         match Packet::decode(bytes).map_err(|error| error.to_string())? {
             Packet::Message { to, from, message } => {
                 if from.rank() != peer || to.rank() != self.me {
@@ -250,6 +252,10 @@ impl Gcs {
                 self.deliver(to, from, message);
             }
             Packet::Consensus(message) => {
+                let sender = (message.get_sender() as usize).checked_sub(1).and_then(|at| self.quorum.get(at));
+                if sender != Some(&peer) {
+                    return Err(format!("a message of the quorum in the name of {sender:?}"));
+                }
                 if let Some(member) = &mut self.member {
                     member.consensus(message);
                     self.member_touched = true;
@@ -279,19 +285,26 @@ impl Gcs {
         self.touch_all();
     }
 
+    /// How many operations of this rank are under way.
+    pub fn under_way(&self) -> usize {
+        self.waiting.operations()
+    }
+
     /// What is due by time alone is to be done.
     pub fn tick(&mut self) {
         self.touch_all();
     }
 
-    /// An operation of this rank. While others are under way it waits for the
-    /// next turn, which comes with their answers at the latest, so that many go
-    /// out as one message.
+    /// An operation of this rank. A change waits, while others are under way, for
+    /// the next turn, which comes with their answers at the latest, so that many
+    /// go out as one message.
     pub fn ask(&mut self, request: ControlRequest, task: Task) {
+        self.now = None;
         let now = self.now();
         self.client_touched = true;
         self.gathered += 1;
-        self.pending |= self.client.under_way() == 0 || self.gathered >= GATHERED_MAX;
+        let may_wait = matches!(request, ControlRequest::Command(_)) && self.gathered < GATHERED_MAX;
+        self.pending |= !may_wait || self.client.under_way() == 0;
         self.waiting.ask(&mut self.client, now, request, task);
     }
 
@@ -345,7 +358,9 @@ impl Gcs {
     /// Ends a turn: everything that it has led to is done, but for the sending
     /// of `outgoing`. Returns when something is due if nothing happens.
     pub fn turn(&mut self) -> Nanos {
+        self.now = None;
         let now = self.now();
+        self.waiting.expire(&mut self.client, now);
         loop {
             self.flush_replicas(now);
             self.flush_member(now);
@@ -512,7 +527,8 @@ impl Gcs {
     fn next_due(&self) -> Nanos {
         let replicas = self.seats.iter().map(|seat| seat.replica.next_due()).min();
         let member = self.member.as_ref().map(Member::next_due);
-        [replicas, member].into_iter().flatten().fold(self.client.next_due(), Nanos::min)
+        let client = self.client.next_due().min(self.waiting.next_due());
+        [replicas, member].into_iter().flatten().fold(client, Nanos::min)
     }
 
     fn touch_all(&mut self) {

@@ -4,6 +4,7 @@
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use crate::base::limits::GCS_DEADLINE;
 use crate::gcs::{Client, Event, Failure, Found, Key, Nanos, Notice, Op, Query, Refusal, Seq, ShardId, Token};
 use crate::sync::{Call, Stored, Task};
 
@@ -75,6 +76,8 @@ pub(super) struct Waiting {
     watches: BTreeMap<WatchId, Watch>,
     watch_of: HashMap<Token, WatchId>,
     next_watch: u64,
+    /// Until when watches must have begun, the earliest first.
+    opening: VecDeque<(Nanos, WatchId)>,
 }
 
 /// One watch: over all shards, for keys with one beginning are in all of them.
@@ -98,10 +101,7 @@ impl Waiting {
             ControlRequest::Watch(prefix) => return self.watch(client, now, &prefix, task),
             ControlRequest::Next(id) => return self.next(id, task),
             ControlRequest::Unwatch(id) => {
-                for token in self.watches.remove(&id).map(|watch| watch.tokens).into_iter().flatten() {
-                    client.unwatch(token);
-                    self.watch_of.remove(&token);
-                }
+                self.unwatch(client, id);
                 return answer(task, Ok(ControlAnswer::Unwatched));
             }
         };
@@ -113,7 +113,27 @@ impl Waiting {
         }
     }
 
-    /// Passes on what the client was told; whether it was for one of these.
+    /// How many operations there are, besides watches.
+    pub fn operations(&self) -> usize {
+        self.operations.len()
+    }
+
+    /// Gives up watches that have not begun in time.
+    pub fn expire(&mut self, client: &mut Client, now: Nanos) {
+        while let Some((_, id)) = self.opening.pop_front_if(|(until, _)| *until <= now) {
+            if let Some(task) = self.watches.get_mut(&id).and_then(|watch| watch.opener.take()) {
+                self.unwatch(client, id);
+                answer(task, Err(Failure::Deadline(None)));
+            }
+        }
+    }
+
+    /// When [`Waiting::expire`] has something to do.
+    pub fn next_due(&self) -> Nanos {
+        self.opening.front().map_or(Nanos::MAX, |(until, _)| *until)
+    }
+
+    /// Passes on what the client was told.
     pub fn notice(&mut self, notice: Notice) {
         match notice {
             Notice::Command(token, result) => {
@@ -170,6 +190,14 @@ impl Waiting {
         let silent = tokens.len();
         let watch = Watch { tokens, silent, opener: Some(task), news: VecDeque::new(), missed: false, reader: None };
         self.watches.insert(id, watch);
+        self.opening.push_back((now + GCS_DEADLINE.as_nanos() as Nanos, id));
+    }
+
+    fn unwatch(&mut self, client: &mut Client, id: WatchId) {
+        for token in self.watches.remove(&id).map(|watch| watch.tokens).into_iter().flatten() {
+            client.unwatch(token);
+            self.watch_of.remove(&token);
+        }
     }
 
     fn next(&mut self, id: WatchId, task: Task) {

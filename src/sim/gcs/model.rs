@@ -1,4 +1,53 @@
-//! The reconfiguration protocol, exhaustively at small scope.
+//! The reconfiguration protocol, exhaustively at small scope: every world that can
+//! come about with three replicas, two commands and two failures, and with one that
+//! joins. [`world`] is what can happen and what must hold, [`explore`] looks at
+//! all of it, [`cores`] asks the real cores.
+//!
+//! # What is real
+//! `Replica`, `Directory`, `Granter` and the state are the code that ranks run.
+//! The quorum's agreement is one step that makes any change which
+//! `Directory::judge` allows, whoever is alive; its members are one `Granter` that
+//! learns of changes late, as the member does that two majorities share.
+//!
+//! # What stands for what
+//! Each of these gives all that the real thing can do, or more:
+//! - *Network.* Messages lie about from when they are sent, for everybody to take
+//!   at any time and as often as they like: this is loss, delay, doubling and any
+//!   order. One comes in each turn.
+//! - *Failures.* A replica is removed and does not know it. One that has crashed
+//!   does what one does that nothing ever reaches, so there is no other step for it.
+//! - *Clients.* A command comes to any head at any time and as often as it likes,
+//!   as of the head's own epoch.
+//! - *Reads.* What a replica would answer now is looked at in every world, and must
+//!   be what was committed last by anybody: any number of reads, anywhere. Only a
+//!   query that waits for the tail is a step.
+//! - *Time* stands still. A lease ends when whoever grants them takes it to have
+//!   ended, as late as it can; that the holder's clock is sooner is what
+//!   `Timing::is_sound` says. Leases are asked for at once, and had at once where
+//!   only reads depend on them: a tail, which commits under one, has it at any time.
+//!
+//! Not looked at: disks, watches, turns of several messages (but for those that
+//! were kept for an epoch to come, [`Scope::early`]), more than one shard.
+//!
+//! # What made it end
+//! Worlds (and seconds, on one busy core) for three replicas, two commands, two
+//! failures and no query that waits:
+//!
+//! | | |
+//! |---|---|
+//! | whole replicas and queues of messages in each world, one read as steps | did not end in 4 minutes |
+//! | numbers for replicas, what they do in a table; reads looked at; no crashes | 557,810 (5.7 s) |
+//! | those who grant learn of a change when they grant because of it | 163,691 (1.4 s) |
+//! | the same with tails that commit under a lease, and clocks of two times | 589,447 (3.1 s) |
+//! | a lease that has run out is one that was given up: one time | 155,480 (2.1 s) |
+//! | what changes no replica and only adds messages happens at once | 99,880 (1.7 s) |
+//!
+//! Messages that mean nothing any more, by [`cores::Cores::is_spent`], are dropped in
+//! all of these; if only those of earlier epochs are, the fifth has 693,536 (13 s).
+//! Those who know that they were removed are one replica. Of two clients the one
+//! whose command is taken first is the first.
+//!
+//! `COLLIMATE_MODEL` says how far to go ([`at_least`]).
 
 mod cores;
 mod explore;
@@ -23,6 +72,8 @@ struct Scope {
     joiner: Joiner,
     /// Queries that wait for the tail.
     asks: u8,
+    /// Messages that come before their receiver is in their epoch, and are kept.
+    early: u8,
     /// Whether messages lie about that mean nothing any more.
     keeps_all: bool,
 }
@@ -45,6 +96,7 @@ const TWO: Scope = Scope {
     failures: 1,
     joiner: Joiner::Nobody,
     asks: 0,
+    early: 0,
     keeps_all: false,
 };
 
@@ -87,6 +139,10 @@ fn every_order_of_two_writes_and_two_failures() {
     }
     holds(Scope { failures: 2, asks: 1, ..TWO }, &[&sights[..], &[Asked]].concat());
     holds(Scope { failures: 2, closed_loop: true, ..TWO }, &sights);
+    holds(Scope { commands: 1, failures: 2, early: 2, ..TWO }, &sights);
+    if at_least("long") {
+        holds(Scope { failures: 2, early: 2, ..TWO }, &sights);
+    }
 }
 
 #[test]
@@ -104,8 +160,6 @@ fn every_order_of_a_join() {
         holds(Scope { commands: 2, failures: 1, ..JOINS }, &sights);
         holds(Scope { failures: 2, ..JOINS }, &sights);
         holds(Scope { founding: 3, ..JOINS }, &sights[..1]);
-        holds(Scope { founding: 3, failures: 2, joiner: Joiner::NextLife, ..JOINS }, &sights);
-        holds(Scope { founding: 3, commands: 2, failures: 1, joiner: Joiner::NextLife, ..JOINS }, &sights);
     }
 }
 
@@ -122,6 +176,7 @@ fn every_deliberate_bug_breaks_a_rule() {
         (Bug::DoubleApply, TWO),
         (Bug::JoinEarly, JOINS),
         (Bug::GrantEarly, TWO),
+        (Bug::CommitEarly, TWO),
     ];
     for (bug, scope) in cases {
         let (_, found) = look(scope, Some(bug));

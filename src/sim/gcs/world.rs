@@ -317,7 +317,13 @@ impl World {
                     self.flush(number);
                 }
             }
-            Event::Ended(way) => self.ended(way, true),
+            Event::Ended(way) => {
+                // Whoever lives has another connection since all was healed.
+                let lives = self.is_up(way.from.0) && self.process(way.from.0) == way.from.1;
+                if !lives || self.healed_at.is_none() {
+                    self.ended(way, true);
+                }
+            }
             Event::Flush(number) => self.flush(number),
             Event::DiskDone { server, shard, life } => self.disk_done(server, shard, life),
             Event::Think(number) => {

@@ -162,8 +162,12 @@ pub struct Cores {
     lessors: Numbered<Granter>,
     turns: HashMap<(u32, Input), Arc<Effect>>,
     changes: HashMap<u32, Arc<Vec<u32>>>,
-    grants: HashMap<(u32, u32, u8, ReplicaId, u64), (u32, bool)>,
+    grants: HashMap<Asked, (u32, bool)>,
 }
+
+/// A beat as it is heard: by a granter who knows a history up to an epoch, of a
+/// replica in an epoch.
+type Asked = (u32, u32, u8, ReplicaId, u64);
 
 /// Where all begins.
 pub struct Start {

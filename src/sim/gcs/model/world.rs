@@ -25,6 +25,7 @@ pub struct World {
     /// Who waits for the tail with a query, and what was committed when it came.
     asking: Option<(u8, Order)>,
     asks: u8,
+    early: u8,
     pub broken: Option<Rule>,
 }
 
@@ -119,6 +120,7 @@ impl Reconfiguration {
             acknowledged: 0,
             asking: None,
             asks: scope.asks,
+            early: scope.early,
             broken: None,
         };
         let mut model = Reconfiguration { scope, cores, sights: BTreeSet::new() };
@@ -146,7 +148,7 @@ impl Reconfiguration {
         for at in 0.. {
             let Some(letter) = self.cores.mail(world.mail).get(at).copied() else { break };
             let to = self.cores.letter(letter).to;
-            if !self.is_early(world, letter) {
+            if world.early > 0 || !self.is_early(world, letter) {
                 self.offer(world, to, Input::Message(letter), steps);
             }
         }
@@ -227,6 +229,11 @@ impl Reconfiguration {
         match step {
             Step::Start => {}
             Step::Tell(slot, input) => {
+                if let Input::Message(letter) = input
+                    && self.is_early(&world, letter)
+                {
+                    world.early -= 1;
+                }
                 self.turn(&mut world, slot.into(), input);
                 if let Input::Command(command) = input
                     && world.cores != before.cores

@@ -54,32 +54,38 @@ impl World {
         }
     }
 
-    /// One of two servers closes the connection between them, for this life of
-    /// both. It drops what it was granted, the other sees the end.
+    /// A server closes its connections with another or with all for this life of
+    /// both, or those close theirs with it. Who closes drops what it was granted;
+    /// the other side sees the end later, or not at all.
     fn close(&mut self, number: usize) {
-        let other = self.rng.below(self.servers.len());
-        let (at, of) = (self.servers[number].rank, self.servers[other].rank);
-        let closed = self.closed.contains(&(at, of, self.process(of)));
-        if at == of || closed || !self.is_up(at) || !self.is_up(of) {
-            return;
-        }
-        for server in &mut self.servers {
-            server.troubled_at = Some(self.now);
-        }
-        self.ended(self.way(of, at), false);
-        if self.rng.below(4) > 0 {
-            let delay = self.rng.below(500 * US as usize) as u64;
-            self.after(delay, Event::Ended(self.way(at, of)));
+        let rank = self.servers[number].rank;
+        let one = Rank(self.rng.below(self.servers.len()) as u32);
+        let (all, from_here) = (self.rng.below(2) == 0, self.rng.below(2) == 0);
+        for other in (0..self.plan.servers).map(Rank).filter(|other| *other != rank && (all || *other == one)) {
+            let (at, of) = if from_here { (rank, other) } else { (other, rank) };
+            if !self.is_up(at) || !self.is_up(of) || self.closed.contains(&(at, of, self.process(of))) {
+                continue;
+            }
+            for server in &mut self.servers {
+                server.troubled_at = Some(self.now);
+            }
+            self.ended(self.way(of, at), false);
+            if self.rng.below(4) > 0 {
+                let delay = self.rng.below(2 * MS as usize) as u64;
+                self.after(delay, Event::Ended(self.way(at, of)));
+            }
         }
     }
 
-    /// Whether a server cannot talk to another for the rest of its life.
+    /// Whether a server cannot talk to half of the others for the rest of its life.
     fn is_apart(&self, at: Rank) -> bool {
-        let apart = |other: Rank| {
-            self.closed.contains(&(at, other, self.process(other)))
-                || self.closed.contains(&(other, at, self.process(at)))
+        let apart = |other: &Rank| {
+            self.closed.contains(&(at, *other, self.process(*other)))
+                || self.closed.contains(&(*other, at, self.process(at)))
         };
-        (0..self.plan.servers).map(Rank).any(apart)
+        let others = (0..self.plan.servers).map(Rank).filter(|other| *other != at);
+        let count = others.clone().filter(apart).count();
+        count > 0 && 2 * count >= others.count()
     }
 
     fn crash_user(&mut self, number: usize) {

@@ -31,13 +31,15 @@ pub struct Waiting {
     others: Duration,
 }
 
-/// As the ranks of a job that has more threads than the host has cores.
-pub const LIKE_RANKS: Waiting = Waiting { first: Duration::from_micros(5), others: Duration::ZERO };
+/// As the ranks of a job that has more threads than the host has cores: a worker
+/// that waits for one operation looks for longer than it should take, and where
+/// all workers are asleep the network is slept on at once.
+pub const LIKE_RANKS: Waiting = Waiting { first: Duration::from_micros(100), others: Duration::ZERO };
+const BRIEFLY: Waiting = Waiting { first: Duration::from_micros(5), others: Duration::ZERO };
 const AT_ONCE: Waiting = Waiting { first: Duration::ZERO, others: Duration::ZERO };
-const FIRST_POLLS: Waiting = Waiting { first: Duration::from_millis(1), others: Duration::ZERO };
 
 /// The ways to wait that are measured.
-pub const WAYS: [Waiting; 3] = [LIKE_RANKS, AT_ONCE, FIRST_POLLS];
+pub const WAYS: [Waiting; 3] = [LIKE_RANKS, BRIEFLY, AT_ONCE];
 
 impl fmt::Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
