@@ -554,12 +554,16 @@ impl Shard {
         }
     }
 
-    /// Some member that is not known to be gone.
+    /// Some member that is not known to be gone. If all are, any: what is told of
+    /// an end may be of an earlier life.
     fn member(&self, turn: u64) -> Option<ReplicaId> {
-        let there = |member: &&ReplicaId| !self.gone.contains(member);
-        let count = self.chain.members.iter().filter(there).count();
-        let index = turn.checked_rem(count as u64)?;
-        self.chain.members.iter().filter(there).nth(index as usize).copied()
+        let members = &self.chain.members;
+        let there: Vec<&ReplicaId> = members.iter().filter(|member| !self.gone.contains(member)).collect();
+        let index = |count: usize| turn.checked_rem(count as u64).map(|index| index as usize);
+        match index(there.len()) {
+            Some(index) => there.get(index).copied().copied(),
+            None => members.get(index(members.len())?).copied(),
+        }
     }
 
     fn send(&self, to: Option<ReplicaId>, body: Body, out: &mut Vec<Action>) {

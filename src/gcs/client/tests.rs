@@ -97,3 +97,18 @@ fn who_alone_has_lost_the_head_is_told_so_at_the_deadline() {
     turn(&mut client, 11_000_000_000);
     assert_eq!(client.notices(), [Notice::Command(token, Err(Failure::Deadline(None)))]);
 }
+
+/// An end that is told late is of an earlier life of a rank: the chain that there
+/// is does not change for it.
+#[test]
+fn a_query_is_sent_though_all_members_are_said_to_have_ended() {
+    let mut client = client(chain(1, &[0, 1]));
+    client.ended(1, Rank(0));
+    client.ended(1, Rank(1));
+    tell(&mut client, 2, chain(2, &[0, 1]));
+    client.query(3, ShardId(0), Query::Get(vec![Key::new(Table::Names, b"a")])).expect("within the limits");
+    let mut out = Vec::new();
+    client.flush(3, &mut out);
+    let is_query = |action: &Action| matches!(action, Action::Send(Address::Replica(_), Message { body: Body::Queries(..), .. }));
+    assert!(out.iter().any(is_query), "{out:?}");
+}

@@ -387,7 +387,8 @@ impl Gcs {
             }
             seat.replica.tick(now);
             seat.replica.flush(now, &mut actions);
-            if seat.replica.is_retired() {
+            // Removed more often than that, it stays away for this life.
+            if seat.replica.is_retired() && seat.removed + 1 < INCARNATIONS {
                 seat.removed += 1;
                 let (shard, removed) = (ShardId(at as u16), seat.removed);
                 self.decisions.push(format!("the control store goes on without this rank's replica of shard {at}"));
