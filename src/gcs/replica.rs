@@ -319,8 +319,7 @@ impl Replica {
     /// what the quorum's member there has granted counts no more. Must be told
     /// before the connection is closed from this side.
     pub fn ended(&mut self, now: Nanos, rank: Rank) {
-        let member = self.options.quorum.iter().position(|member| *member == rank);
-        if let Some(member) = member.filter(|_| !self.options.bugs.has(Bug::GrantAfterEnd)) {
+        if let Some(member) = self.options.quorum.iter().position(|member| *member == rank) {
             self.lease.revoke(member, now);
         }
         let involved = |chain: &ChainConfig| chain.members.iter().chain(&chain.joining).any(|other| other.rank == rank);
