@@ -330,8 +330,7 @@ impl Replica {
     /// is told if a neighbour stays out of reach. Must be told before the
     /// connection is closed from this side.
     pub fn ended(&mut self, now: Nanos, rank: Rank) {
-        let member = self.options.quorum.iter().position(|member| *member == rank);
-        if let Some(member) = member.filter(|_| !self.options.bugs.has(Bug::GrantAfterEnd)) {
+        if let Some(member) = self.options.quorum.iter().position(|member| *member == rank) {
             self.lease.revoke(member, now);
         }
         if rank != self.options.me.rank {

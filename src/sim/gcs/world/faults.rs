@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Disk, Event, FIRST_CLIENT, QUIET, World};
+use super::{Disk, Event, FIRST_CLIENT, QUIET, Server, World};
 use crate::base::Rank;
 use crate::gcs::{ChainConfig, DiskEvent, ReplicaId, ShardId, recover};
 use crate::sim::gcs::plan::{MS, US};
@@ -115,8 +115,9 @@ impl World {
         let keepers: Option<BTreeSet<Rank>> =
             self.latest.iter().enumerate().map(|(shard, chain)| self.keeper(shard, chain)).collect();
         let Some(keepers) = keepers else { return };
+        let quiet = self.is_quiet();
         for number in 0..self.servers.len() {
-            let keeps_disk = keepers.contains(&self.servers[number].rank) || self.rng.below(4) > 0;
+            let keeps_disk = !quiet || keepers.contains(&self.servers[number].rank) || self.rng.below(4) > 0;
             if self.servers[number].up {
                 self.crash_with(number, keeps_disk, true);
             } else if !keeps_disk {
@@ -126,6 +127,14 @@ impl World {
             self.after(delay, Event::Restart(number));
         }
         (0..self.users.len()).for_each(|number| self.crash_user(number));
+    }
+
+    /// Whether no change is on its way that would leave out members whose disks
+    /// are counted on.
+    fn is_quiet(&self) -> bool {
+        let long_ago = |server: &Server| server.troubled_at.is_none_or(|at| self.now > at + QUIET);
+        let well = |server: &Server| server.up && long_ago(server) && !self.is_apart(server.rank);
+        self.cut.is_empty() && self.servers.iter().all(well)
     }
 
     /// A member of the chain whose disk has all that was acknowledged.
@@ -189,7 +198,14 @@ impl World {
                 keeps && self.is_on_disk(shard, *member)
             };
             let is_member = chain.members.iter().any(|member| member.rank.index() == number);
-            !is_member || chain.members.iter().any(is_good) || self.plan.durable && chain.members.iter().any(on_disk)
+            !is_member
+                || chain.members.iter().any(is_good)
+                || self.plan.durable
+                    && if self.is_quiet() {
+                        chain.members.iter().any(on_disk)
+                    } else {
+                        chain.members.iter().all(on_disk)
+                    }
         })
     }
 
