@@ -317,3 +317,22 @@ fn a_connection_that_has_come_back_is_found_by_idle_neighbours() {
         assert!(table.replicas.iter().all(|replica| replica.cut.is_empty()), "{ended:?}");
     }
 }
+
+#[test]
+fn that_there_is_space_again_is_heard_though_the_word_is_lost() {
+    let mut table = Chain::new(3, false);
+    table.replicas[2].disk(DiskEvent::Full);
+    table.settle(0, Vec::new());
+    table.tell(0, 1, Body::Commands(vec![put(1, "a", "1")]));
+    assert_eq!(table.got.pop(), Some(Body::NotNow(CLIENT, vec![1], Refusal::DiskFull(Rank(2)))));
+    table.replicas[2].disk(DiskEvent::Space);
+    table.replicas[2].flush(table.now, &mut Vec::new());
+    let resend = Timing::default().resend;
+    for _ in 0..4 {
+        table.now += resend;
+        table.replicas.iter_mut().for_each(|replica| replica.tick(table.now));
+        table.settle(0, Vec::new());
+    }
+    table.tell(0, 1, Body::Commands(vec![put(1, "a", "1")]));
+    assert_eq!(table.got.pop(), Some(Body::Outcomes(vec![(CLIENT, 1, Ok(Seq(1)))])));
+}
