@@ -173,9 +173,8 @@ impl Replica {
         let joiner_lags = |sent: Seq, received: Seq| self.is_tail() && received < sent;
         let lags = self.downstream.as_ref().is_some_and(|d| waits_for_commit || joiner_lags(d.sent, d.received));
         let cut = self.is_cut_from(self.successor());
-        // While a disk is full nothing else may be on the way that brings the word
-        // that there is space again, if that was lost.
         let full = self.full_below.is_some();
+        // The successor answers a probe with how far it is, and whether there is space again.
         if let Some(downstream) = self.downstream.as_mut().filter(|_| lags || cut || full) {
             downstream.probe_due = true;
         }
