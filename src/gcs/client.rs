@@ -46,10 +46,30 @@ pub enum Failure {
     Refused(#[from] Refusal),
     /// No answer within the deadline. A command may have happened, or may still.
     #[error("no answer within the deadline{}", because(.0))]
-    Deadline(Option<Refusal>),
+    Deadline(Option<Cause>),
 }
 
-fn because(cause: &Option<Refusal>) -> String {
+/// What is known of why there was no answer.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum Cause {
+    /// A replica could not carry it out for the time being.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The head cannot be reached from here, and the chain goes on with it, for
+    /// others can. Only the head takes commands.
+    #[error(
+        "the connection with {head}, the head of shard {}, has ended, and nobody has taken its place: check the network \
+         between the two, and start the job again", shard.0
+    )]
+    CutOff {
+        /// Where the head is.
+        head: Rank,
+        /// Whose.
+        shard: ShardId,
+    },
+}
+
+fn because(cause: &Option<Cause>) -> String {
     cause.as_ref().map_or_else(|| ": no replica of the shard could be reached".into(), |cause| format!(": {cause}"))
 }
 
@@ -406,11 +426,16 @@ impl Shard {
     }
 
     fn expire(&mut self, now: Nanos, notices: &mut Vec<Notice>) {
-        self.commands.expire(now, |token, cause| notices.push(Notice::Command(token, Err(Failure::Deadline(cause)))));
+        let head = self.chain.head().filter(|head| self.gone.contains(head));
+        let cut_off = head.map(|head| Cause::CutOff { head: head.rank, shard: self.chain.shard });
+        self.commands.expire(now, |token, cause| {
+            let cause = cut_off.clone().or(cause.map(Cause::Refused));
+            notices.push(Notice::Command(token, Err(Failure::Deadline(cause))));
+        });
         self.queries.retain(|_, attempt| {
             let over = now >= attempt.deadline;
             if over {
-                notices.push(Notice::Query(attempt.token, Err(Failure::Deadline(attempt.cause.take()))));
+                notices.push(Notice::Query(attempt.token, Err(Failure::Deadline(attempt.cause.take().map(Cause::Refused)))));
             }
             !over
         });

@@ -226,7 +226,7 @@ mod tests {
             Body::Committed { through: Seq(55), full: Some(Rank(2)) },
             Body::Tail(id(1), 12),
             Body::TailIs(12, Seq(55)),
-            Body::Beat(Beat { from: id(1), sent: 1 << 60, received: None, linked: false, restored: Some(1) }),
+            Body::Beat(Beat { from: id(1), sent: 1 << 60, received: None, linked: false, restored: Some(1), cut: vec![Rank(0), Rank(300)] }),
             Body::Grant { to: id(1), echo: 1 << 60 },
         ]
     }

@@ -64,7 +64,7 @@ mod tests {
             members: members.to_vec(),
             joining: None,
         };
-        let beat = |rank| Beat { from: id(rank), sent: 0, received: None, linked: true, restored: None };
+        let beat = |rank| Beat { from: id(rank), sent: 0, received: None, linked: true, restored: None, cut: Vec::new() };
         let mut granter = Granter::new(0, 100, true);
         let mut grant = |now, chain: &ChainConfig, epoch, rank| {
             granter.grant(now, chain, Epoch(epoch), &beat(rank), 100, Bugs::default())

@@ -94,6 +94,15 @@ pub enum Address {
     Client(Rank),
 }
 
+impl Address {
+    /// Where that is.
+    pub fn rank(self) -> Rank {
+        match self {
+            Address::Replica(rank) | Address::Quorum(rank) | Address::Client(rank) => rank,
+        }
+    }
+}
+
 /// What replicas of a shard, their clients and the quorum say.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Message {
@@ -250,6 +259,9 @@ pub struct Beat {
     pub linked: bool,
     /// Which life of it has left what it has on disk.
     pub restored: Option<u32>,
+    /// Its neighbours in the chain from which nothing has come since the
+    /// connection with them ended; of one that is in no chain, any ranks.
+    pub cut: Vec<Rank>,
 }
 
 /// What a core wants done.

@@ -24,7 +24,7 @@ mod timing;
 
 pub use agreement::ConsensusMessage;
 pub use bug::{Bug, Bugs};
-pub use client::{Client, ClientOptions, Failure, Notice, Token, shard_of};
+pub use client::{Cause, Client, ClientOptions, Failure, Notice, Token, shard_of};
 pub use codec::{Packet, PacketError, encode_message};
 pub use directory::{Change, Directory, Rejection};
 pub use granter::Granter;

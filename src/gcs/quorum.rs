@@ -179,6 +179,7 @@ impl Member {
                 a.epoch != b.epoch
                     || a.beat.linked != b.beat.linked
                     || a.beat.restored != b.beat.restored
+                    || a.beat.cut != b.beat.cut
                     || a.beat.received.is_some() != b.beat.received.is_some()
             };
             if is_news(known, &heard) {
@@ -244,7 +245,7 @@ impl Member {
         }
         self.heard.retain(|(_, replica), _| replica.rank != rank);
         self.waiting.retain(|(_, replica), _| replica.rank != rank);
-        self.askers.retain(|(_, asker), _| rank_of(*asker) != rank);
+        self.askers.retain(|(_, asker), _| asker.rank() != rank);
         if let Some(member) = self.options.members.iter().position(|member| *member == rank) {
             self.agreement.ended(now, member);
         }
@@ -398,6 +399,10 @@ impl Member {
             // None that could go on without the others has been heard of.
             return None;
         }
+        if let Some(apart) = self.apart(now, chain).filter(|_| can_lead) {
+            let rest = |replica: &ReplicaId| *replica != apart;
+            return next(alive.into_iter().filter(rest).collect(), joining.filter(rest));
+        }
         if let Some(joining) = chain.joining {
             let up_to_date = heard(joining).is_some_and(|heard| heard.epoch == chain.epoch && heard.beat.linked);
             return up_to_date.then(|| next([&alive[..], &[joining]].concat(), None)).flatten();
@@ -411,22 +416,46 @@ impl Member {
         None
     }
 
-    /// A replica that could join: on a host that no member is on, then in as few
-    /// chains as can be.
+    /// Of two neighbours that cannot reach each other the later: what it has, the
+    /// other has too. The other must have been heard of just now, or it may be
+    /// that one that is about to be found silent.
+    fn apart(&self, now: Nanos, chain: &ChainConfig) -> Option<ReplicaId> {
+        let heard = |replica: ReplicaId| {
+            self.heard.get(&(chain.shard, replica)).filter(|heard| heard.epoch == chain.epoch)
+        };
+        let says = |one: ReplicaId, other: ReplicaId| heard(one).is_some_and(|heard| heard.beat.cut.contains(&other.rank));
+        let is_there = |one| heard(one).is_some_and(|heard| now <= heard.at + self.options.timing.detection / 2);
+        let earlier = chain.members.iter();
+        let later = chain.members.iter().chain(&chain.joining).skip(1);
+        let mut pairs = earlier.zip(later);
+        let apart = pairs.find(|(one, other)| (says(**one, **other) || says(**other, **one)) && is_there(**one));
+        apart.map(|(_, other)| *other)
+    }
+
+    /// A replica that could join: one that can reach the tail, on a host that no
+    /// member is on, then in as few chains as can be. One that has said that it
+    /// cannot is called after a while if there is no other: its connection may
+    /// have come back, and that shows only when it is used.
     fn spare(&self, now: Nanos, chain: &ChainConfig) -> Option<ReplicaId> {
         let host = |replica: &ReplicaId| self.options.hosts.get(replica.rank.index());
         let taken: BTreeSet<&u64> = chain.members.iter().filter_map(host).collect();
         let shares_host = |replica: &ReplicaId| host(replica).is_some_and(|host| taken.contains(host));
         let is_in = |rank: Rank, chain: &ChainConfig| chain.members.iter().chain(&chain.joining).any(|r| r.rank == rank);
         let chains_of = |rank: Rank| self.directory.chains().filter(|chain| is_in(rank, chain)).count();
+        let is_cut = |replica: &ReplicaId| {
+            let heard = self.heard.get(&(chain.shard, *replica));
+            heard.zip(chain.tail()).is_some_and(|(heard, tail)| heard.beat.cut.contains(&tail.rank))
+        };
         let candidates = self.heard.range((chain.shard, FIRST)..=(chain.shard, LAST));
         let fit = candidates.filter(|((_, replica), heard)| {
             now <= heard.at + self.options.timing.detection
+                && (!is_cut(replica) || now > heard.since + RECALL_DETECTIONS * self.options.timing.detection)
                 && self.directory.is_fresh(chain.shard, *replica)
                 && chain.members.iter().all(|member| member.rank != replica.rank)
         });
         let latest_lives: BTreeMap<Rank, ReplicaId> = fit.map(|((_, replica), _)| (replica.rank, *replica)).collect();
-        latest_lives.into_values().min_by_key(|replica| (shares_host(replica), chains_of(replica.rank), *replica))
+        let order = |replica: &ReplicaId| (is_cut(replica), shares_host(replica), chains_of(replica.rank), *replica);
+        latest_lives.into_values().min_by_key(order)
     }
 
     /// The later lives of members that have left their state on disk, if no member
@@ -474,6 +503,8 @@ impl Member {
 /// For how many detection times disks that may come back are waited for when
 /// others of the chain are there.
 const REVIVAL_DETECTIONS: u64 = 4;
+/// For how many detection times one that cannot reach the tail is not called.
+const RECALL_DETECTIONS: u64 = 8;
 const FIRST: ReplicaId = ReplicaId { rank: Rank(0), incarnation: 0 };
 const LAST: ReplicaId = ReplicaId { rank: Rank(u32::MAX), incarnation: u32::MAX };
 
@@ -481,12 +512,6 @@ const LAST: ReplicaId = ReplicaId { rank: Rank(u32::MAX), incarnation: u32::MAX 
 fn answer(to: Address, chain: &ChainConfig, out: &mut Vec<MemberAction>) {
     let body = Body::Chain(Some(chain.clone()));
     out.push(MemberAction::Send(to, Message { shard: chain.shard, epoch: chain.epoch, body }));
-}
-
-fn rank_of(address: Address) -> Rank {
-    match address {
-        Address::Replica(rank) | Address::Quorum(rank) | Address::Client(rank) => rank,
-    }
 }
 
 #[cfg(test)]

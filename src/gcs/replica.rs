@@ -94,6 +94,9 @@ pub struct Replica {
 
     /// Messages that speak of an epoch to come: of who was told of it sooner.
     early: VecDeque<(Address, Message)>,
+    /// Ranks with which the connection has ended, and when, or when this epoch
+    /// began; until something comes from there again.
+    cut: BTreeMap<Rank, Nanos>,
     next_beat: Nanos,
     /// Never while nothing is out that could be lost.
     next_resend: Nanos,
@@ -112,6 +115,9 @@ struct Turn {
     beat_due: bool,
     applied: bool,
 }
+
+/// Ranks that one that is in no chain says it cannot reach.
+const CUT_MAX: usize = 64;
 
 impl Replica {
     /// A replica that knows nothing and waits to be called into a chain.
@@ -145,6 +151,7 @@ impl Replica {
             asked: 0,
             watchers: BTreeMap::new(),
             early: VecDeque::new(),
+            cut: BTreeMap::new(),
             next_beat: 0,
             next_resend: Nanos::MAX,
             turn: Turn::default(),
@@ -241,6 +248,9 @@ impl Replica {
         if self.retired || shard != self.options.shard {
             return;
         }
+        if !self.cut.is_empty() {
+            self.cut.remove(&from.rank());
+        }
         match body {
             Body::Chain(Some(chain)) => {
                 let newer = chain.epoch > self.epoch() && chain.shard == shard;
@@ -316,11 +326,15 @@ impl Replica {
     }
 
     /// The connection with a rank has ended, or this side is about to end it:
-    /// what the quorum's member there has granted counts no more. Must be told
-    /// before the connection is closed from this side.
+    /// what the quorum's member there has granted counts no more, and the quorum
+    /// is told if a neighbour stays out of reach. Must be told before the
+    /// connection is closed from this side.
     pub fn ended(&mut self, now: Nanos, rank: Rank) {
         if let Some(member) = self.options.quorum.iter().position(|member| *member == rank) {
             self.lease.revoke(member, now);
+        }
+        if rank != self.options.me.rank {
+            self.cut.entry(rank).or_insert(now);
         }
         let involved = |chain: &ChainConfig| chain.members.iter().chain(&chain.joining).any(|other| other.rank == rank);
         if self.chain.as_ref().is_some_and(involved) && !self.retired {
@@ -450,6 +464,8 @@ impl Replica {
         self.turn = Turn { outcomes, put_off, beat_due: true, ..Turn::default() };
         self.chain = Some(chain);
         self.askers.clear();
+        // Who was out of reach may have come back as another life.
+        self.cut.values_mut().for_each(|since| *since = now);
         for parked in std::mem::take(&mut self.parked) {
             self.wait(now, parked, out);
         }
@@ -496,10 +512,26 @@ impl Replica {
             received: (self.proven || self.restored.is_some()).then_some(self.last),
             linked: self.linked,
             restored: self.restored,
+            cut: self.out_of_reach(now),
         };
         for rank in &self.options.quorum {
             self.send(Address::Quorum(*rank), Body::Beat(beat.clone()), out);
         }
+    }
+
+    /// See [`Beat::cut`].
+    fn out_of_reach(&self, now: Nanos) -> Vec<Rank> {
+        if self.chain.is_none() {
+            return self.cut.keys().copied().take(CUT_MAX).collect();
+        }
+        let patience = self.options.timing.detection;
+        let neighbours = [self.predecessor(), self.successor()].into_iter().flatten().map(|replica| replica.rank);
+        neighbours.filter(|rank| self.cut.get(rank).is_some_and(|since| now >= since + patience)).collect()
+    }
+
+    /// Whether the connection with a neighbour has ended.
+    fn is_cut_from(&self, neighbour: Option<ReplicaId>) -> bool {
+        neighbour.is_some_and(|replica| self.cut.contains_key(&replica.rank))
     }
 
     fn position(&self) -> Option<usize> {

@@ -78,6 +78,26 @@ fn of_two_members_that_end_the_second_is_not_forgotten() {
     assert!(asked.len() <= 1, "all members are there: {asked:?}");
 }
 
+#[test]
+fn who_alone_has_lost_the_head_is_told_so_at_the_deadline() {
+    let mut client = client(chain(1, &[0, 1]));
+    let token = put(&mut client, 0);
+    turn(&mut client, 0);
+    client.ended(1, Rank(0));
+    turn(&mut client, 5_000_000_000);
+    let cause = Cause::CutOff { head: Rank(0), shard: ShardId(0) };
+    let failure = Failure::Deadline(Some(cause));
+    let text = failure.to_string();
+    assert!(text.contains("the connection with rank 0, the head of shard 0, has ended"), "{text}");
+    assert_eq!(client.notices(), [Notice::Command(token, Err(failure))]);
+    // The next chain has another.
+    tell(&mut client, 5_000_000_001, chain(2, &[1]));
+    let token = put(&mut client, 6_000_000_000);
+    turn(&mut client, 6_000_000_000);
+    turn(&mut client, 11_000_000_000);
+    assert_eq!(client.notices(), [Notice::Command(token, Err(Failure::Deadline(None)))]);
+}
+
 /// An end that is told late is of an earlier life of a rank: the chain that there
 /// is does not change for it.
 #[test]

@@ -1,7 +1,7 @@
 //! A quorum of one, which decides at once, and replicas that are only spoken for.
 
 use super::*;
-use crate::gcs::{Bugs, Seq};
+use crate::gcs::{Action, Blob, Bugs, ClientId, Command, Key, Op, Options, Replica, Seq, Table};
 
 const SHARD: ShardId = ShardId(0);
 const DETECTION: Nanos = 1_000_000_000;
@@ -41,7 +41,7 @@ fn turn(member: &mut Member, now: Nanos) {
 }
 
 fn beat(rank: u32, now: Nanos) -> Beat {
-    Beat { from: id(rank), sent: now, received: Some(Seq(0)), linked: true, restored: None }
+    Beat { from: id(rank), sent: now, received: Some(Seq(0)), linked: true, restored: None, cut: Vec::new() }
 }
 
 /// Replicas of the first shard speak: those in the chain of its epoch.
@@ -84,4 +84,180 @@ fn who_joins_is_on_another_host_and_in_few_chains() {
     assert_eq!(joins(&[7, 8, 9, 9], &[&[3], &[1, 3], &[1], &[1]]), Some(3), "in two chains, and the other in three");
     assert_eq!(joins(&[7, 7, 7, 7], &[&[1]]), Some(3), "there is no other host");
     assert_eq!(joins(&[], &[]), Some(1), "nothing is known of hosts");
+}
+
+#[test]
+fn of_two_members_that_cannot_reach_each_other_the_later_goes() {
+    // Who says of whom that it is cut off, and who has not been heard of just now.
+    let remain = |cuts: &[(u32, u32)], quiet: Option<u32>| {
+        let mut member = member(&[], 3, &[&[0, 1, 2]]);
+        let now = DETECTION;
+        hear(&mut member, now, [0, 1, 2].map(|rank| beat(rank, now)));
+        let now = now + DETECTION * 3 / 4;
+        let cut = |rank| cuts.iter().filter(|(by, _)| *by == rank).map(|(_, of)| Rank(*of)).collect();
+        let speak = (0..3).filter(|rank| quiet != Some(*rank));
+        hear(&mut member, now, speak.map(|rank| Beat { cut: cut(rank), ..beat(rank, now) }));
+        turn(&mut member, now);
+        ranks(&member)
+    };
+    assert_eq!(remain(&[(1, 0)], None), [0, 2]);
+    assert_eq!(remain(&[(0, 1)], None), [0, 2]);
+    assert_eq!(remain(&[(0, 1)], Some(1)), [0, 2]);
+    assert_eq!(remain(&[(2, 1)], None), [0, 1]);
+    assert_eq!(remain(&[(1, 0), (2, 1)], None), [0, 2], "one change at a time");
+    assert_eq!(remain(&[(2, 0)], None), [0, 1, 2], "they are no neighbours");
+    assert_eq!(remain(&[(1, 0)], Some(0)), [0, 1, 2], "rank 0 may be about to be found silent");
+}
+
+/// The earlier has been lost by the leader too: it is the one that goes.
+#[test]
+fn who_is_silent_goes_before_who_has_lost_it() {
+    let mut member = member(&[], 3, &[&[0, 1, 2]]);
+    hear(&mut member, 1, [0, 1, 2].map(|rank| beat(rank, 1)));
+    for now in [DETECTION / 2 + 2, DETECTION, DETECTION * 6 / 5] {
+        let cut = Beat { cut: vec![Rank(0)], ..beat(1, now) };
+        hear(&mut member, now, [cut, beat(2, now)]);
+        turn(&mut member, now);
+    }
+    assert_eq!(ranks(&member), [1, 2]);
+}
+
+/// A chain of the ranks 0, 1 and 2 with a quorum of one on a rank of its own.
+/// Between two of them nothing arrives any more.
+struct Parted {
+    member: Member,
+    replicas: Vec<Replica>,
+    parted: Option<[Rank; 2]>,
+    now: Nanos,
+    done: Vec<u64>,
+}
+
+impl Parted {
+    fn new() -> Parted {
+        let member = member(&[], 3, &[&[0, 1, 2]]);
+        let founding = chain(&member).clone();
+        let found = |rank| Replica::founding(Parted::options(rank, 1), founding.clone(), 0, &mut Vec::new());
+        Parted { replicas: (0..3).map(found).collect(), member, parted: None, now: 0, done: Vec::new() }
+    }
+
+    fn options(rank: u32, incarnation: u32) -> Options {
+        Options {
+            me: ReplicaId { rank: Rank(rank), incarnation },
+            shard: SHARD,
+            quorum: vec![Rank(90)],
+            timing: Timing::for_detection(DETECTION),
+            durable: false,
+            bugs: Bugs::default(),
+        }
+    }
+
+    fn part(&mut self, ranks: [u32; 2]) {
+        let [one, other] = ranks.map(Rank);
+        self.parted = Some([one, other]);
+        self.replicas[one.index()].ended(self.now, other);
+        self.replicas[other.index()].ended(self.now, one);
+    }
+
+    fn put(&mut self, number: u64) {
+        let client = ClientId { rank: Rank(70), incarnation: 1 };
+        let op = Op::Put { key: Key::new(Table::Names, b"a"), value: Blob::from("1") };
+        let body = Body::Commands(vec![Command { client, number, settled: 0, op }]);
+        let Some(head) = chain(&self.member).head() else { return };
+        let message = Message { shard: SHARD, epoch: chain(&self.member).epoch, body };
+        self.deliver(Address::Client(Rank(70)), Address::Replica(head.rank), message);
+    }
+
+    /// Lets time pass in beats.
+    fn run(&mut self, detections: u64) {
+        for _ in 0..detections * 10 {
+            self.now += DETECTION / 10;
+            let mut sent = Vec::new();
+            for replica in &mut self.replicas {
+                replica.tick(self.now);
+            }
+            self.member.tick(self.now);
+            // What is told is answered, and that once more.
+            for _ in 0..8 {
+                for replica in &mut self.replicas {
+                    let mut out = Vec::new();
+                    replica.flush(self.now, &mut out);
+                    sent.extend(out.into_iter().map(|action| (Address::Replica(replica.id().rank), action)));
+                }
+                self.settle(std::mem::take(&mut sent));
+                let mut out = Vec::new();
+                self.member.flush(self.now, &mut out);
+                self.settle_member(out);
+            }
+        }
+    }
+
+    fn settle(&mut self, actions: Vec<(Address, Action)>) {
+        for (from, action) in actions {
+            if let Action::Send(to, message) = action {
+                self.deliver(from, to, message);
+            }
+        }
+    }
+
+    fn settle_member(&mut self, actions: Vec<MemberAction>) {
+        for action in actions {
+            if let MemberAction::Send(to, message) = action {
+                self.deliver(Address::Quorum(Rank(90)), to, message);
+            }
+        }
+    }
+
+    fn deliver(&mut self, from: Address, to: Address, message: Message) {
+        if self.parted.is_some_and(|parted| parted.contains(&from.rank()) && parted.contains(&to.rank())) {
+            return;
+        }
+        match to {
+            Address::Replica(rank) => {
+                let mut out = Vec::new();
+                let replica = &mut self.replicas[rank.index()];
+                replica.receive(self.now, from, message, &mut out);
+                if replica.is_retired() {
+                    *replica = Replica::spare(Parted::options(rank.0, replica.id().incarnation + 1));
+                    for other in self.parted.into_iter().flatten().filter(|other| *other != rank) {
+                        replica.ended(self.now, other);
+                    }
+                }
+                self.settle(out.into_iter().map(|action| (to, action)).collect());
+            }
+            Address::Quorum(_) => {
+                let mut out = Vec::new();
+                self.member.receive(self.now, from, message, &mut out);
+                self.settle_member(out);
+            }
+            Address::Client(_) => {
+                if let Body::Outcomes(outcomes) = message.body {
+                    self.done.extend(outcomes.into_iter().map(|(_, number, _)| number));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_chain_goes_on_without_the_link_between_two_that_live() {
+    for parted in [[0, 1], [1, 2]] {
+        let mut job = Parted::new();
+        job.run(1);
+        job.put(1);
+        job.run(1);
+        assert_eq!(job.done, [1]);
+        job.part(parted);
+        job.put(2);
+        job.run(3);
+        assert!(job.done.contains(&2), "{parted:?}: {:?}", chain(&job.member));
+        let [_, later] = parted;
+        assert!(!chain(&job.member).members.contains(&id(later)), "{:?}", chain(&job.member));
+        job.run(3);
+        // The one that went can be behind another, if that is the tail.
+        let whole: &[u32] = if later == 1 { &[0, 2, 1] } else { &[0, 1] };
+        assert_eq!(ranks(&job.member), whole);
+        job.put(3);
+        job.run(1);
+        assert!(job.done.contains(&3), "{parted:?}: {:?}", chain(&job.member));
+    }
 }

@@ -156,7 +156,8 @@ impl Replica {
         let unlinked = !self.linked && self.predecessor().is_some();
         let uncommitted = !self.is_tail() && self.state.applied() < self.last;
         let lags = self.downstream.as_ref().is_some_and(|d| uncommitted || self.is_tail() && d.received < d.sent);
-        unlinked || lags || self.disk_full || self.full_below.is_some()
+        let cut = self.is_cut_from(self.predecessor()) || self.is_cut_from(self.successor());
+        unlinked || lags || cut || self.disk_full || self.full_below.is_some()
     }
 
     /// Asks again for whatever may have been lost.
@@ -164,14 +165,17 @@ impl Replica {
         if self.chain.is_none() {
             return;
         }
-        if !self.linked && self.predecessor().is_some() {
+        // What has ended may have begun again: that shows when something comes.
+        if !self.linked && self.predecessor().is_some() || self.is_cut_from(self.predecessor()) {
             self.turn.link_due = Some(true);
         }
         let waits_for_commit = !self.is_tail() && self.state.applied() < self.last;
         let joiner_lags = |sent: Seq, received: Seq| self.is_tail() && received < sent;
         let lags = self.downstream.as_ref().is_some_and(|d| waits_for_commit || joiner_lags(d.sent, d.received));
+        let cut = self.is_cut_from(self.successor());
+        let full = self.full_below.is_some();
         // The successor answers a probe with how far it is, and whether there is space again.
-        if let Some(downstream) = self.downstream.as_mut().filter(|_| lags || self.full_below.is_some()) {
+        if let Some(downstream) = self.downstream.as_mut().filter(|_| lags || cut || full) {
             downstream.probe_due = true;
         }
         self.turn.commit_to_tell |= self.disk_full || self.full_below.is_some();

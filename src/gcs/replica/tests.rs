@@ -265,3 +265,74 @@ fn control_memory_is_a_function_of_live_work() {
     assert_eq!(sizes[39_999], sizes[9_999]);
     assert_eq!((sizes[39_999].records, sizes[39_999].outcomes), (1, 1));
 }
+
+#[test]
+fn a_neighbour_that_stays_out_of_reach_is_told_to_the_quorum() {
+    let mut table = Chain::new(3, false);
+    let patience = Timing::default().detection;
+    let said = |replica: &mut Replica, now| {
+        let mut out = Vec::new();
+        replica.tick(now);
+        replica.flush(now, &mut out);
+        let beats = out.into_iter().filter_map(|action| match action {
+            Action::Send(_, Message { body: Body::Beat(beat), .. }) => Some(beat.cut),
+            _ => None,
+        });
+        beats.last().expect("a beat is due")
+    };
+    let replica = &mut table.replicas[1];
+    for rank in [0, 2, 7] {
+        replica.ended(5, Rank(rank));
+    }
+    assert_eq!(said(replica, 5), [], "it may be that they have ended, and others know");
+    assert_eq!(said(replica, 5 + patience), [Rank(0), Rank(2)], "rank 7 is no neighbour");
+    let word = Message { shard: ShardId(0), epoch: Epoch(1), body: Body::Committed { through: Seq(0), full: None } };
+    replica.receive(6 + patience, Address::Replica(Rank(2)), word, &mut Vec::new());
+    assert_eq!(said(replica, 5 + 2 * patience), [Rank(0)], "there is another connection with rank 2");
+    assert_eq!(said(&mut table.replicas[2], 5 + 2 * patience), []);
+
+    let options = Options { me: id(9), ..table.replicas[0].options.clone() };
+    let mut spare = Replica::spare(options);
+    spare.ended(5, Rank(2));
+    assert_eq!(said(&mut spare, 5), [Rank(2)], "a spare one does not know who its neighbour will be");
+}
+
+/// While a connection is said to have ended neighbours try whether another is
+/// there, and one that comes takes that back on both sides.
+#[test]
+fn a_connection_that_has_come_back_is_found_by_idle_neighbours() {
+    for ended in [&[(0, 1)][..], &[(1, 0)], &[(0, 1), (1, 0)]] {
+        let mut table = Chain::new(2, false);
+        for (at, of) in ended {
+            table.replicas[*at].ended(0, Rank(*of));
+        }
+        let resend = Timing::default().resend;
+        for step in 0..3 {
+            table.now = step * resend;
+            for replica in &mut table.replicas {
+                replica.tick(table.now);
+            }
+            table.settle(0, Vec::new());
+        }
+        assert!(table.replicas.iter().all(|replica| replica.cut.is_empty()), "{ended:?}");
+    }
+}
+
+#[test]
+fn that_there_is_space_again_is_heard_though_the_word_is_lost() {
+    let mut table = Chain::new(3, false);
+    table.replicas[2].disk(DiskEvent::Full);
+    table.settle(0, Vec::new());
+    table.tell(0, 1, Body::Commands(vec![put(1, "a", "1")]));
+    assert_eq!(table.got.pop(), Some(Body::NotNow(CLIENT, vec![1], Refusal::DiskFull(Rank(2)))));
+    table.replicas[2].disk(DiskEvent::Space);
+    table.replicas[2].flush(table.now, &mut Vec::new());
+    let resend = Timing::default().resend;
+    for _ in 0..4 {
+        table.now += resend;
+        table.replicas.iter_mut().for_each(|replica| replica.tick(table.now));
+        table.settle(0, Vec::new());
+    }
+    table.tell(0, 1, Body::Commands(vec![put(1, "a", "1")]));
+    assert_eq!(table.got.pop(), Some(Body::Outcomes(vec![(CLIENT, 1, Ok(Seq(1)))])));
+}

@@ -2,7 +2,7 @@
 //! arrived and what time it is, and what they want sent goes to each other or
 //! out.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
@@ -35,6 +35,8 @@ pub(in crate::node) struct Gcs {
     member_touched: bool,
     client: Client,
     client_touched: bool,
+    /// Ranks with which the connection has ended: it does not come back.
+    ended: BTreeSet<Rank>,
     /// Messages from here to here.
     local: VecDeque<(Address, Address, Message)>,
     /// What the last turn has for other ranks.
@@ -150,6 +152,7 @@ impl Gcs {
             member_touched: true,
             client,
             client_touched: true,
+            ended: BTreeSet::new(),
             local: VecDeque::new(),
             outgoing: Outgoing::default(),
             waiting: Waiting::default(),
@@ -243,7 +246,7 @@ impl Gcs {
         self.now = None;
         match Packet::decode(bytes).map_err(|error| error.to_string())? {
             Packet::Message { to, from, message } => {
-                if rank_of(from) != peer || rank_of(to) != self.me {
+                if from.rank() != peer || to.rank() != self.me {
                     return Err(format!("a message of the control store from {from:?} to {to:?}"));
                 }
                 self.deliver(to, from, message);
@@ -268,6 +271,7 @@ impl Gcs {
     /// before this rank closes one.
     pub fn ended(&mut self, rank: Rank, surely: bool) {
         let now = self.now();
+        self.ended.insert(rank);
         for seat in &mut self.seats {
             seat.replica.ended(now, rank);
         }
@@ -391,6 +395,7 @@ impl Gcs {
                 let options = self.options(shard, removed);
                 let seat = &mut self.seats[at];
                 seat.replica = Replica::spare(options);
+                self.ended.iter().for_each(|rank| seat.replica.ended(now, *rank));
                 if let Some(disk) = &mut seat.disk {
                     disk.change_replica();
                 }
@@ -478,7 +483,7 @@ impl Gcs {
     }
 
     fn send(&mut self, to: Address, from: Address, message: Message) {
-        let rank = rank_of(to);
+        let rank = to.rank();
         self.pending = true;
         if rank == self.me {
             self.local.push_back((to, from, message));
@@ -555,12 +560,6 @@ impl Gcs {
             let _ = self.client.command_in(now, ShardId(at as u16), Op::EndClient { client });
         }
         let _ = self.client.command(now, Op::Delete { key: node_key(rank) });
-    }
-}
-
-fn rank_of(address: Address) -> Rank {
-    match address {
-        Address::Replica(rank) | Address::Quorum(rank) | Address::Client(rank) => rank,
     }
 }
 

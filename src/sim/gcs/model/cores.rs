@@ -421,7 +421,7 @@ impl Cores {
             return *answer;
         }
         let mut granter = Granter::clone(&self.lessors.items[lessor as usize]);
-        let beat = Beat { from, sent: NOW, received: None, linked: false, restored: None };
+        let beat = Beat { from, sent: NOW, received: None, linked: false, restored: None, cut: Vec::new() };
         let chain = &self.histories.items[history as usize].chains[usize::from(known) - 1];
         let granted = granter.grant(NOW, chain, Epoch(epoch), &beat, TIMING.hold, self.bugs);
         let answer = (self.lessors.number(granter), granted);
