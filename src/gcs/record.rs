@@ -302,6 +302,12 @@ pub enum Refusal {
     /// Too much is under way in the shard.
     #[error("the shard has too much under way: try again later")]
     Busy,
+    /// A replica cannot answer reads, or be sure of what it has.
+    #[error(
+        "the replica on {0} has neither a lease nor the word of the tail: most members of the quorum, or the tail, \
+         cannot be reached from there"
+    )]
+    NoLease(Rank),
     /// A replica cannot write its log.
     #[error("the disk of {0} is full: writes resume when there is space")]
     DiskFull(Rank),

@@ -179,7 +179,8 @@ impl Replica {
     /// Says so.
     pub(super) fn tell_put_off(&mut self, out: &mut Vec<Action>) {
         for (client, numbers) in std::mem::take(&mut self.turn.put_off) {
-            self.send(Address::Client(client.rank), Body::NotNow(client, numbers, Refusal::Busy), out);
+            let why = Refusal::NoLease(self.options.me.rank);
+            self.send(Address::Client(client.rank), Body::NotNow(client, numbers, why), out);
         }
     }
 

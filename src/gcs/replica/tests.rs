@@ -201,7 +201,7 @@ fn without_a_lease_nothing_is_read() {
     table.quorum_lives = false;
     table.replicas[1].tick(table.now);
     table.settle(1, Vec::new());
-    assert_eq!(table.got.pop(), Some(Body::NotNow(CLIENT, vec![7], Refusal::Busy)));
+    assert_eq!(table.got.pop(), Some(Body::NotNow(CLIENT, vec![7], Refusal::NoLease(Rank(1)))));
 }
 
 #[test]
