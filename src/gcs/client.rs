@@ -70,7 +70,9 @@ pub enum Cause {
 }
 
 fn because(cause: &Option<Cause>) -> String {
-    cause.as_ref().map_or_else(|| ": no replica of the shard could be reached".into(), |cause| format!(": {cause}"))
+    const UNKNOWN: &str = ": none of its replicas has answered. They, or most members of the quorum, may be gone or cut \
+                           off: COLLIMATE_LOG=1 shows which ranks were lost";
+    cause.as_ref().map_or_else(|| UNKNOWN.into(), |cause| format!(": {cause}"))
 }
 
 /// What a client is told.

@@ -270,6 +270,7 @@ impl Gcs {
     /// closed the connection itself, and so has given up its leases. To be told
     /// before this rank closes one.
     pub fn ended(&mut self, rank: Rank, surely: bool) {
+        self.now = None;
         let now = self.now();
         self.ended.insert(rank);
         for seat in &mut self.seats {
