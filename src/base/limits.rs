@@ -349,8 +349,16 @@ pub const GCS_WINDOW: u64 = 1024;
 /// Changes that a replica remembers for those who watch and lose touch.
 pub const GCS_HISTORY_EVENTS: usize = 4096;
 
-/// Commands under way in a shard, and kept for a replica that joins.
+/// Commands under way in a shard, and as many again kept for a replica that joins.
 pub const GCS_LOG_ENTRIES_MAX: usize = 64 * 1024;
+
+/// The same in bytes, about.
+pub const GCS_LOG_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes of commands that a replica passes on, carries out or writes in one turn
+/// where any number of them may have gathered: a few milliseconds, far below a
+/// detection time.
+pub const GCS_TURN_BYTES: usize = 512 * 1024;
 
 /// Bytes of commands in one message between replicas, unless a single one has
 /// more.

@@ -12,6 +12,7 @@ mod client;
 mod codec;
 mod directory;
 mod granter;
+mod limits;
 mod log;
 mod message;
 mod placement;
@@ -28,6 +29,7 @@ pub use client::{Cause, Client, ClientOptions, Failure, Notice, Token, shard_of}
 pub use codec::{Packet, PacketError, encode_message};
 pub use directory::{Change, Directory, Rejection};
 pub use granter::Granter;
+pub use limits::Limits;
 pub use log::{LogDamage, Recovered, encode_mark, is_of_a_crash, recover};
 pub use message::{
     Action, Address, Beat, Body, ChainConfig, Changes, DiskEvent, Entry, Epoch, Forward, Link, Message, Nanos, Part,

@@ -19,6 +19,7 @@ use self::link::{Downstream, Taking};
 use self::reads::{Lease, Parked, Waiting, Watcher};
 use self::under_way::UnderWay;
 use super::bug::{Bug, Bugs};
+use super::limits::Limits;
 use super::log::{self, Recovered};
 use super::message::{
     Action, Address, Beat, Body, ChainConfig, DiskEvent, Entry, Epoch, Message, Nanos, ReplicaId, ShardId,
@@ -42,6 +43,8 @@ pub struct Options {
     pub timing: Timing,
     /// Whether a command counts only when it is on the disks of all members.
     pub durable: bool,
+    /// How much it keeps, and does in one turn.
+    pub limits: Limits,
     /// None, outside of tests.
     pub bugs: Bugs,
 }

@@ -1,7 +1,7 @@
 //! A quorum of one, which decides at once, and replicas that are only spoken for.
 
 use super::*;
-use crate::gcs::{Action, Blob, Bugs, ClientId, Command, Key, Op, Options, Replica, Seq, Table};
+use crate::gcs::{Action, Blob, Bugs, ClientId, Command, Key, Limits, Op, Options, Replica, Seq, Table};
 
 const SHARD: ShardId = ShardId(0);
 const DETECTION: Nanos = 1_000_000_000;
@@ -147,6 +147,7 @@ impl Parted {
             quorum: vec![Rank(90)],
             timing: Timing::for_detection(DETECTION),
             durable: false,
+            limits: Limits::default(),
             bugs: Bugs::default(),
         }
     }

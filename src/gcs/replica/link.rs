@@ -8,7 +8,6 @@ use super::super::record::{Blob, Seq};
 use super::super::state::State;
 use super::Replica;
 use super::under_way::UnderWay;
-use crate::base::limits::{GCS_PART_BYTES, GCS_PARTS_AT_ONCE};
 
 /// What a member knows of its successor in this epoch.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -74,11 +73,11 @@ impl Replica {
         let (at, parts) = parts.unwrap_or_else(|| {
             // What a joiner has on disk is not all until its link stands as a member.
             let bytes = log::encode_snapshot(0, &self.state);
-            (self.state.applied(), bytes.chunks(GCS_PART_BYTES).map(Blob::from).collect())
+            (self.state.applied(), bytes.chunks(self.options.limits.part_bytes).map(Blob::from).collect())
         });
         let first = link.next.filter(|(of, _)| *of == at).map_or(0, |(_, next)| next as usize);
         let count = parts.len() as u32;
-        for (index, bytes) in parts.iter().enumerate().skip(first).take(GCS_PARTS_AT_ONCE) {
+        for (index, bytes) in parts.iter().enumerate().skip(first).take(self.options.limits.parts_at_once) {
             let part = Part { to: link.from, at, index: index as u32, count, bytes: bytes.clone() };
             self.send(Address::Replica(link.from.rank), Body::Part(part), out);
         }
@@ -116,7 +115,7 @@ impl Replica {
                 self.install(state, bytes, out);
             }
             self.turn.link_due = Some(true);
-        } else if got.is_multiple_of(GCS_PARTS_AT_ONCE) {
+        } else if got.is_multiple_of(self.options.limits.parts_at_once) {
             self.turn.link_due = Some(true);
         }
     }

@@ -9,7 +9,7 @@ use super::super::message::{Action, Address, Body, Entry, Forward};
 use super::super::record::{Refusal, Seq};
 use super::super::state::{Command, Standing};
 use super::Replica;
-use crate::base::limits::{GCS_FORWARD_BYTES_MAX, GCS_LOG_ENTRIES_MAX, GCS_LOG_REWRITE_BYTES, MESSAGE_BYTES_MAX};
+use crate::base::limits::{GCS_FORWARD_BYTES_MAX, MESSAGE_BYTES_MAX};
 
 /// Outcomes in one message: with a client, a number and a place each fits, and
 /// no client has more under way.
@@ -43,7 +43,7 @@ impl Replica {
                 }
                 _ => {}
             }
-            let full = self.last.0 - self.state.applied().0 >= GCS_LOG_ENTRIES_MAX as u64;
+            let full = self.last.0 - self.state.applied().0 >= self.options.limits.log_entries as u64;
             if obstacle.is_some() || full {
                 put_off.push(command.number);
                 continue;
@@ -197,7 +197,7 @@ impl Replica {
         let applied = self.state.applied();
         let wanted = self.downstream.as_ref().filter(|_| self.is_tail()).map_or(applied, |joining| joining.received);
         let written = if self.options.durable { self.written } else { applied };
-        let spare = GCS_LOG_ENTRIES_MAX as u64;
+        let spare = self.options.limits.log_entries as u64;
         let floor = wanted.min(applied).min(written).max(Seq(applied.0.saturating_sub(spare)));
         while self.log.front().is_some_and(|entry| entry.seq <= floor) {
             self.log.pop_front();
@@ -235,7 +235,7 @@ impl Replica {
         let next = self.written.next();
         // What one that joins has carried out may be gone before it was written.
         let gap = next <= self.last && from(&self.log, next).next().is_none_or(|entry| entry.seq != next);
-        if self.log_bytes > GCS_LOG_REWRITE_BYTES || gap {
+        if self.log_bytes > self.options.limits.rewrite_bytes || gap {
             let mut bytes = self.snapshot();
             from(&self.log, self.state.applied().next()).for_each(|entry| log::encode_entry(entry, &mut bytes));
             self.log_bytes = 0;

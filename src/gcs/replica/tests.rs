@@ -52,6 +52,7 @@ impl Chain {
                 quorum: vec![QUORUM],
                 timing: Timing::default(),
                 durable,
+                limits: Limits::default(),
                 bugs: Bugs::default(),
             };
             let mut out = Vec::new();

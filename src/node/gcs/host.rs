@@ -13,7 +13,7 @@ use super::waiting::{ControlRequest, Waiting};
 use crate::base::limits::{GCS_DEADLINE, GCS_RANK_DETECTION};
 use crate::base::{JobId, Rank};
 use crate::gcs::{
-    Action, Address, Bugs, ChainConfig, Client, ClientId, ClientOptions, Epoch, Key, Member, MemberAction, MemberOptions, Message,
+    Action, Address, Bugs, ChainConfig, Client, ClientId, ClientOptions, Epoch, Key, Limits, Member, MemberAction, MemberOptions, Message,
     Nanos, Op, Options, Packet, Recovered, Replica, ReplicaId, ShardId, Table, Timing, encode_message,
 };
 use crate::node::registry::TaskEntry;
@@ -549,6 +549,7 @@ impl Gcs {
             quorum: self.quorum.clone(),
             timing: self.timing,
             durable: self.home.is_some(),
+            limits: Limits::default(),
             bugs: Bugs::default(),
         }
     }

@@ -2,7 +2,7 @@
 //! happen.
 
 use crate::base::rng::Rng;
-use crate::gcs::{Bug, CLOCK_DRIFT_PPM, Timing};
+use crate::gcs::{Bug, CLOCK_DRIFT_PPM, Limits, Timing};
 
 pub const US: u64 = 1_000;
 pub const MS: u64 = 1_000_000;
@@ -19,6 +19,7 @@ pub struct Plan {
     pub shards: u16,
     pub timing: Timing,
     pub durable: bool,
+    pub limits: Limits,
     pub bug: Option<Bug>,
     pub net: Net,
     /// On average, between two faults; none without.
@@ -47,6 +48,17 @@ pub struct Plan {
     pub client_crashes: bool,
     pub watches: bool,
 }
+
+/// Limits that small states and logs meet: to one that joins the state comes in
+/// dozens of parts, and meanwhile more happens than a log holds.
+pub const TIGHT: Limits = Limits {
+    log_entries: 12,
+    log_bytes: 800,
+    part_bytes: 400,
+    parts_at_once: 3,
+    turn_bytes: 400,
+    rewrite_bytes: 3_000,
+};
 
 /// What the network does to messages.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +90,7 @@ impl Plan {
         // A job of one or two ranks has a quorum of one.
         let ranks = pick(&[1, 2, 3, 4, 4, 5, 5, 5, 6, 6]) as u32;
         let durable = pick(&[0, 0, 1]) == 1;
-        Plan {
+        let mut plan = Plan {
             seed,
             servers: ranks,
             clients: pick(&[2, 3, 4]) as u32,
@@ -87,6 +99,7 @@ impl Plan {
             shards: pick(&[1, 1, 1, 2]) as u16,
             timing: Timing::for_detection(5 * MS),
             durable,
+            limits: Limits::default(),
             bug: None,
             net,
             fault_every: [None, Some(4 * MS), Some(8 * MS), Some(15 * MS)][pick(&[0, 1, 1, 2, 2, 3, 3]) as usize],
@@ -105,7 +118,12 @@ impl Plan {
             impatient_percent: pick(&[0, 0, 15]) as usize,
             client_crashes: pick(&[0, 0, 1]) == 1,
             watches: pick(&[0, 1]) == 1,
+        };
+        if pick(&[0, 0, 1]) == 1 {
+            plan.limits = TIGHT;
+            plan.pipeline = 4;
         }
+        plan
     }
 
     /// Many ranks on a good network, without a fault of its own.
@@ -166,6 +184,21 @@ impl Plan {
             idle_ns: 150 * US,
             watches: true,
             ..Plan::large(7)
+        }
+    }
+
+    /// A job of five ranks on a good network whose clients write all the time,
+    /// more than a log holds while one joins.
+    pub fn busy(seed: u64) -> Plan {
+        let durable = seed % 2 == 1;
+        Plan {
+            durable,
+            limits: TIGHT,
+            clients: 4,
+            think_ns: 30 * US,
+            idle_ns: 30 * US,
+            safety_ns: 200 * MS,
+            ..Plan::durable(seed, 5)
         }
     }
 

@@ -130,6 +130,27 @@ fn a_job_comes_back_from_its_disks() {
     }
 }
 
+/// A replica takes the place of one that ends while clients write more, and the
+/// state is larger, than what is kept for it or goes in one turn.
+#[test]
+fn a_replica_joins_while_clients_write() {
+    let mut longest = 0;
+    for seed in 0..8 {
+        let mut world = World::new(Plan::busy(seed));
+        let killed_at = 40 * MS + seed * 37_000;
+        while world.now < killed_at && world.step() {}
+        world.end(seed as usize % 3);
+        let joined = |world: &World| world.latest[0].epoch > Epoch(2) && world.is_full();
+        while !joined(&world) && world.now < killed_at + 100 * MS && world.step() {}
+        assert_eq!(world.report.violation, None, "seed {seed}");
+        assert!(world.is_full(), "seed {seed}: nobody has joined: {}", world.describe());
+        longest = longest.max(world.now - killed_at);
+        world.run();
+        assert_eq!(world.report.violation, None, "seed {seed}");
+    }
+    println!("a replica took the place of another within {} us", longest / 1_000);
+}
+
 /// A thousand ranks, most of them clients with little to do; the head of the
 /// chain ends. Until a spare has taken a place in it and every rank knows.
 #[test]

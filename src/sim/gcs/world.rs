@@ -265,6 +265,7 @@ impl World {
             quorum: (0..self.plan.members).map(Rank).collect(),
             timing: self.plan.timing,
             durable: self.plan.durable,
+            limits: self.plan.limits,
             bugs: Bugs { one: self.plan.bug },
         }
     }
@@ -407,9 +408,11 @@ impl World {
 
     fn think(&mut self, number: usize) {
         let mut out = Vec::new();
+        // Whoever joins does so while clients write.
+        let full = self.is_full();
         let user = &mut self.users[number];
         if user.alive {
-            let stop = self.healed_at.is_some() && user.done_since_heal >= 8;
+            let stop = self.healed_at.is_some() && user.done_since_heal >= 8 && full;
             user.turn(self.now, self.now, &self.plan, stop, &mut out);
             if let Some(wrong) = user.wrong.take() {
                 self.fail(wrong);
@@ -647,6 +650,12 @@ impl World {
     pub fn end(&mut self, number: usize) {
         self.kill(number);
         self.end_connections(self.servers[number].rank, 100 * US);
+    }
+
+    /// Whether every chain has all its members, and nobody has yet to join.
+    pub fn is_full(&self) -> bool {
+        let full = |chain: &ChainConfig| chain.members.len() == self.plan.replicas && chain.joining.is_none();
+        self.latest.iter().all(full)
     }
 
     /// Whether every chain is whole again after `epoch` and every client knows it.

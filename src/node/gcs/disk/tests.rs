@@ -13,7 +13,7 @@ use super::*;
 use crate::base::Rank;
 use crate::base::rng::Rng;
 use crate::gcs::{
-    Address, Beat, Body, Bugs, ChainConfig, ClientId, Command, Epoch, Key, Message, Op, Options, Outcome, Refusal,
+    Address, Beat, Body, Bugs, ChainConfig, ClientId, Command, Epoch, Key, Limits, Message, Op, Options, Outcome, Refusal,
     Replica, ReplicaId, Table, Timing,
 };
 use crate::sys::{JournalBackend, SmallDisk};
@@ -57,6 +57,7 @@ fn options(rank: u32, incarnation: u32) -> Options {
         quorum: vec![Rank(0)],
         timing: Timing::default(),
         durable: true,
+        limits: Limits::default(),
         bugs: Bugs::default(),
     }
 }

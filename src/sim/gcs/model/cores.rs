@@ -10,7 +10,7 @@ use super::{Joiner, Scope};
 use crate::base::Rank;
 use crate::gcs::{
     Action, Address, Beat, Blob, Body, Bug, Bugs, ChainConfig, Change, ClientId, Command, Directory, Epoch, Found,
-    Granter, Key, Message, Op, Options, Query, Replica, ReplicaId, ShardId, Table, Timing,
+    Granter, Key, Limits, Message, Op, Options, Query, Replica, ReplicaId, ShardId, Table, Timing,
 };
 
 /// The ranks: those of the first chain and the one that may join.
@@ -242,7 +242,8 @@ impl Cores {
 
     fn options(&self, me: ReplicaId) -> Options {
         let quorum = vec![QUORUM];
-        Options { me, shard: SHARD, quorum, timing: TIMING, durable: false, bugs: self.bugs }
+        let limits = Limits::default();
+        Options { me, shard: SHARD, quorum, timing: TIMING, durable: false, limits, bugs: self.bugs }
     }
 
     /// The next life of a rank, which knows nothing.
