@@ -10,8 +10,9 @@ mod hot;
 
 use thiserror::Error;
 
-use self::fields::{Reader, put_number};
+pub(super) use self::fields::{Reader, put, put_bytes, put_number};
 use self::hot::Before;
+pub(super) use self::hot::{put_key, put_record, read_key, read_record};
 use super::agreement::ConsensusMessage;
 use super::message::{Address, Body, Entry, Epoch, Message, ShardId};
 use crate::base::Rank;
@@ -222,7 +223,7 @@ mod tests {
                 link: Some(Seq(100)),
             }),
             Body::Link(Link { from: id(1), received: Seq(7), complete: true, next: Some((Seq(6), 2)), resend: true }),
-            Body::Part(Part { to: id(2), at: Seq(6), index: 1, count: 3, bytes: Blob::from(&[1; 100]) }),
+            Body::Part(Part { to: id(2), at: Seq(6), index: 1, last: false, bytes: Blob::from(&[1; 100]) }),
             Body::Committed { through: Seq(55), full: Some(Rank(2)) },
             Body::Tail(id(1), 12),
             Body::TailIs(12, Seq(55)),

@@ -2,9 +2,10 @@
 //! read of a file that a crash or a bad disk left. Knows no file.
 //!
 //! A record is a length, a checksum of all that follows, a kind and the bytes. A
-//! log begins with a snapshot or with nothing, and goes on with commands. Between
-//! them are marks, which say how much of the log was on disk when they were
-//! written: so damage that a crash can have left is told from other damage.
+//! log begins with nothing, or with a snapshot: whose it is and all pieces of a
+//! state. It goes on with commands. Between them are marks, which say how much of
+//! the log was on disk when they were written: so damage that a crash can have
+//! left is told from other damage.
 
 use thiserror::Error;
 use twox_hash::XxHash3_128;
@@ -12,12 +13,13 @@ use twox_hash::XxHash3_128;
 use super::codec;
 use super::message::Entry;
 use super::record::Seq;
-use super::state::State;
+use super::state::{Builder, State};
 
 const HEADER_BYTES: usize = 4 + 8;
-const KIND_SNAPSHOT: u8 = 1;
+const KIND_PIECE: u8 = 1;
 const KIND_ENTRY: u8 = 2;
 const KIND_MARK: u8 = 3;
+const KIND_OWNER: u8 = 4;
 /// A kind and a number of bytes.
 const MARK_BODY_BYTES: usize = 1 + 8;
 const UNDECODABLE: Damage = Damage::Record("its bytes have no meaning");
@@ -67,16 +69,23 @@ pub enum Damage {
 /// Reads as much of a log as is whole.
 pub fn recover(bytes: &[u8]) -> Recovered {
     let mut recovered = Recovered::default();
-    while recovered.clean_bytes < bytes.len() {
-        let offset = recovered.clean_bytes;
-        match next_record(&bytes[offset..]).and_then(|(record, len)| recovered.take(record).map(|()| len)) {
-            Ok(len) => recovered.clean_bytes += len,
-            Err(what) => {
-                recovered.damage = Some(LogDamage { offset, what });
-                break;
-            }
+    let mut snapshot = None;
+    let mut at = 0;
+    let damage = loop {
+        if at == bytes.len() && snapshot.is_none() {
+            break None;
         }
-    }
+        let record = next_record(&bytes[at..]);
+        match record.and_then(|(record, len)| recovered.take(record, at, &mut snapshot).map(|()| len)) {
+            Ok(len) => at += len,
+            Err(what) => break Some(what),
+        }
+        // A snapshot is there as a whole or not at all.
+        if snapshot.is_none() {
+            recovered.clean_bytes = at;
+        }
+    };
+    recovered.damage = damage.map(|what| LogDamage { offset: recovered.clean_bytes, what });
     recovered
 }
 
@@ -106,11 +115,23 @@ pub fn is_of_a_crash(bytes: &[u8], damage: &LogDamage) -> bool {
 }
 
 impl Recovered {
-    fn take(&mut self, record: Record) -> Result<(), Damage> {
+    /// Takes the next record; `snapshot` is the one that is being read.
+    fn take(&mut self, record: Record<'_>, at: usize, snapshot: &mut Option<(u32, Builder)>) -> Result<(), Damage> {
         let last = self.entries.last().map_or(self.state.applied(), |entry| entry.seq);
         match record {
-            Record::Snapshot(owner, state) if self.clean_bytes == 0 => (self.owner, self.state) = (owner, state),
-            Record::Snapshot(..) => return Err(Damage::Record("a snapshot that is not the first record")),
+            Record::Owner(owner) if at == 0 => *snapshot = Some((owner, Builder::default())),
+            Record::Piece(piece) => {
+                let Some((owner, builder)) = snapshot else {
+                    return Err(Damage::Record("a snapshot that is not the first record"));
+                };
+                builder.take(piece).ok_or(UNDECODABLE)?;
+                if let Some(state) = builder.finish() {
+                    (self.owner, self.state) = (*owner, state);
+                    *snapshot = None;
+                }
+            }
+            _ if snapshot.is_some() => return Err(Damage::Record("a snapshot that does not end")),
+            Record::Owner(_) => return Err(Damage::Record("a snapshot that is not the first record")),
             Record::Entry(entry) if entry.seq == last.next() => self.entries.push(entry),
             Record::Entry(_) => return Err(Damage::Record("a command out of its order")),
             Record::Mark(_) => {}
@@ -124,13 +145,14 @@ impl Recovered {
     }
 }
 
-enum Record {
-    Snapshot(u32, State),
+enum Record<'b> {
+    Owner(u32),
+    Piece(&'b [u8]),
     Entry(Entry),
     Mark(u64),
 }
 
-fn next_record(bytes: &[u8]) -> Result<(Record, usize), Damage> {
+fn next_record(bytes: &[u8]) -> Result<(Record<'_>, usize), Damage> {
     let torn = |needed: usize| Damage::Torn { missing: needed - bytes.len() };
     let (len, rest) = bytes.split_first_chunk::<4>().ok_or_else(|| torn(HEADER_BYTES))?;
     let (checksum, rest) = rest.split_first_chunk::<8>().ok_or_else(|| torn(HEADER_BYTES))?;
@@ -140,10 +162,8 @@ fn next_record(bytes: &[u8]) -> Result<(Record, usize), Damage> {
         return Err(Damage::Checksum);
     }
     let record = match body.split_first() {
-        Some((&KIND_SNAPSHOT, body)) => {
-            let (owner, state) = postcard::from_bytes(body).map_err(|_| UNDECODABLE)?;
-            Record::Snapshot(owner, state)
-        }
+        Some((&KIND_OWNER, body)) => Record::Owner(u32::from_le_bytes(body.try_into().map_err(|_| UNDECODABLE)?)),
+        Some((&KIND_PIECE, body)) => Record::Piece(body),
         Some((&KIND_ENTRY, body)) => Record::Entry(codec::read_entry(body).ok_or(UNDECODABLE)?),
         Some((&KIND_MARK, body)) => {
             Record::Mark(u64::from_le_bytes(body.try_into().map_err(|_| UNDECODABLE)?))
@@ -160,23 +180,21 @@ pub(super) fn encode_entry(entry: &Entry, log: &mut Vec<u8>) {
 
 /// A log that begins with this state, of this life of a replica.
 pub(super) fn encode_snapshot(owner: u32, state: &State) -> Vec<u8> {
-    let mut log = Vec::new();
-    encode(KIND_SNAPSHOT, &mut log, |log| {
-        // Writing to memory cannot fail, and a state has nothing that cannot be
-        // written; a record that were cut short would not pass its checksum.
-        if let Ok(longer) = postcard::to_extend(&(owner, state), std::mem::take(log)) {
-            *log = longer;
-        }
-    });
+    let (mut piece, mut log) = (Vec::new(), Vec::new());
+    state.put(&mut piece);
+    encode_owner(owner, &mut log);
+    encode_piece(&piece, &mut log);
     log
 }
 
-/// The state that a log of nothing else begins with.
-pub(super) fn decode_snapshot(bytes: &[u8]) -> Result<State, Damage> {
-    match next_record(bytes)? {
-        (Record::Snapshot(_, state), len) if len == bytes.len() => Ok(state),
-        _ => Err(Damage::Record("not a snapshot")),
-    }
+/// Begins a log of this life of a replica.
+pub(super) fn encode_owner(owner: u32, log: &mut Vec<u8>) {
+    encode(KIND_OWNER, log, |log| log.extend_from_slice(&owner.to_le_bytes()));
+}
+
+/// Adds the next piece of the state that a log begins with.
+pub(super) fn encode_piece(piece: &[u8], log: &mut Vec<u8>) {
+    encode(KIND_PIECE, log, |log| log.extend_from_slice(piece));
 }
 
 /// About how many bytes a command has in a log or a message, for limits.

@@ -240,8 +240,8 @@ pub struct Part {
     pub at: Seq,
     /// Which part.
     pub index: u32,
-    /// Of how many.
-    pub count: u32,
+    /// Whether there is none behind it.
+    pub last: bool,
     /// The bytes.
     pub bytes: Blob,
 }

@@ -9,6 +9,7 @@
 mod link;
 mod order;
 mod reads;
+mod suffix;
 #[cfg(test)]
 mod tests;
 mod under_way;
@@ -17,15 +18,16 @@ use std::collections::{BTreeMap, VecDeque};
 
 use self::link::{Downstream, Taking};
 use self::reads::{Lease, Parked, Waiting, Watcher};
+use self::suffix::Suffix;
 use self::under_way::UnderWay;
 use super::bug::{Bug, Bugs};
 use super::limits::Limits;
 use super::log::{self, Recovered};
 use super::message::{
-    Action, Address, Beat, Body, ChainConfig, DiskEvent, Entry, Epoch, Message, Nanos, ReplicaId, ShardId,
+    Action, Address, Beat, Body, ChainConfig, DiskEvent, Epoch, Message, Nanos, ReplicaId, ShardId,
 };
 use super::record::{Refusal, Seq};
-use super::state::{ClientId, Outcome, Sizes, State};
+use super::state::{ClientId, Outcome, Sizes, State, ViewOf};
 use super::timing::Timing;
 use crate::base::Rank;
 use crate::base::limits::GCS_EARLY_MAX;
@@ -64,8 +66,9 @@ pub struct Replica {
     /// The state after all committed commands.
     state: State,
     /// Commands up to `last`: those that are not committed, and before them
-    /// what a joining successor may need.
-    log: VecDeque<Entry>,
+    /// what the successor may need. One that takes a state over keeps here what
+    /// follows on that.
+    log: Suffix,
     last: Seq,
     /// Commands up to here are in the disk's log, or on their way there.
     written: Seq,
@@ -133,7 +136,7 @@ impl Replica {
             restored: None,
             proven: false,
             state: State::default(),
-            log: VecDeque::new(),
+            log: Suffix::default(),
             last: Seq(0),
             written: Seq(0),
             under_way: UnderWay::default(),
@@ -216,6 +219,11 @@ impl Replica {
         self.retired
     }
 
+    /// Whether something is to be done that was too much for one turn.
+    fn has_more_to_do(&self) -> bool {
+        self.has_more_to_send() || self.has_more_to_carry_out() || self.has_more_to_write()
+    }
+
     /// Whether its link of this epoch stands.
     pub fn is_linked(&self) -> bool {
         self.linked
@@ -280,7 +288,7 @@ impl Replica {
         }
         match body {
             Body::Forward(forward) if forward.to == self.options.me => self.on_forward(from, forward),
-            Body::Link(link) => self.on_link(link, out),
+            Body::Link(link) => self.on_link(link),
             Body::Part(part) if part.to == self.options.me => self.on_part(part, out),
             Body::Committed { through, full } if self.is_successor(from) => {
                 self.full_below = full;
@@ -383,7 +391,7 @@ impl Replica {
         if self.retired {
             return Nanos::MAX;
         }
-        if self.turn.beat_due || self.turn.applied {
+        if self.turn.beat_due || self.turn.applied || self.has_more_to_do() {
             return 0;
         }
         self.next_beat.min(self.next_resend)
@@ -398,6 +406,8 @@ impl Replica {
         if self.is_open(now) || self.options.bugs.has(Bug::CommitEarly) {
             self.commit_as_tail();
         }
+        self.catch_up();
+        self.give(out);
         self.forward(out);
         // Clients first: the predecessor does not wait for the word, and would
         // take a core from the one who does.
@@ -457,8 +467,9 @@ impl Replica {
         let is_head = position == Some(0);
         self.linked = is_head && self.proven;
         self.link_target = (is_head && self.proven).then_some(self.last);
-        self.taking = None;
+        self.stop_taking();
         self.downstream = None;
+        self.state.end_view(ViewOf::Successor);
         self.upstream_durable = if is_head { Seq(u64::MAX) } else { Seq(0) };
         self.full_below = None;
         self.lease = Lease::new(self.options.quorum.len());
@@ -480,7 +491,7 @@ impl Replica {
         }
         self.trim();
         let applied = self.state.applied();
-        let uncommitted = self.log.iter().filter(|entry| entry.seq > applied);
+        let uncommitted = self.log.from(applied.next());
         self.under_way = UnderWay::of(is_head, position.is_some() && !self.is_tail(), uncommitted);
         for (from, message) in std::mem::take(&mut self.early) {
             self.receive(now, from, message, out);
@@ -504,6 +515,7 @@ impl Replica {
         self.synced = Seq(0);
         self.written = Seq(0);
         self.under_way = UnderWay::default();
+        self.taking = None;
         self.complete = false;
         self.proven = false;
     }

@@ -2,11 +2,15 @@
 //! their order. Records, what clients have sent, and the latest changes for
 //! watchers; all of it is a function of what is alive, none of what was.
 
+mod snapshot;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
+use self::snapshot::{VIEWS, View};
+pub(super) use self::snapshot::{Builder, ViewOf};
 use super::bug::{Bug, Bugs};
 use super::record::{Blob, Key, Record, Refusal, Seq, Table, check_prefix, check_value};
 use crate::base::Rank;
@@ -205,7 +209,7 @@ pub struct Event {
 }
 
 /// See the module.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct State {
     applied: Seq,
     records: BTreeMap<Key, Record>,
@@ -214,10 +218,12 @@ pub struct State {
     /// that is not there any more.
     history: VecDeque<Event>,
     forgotten: Seq,
+    /// What those still need who read it in pieces.
+    views: [Option<View>; VIEWS],
 }
 
 /// What is kept of a rank's commands.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Session {
     incarnation: u32,
     ended: bool,
@@ -278,6 +284,7 @@ impl State {
             Standing::Settled if !bugs.has(Bug::DoubleApply) => return None,
             _ => {}
         }
+        self.keep_session(command.client.rank);
         let outcome = match self.admit(command) {
             Ok(()) => self.perform(seq, &command.op),
             Err(refusal) => return Some(Err(refusal)),
@@ -350,12 +357,14 @@ impl State {
     }
 
     fn write(&mut self, version: Seq, key: &Key, value: Blob) {
+        self.keep_record(key);
         let key = key.kept();
         self.remember(Event { version, key: key.clone(), value: Some(value.clone()) });
         self.records.insert(key, Record { version, value });
     }
 
     fn delete(&mut self, version: Seq, key: &Key) {
+        self.keep_record(key);
         if self.records.remove(key).is_some() {
             self.remember(Event { version, key: key.kept(), value: None });
         }
@@ -371,6 +380,7 @@ impl State {
     /// Of an ended client only the number of its process stays, so that none of
     /// its commands that are still on their way is taken for a new one.
     fn end(&mut self, client: ClientId) {
+        self.keep_session(client.rank);
         let ended =
             Session { incarnation: client.incarnation, ended: true, settled: u64::MAX, outcomes: VecDeque::new() };
         let session = self.sessions.entry(client.rank).or_insert_with(|| ended.clone());

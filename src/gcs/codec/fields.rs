@@ -10,7 +10,7 @@ use crate::base::Rank;
 
 /// Seven bits a byte, the lowest first; the last byte is below 128.
 #[inline]
-pub(super) fn put_number(mut number: u64, bytes: &mut Vec<u8>) {
+pub(in crate::gcs) fn put_number(mut number: u64, bytes: &mut Vec<u8>) {
     while number >= 0x80 {
         bytes.push(number as u8 | 0x80);
         number >>= 7;
@@ -19,13 +19,13 @@ pub(super) fn put_number(mut number: u64, bytes: &mut Vec<u8>) {
 }
 
 #[inline]
-pub(super) fn put_bytes(what: &[u8], bytes: &mut Vec<u8>) {
+pub(in crate::gcs) fn put_bytes(what: &[u8], bytes: &mut Vec<u8>) {
     put_number(what.len() as u64, bytes);
     bytes.extend_from_slice(what);
 }
 
 /// What has no form of its own.
-pub(super) fn put<T: Serialize>(what: &T, bytes: &mut Vec<u8>) {
+pub(in crate::gcs) fn put<T: Serialize>(what: &T, bytes: &mut Vec<u8>) {
     // Writing to memory cannot fail, and these types have no value that cannot
     // be written.
     if let Ok(longer) = postcard::to_extend(what, std::mem::take(bytes)) {
@@ -34,31 +34,38 @@ pub(super) fn put<T: Serialize>(what: &T, bytes: &mut Vec<u8>) {
 }
 
 /// Reads one after the other. Nothing is what there is no sense in.
-pub(super) struct Reader<'b> {
+pub(in crate::gcs) struct Reader<'b> {
     bytes: &'b [u8],
     at: usize,
     /// All bytes once more, for what is kept of them.
     buffer: Option<Arc<[u8]>>,
+    /// Whether what is kept is to be kept for long.
+    copies: bool,
 }
 
 impl<'b> Reader<'b> {
-    pub(super) fn new(bytes: &'b [u8]) -> Reader<'b> {
-        Reader { bytes, at: 0, buffer: None }
+    pub(in crate::gcs) fn new(bytes: &'b [u8]) -> Reader<'b> {
+        Reader { bytes, at: 0, buffer: None, copies: false }
     }
 
-    pub(super) fn is_at_end(&self) -> bool {
+    /// What it reads shares no memory, and there may be more than one packet of it.
+    pub(in crate::gcs) fn copying(bytes: &'b [u8]) -> Reader<'b> {
+        Reader { copies: true, ..Reader::new(bytes) }
+    }
+
+    pub(in crate::gcs) fn is_at_end(&self) -> bool {
         self.at == self.bytes.len()
     }
 
     #[inline]
-    pub(super) fn byte(&mut self) -> Option<u8> {
+    pub(in crate::gcs) fn byte(&mut self) -> Option<u8> {
         let byte = self.bytes.get(self.at).copied()?;
         self.at += 1;
         Some(byte)
     }
 
     #[inline]
-    pub(super) fn number(&mut self) -> Option<u64> {
+    pub(in crate::gcs) fn number(&mut self) -> Option<u64> {
         let first = self.byte()?;
         if first < 0x80 {
             return Some(u64::from(first));
@@ -78,26 +85,34 @@ impl<'b> Reader<'b> {
         None
     }
 
+    pub(in crate::gcs) fn flag(&mut self) -> Option<bool> {
+        match self.byte()? {
+            0 => Some(false),
+            1 => Some(true),
+            _ => None,
+        }
+    }
+
     #[inline]
-    pub(super) fn rank(&mut self) -> Option<Rank> {
+    pub(in crate::gcs) fn rank(&mut self) -> Option<Rank> {
         Some(Rank(self.short_number()?))
     }
 
     #[inline]
-    pub(super) fn short_number(&mut self) -> Option<u32> {
+    pub(in crate::gcs) fn short_number(&mut self) -> Option<u32> {
         u32::try_from(self.number()?).ok()
     }
 
     /// How many follow of what has at least so many bytes each.
     #[inline]
-    pub(super) fn count(&mut self, each: usize) -> Option<usize> {
+    pub(in crate::gcs) fn count(&mut self, each: usize) -> Option<usize> {
         let count = usize::try_from(self.number()?).ok()?;
         (count <= (self.bytes.len() - self.at) / each).then_some(count)
     }
 
     /// So many items of at least so many bytes each.
     #[inline]
-    pub(super) fn items<T>(&mut self, each: usize, mut item: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
+    pub(in crate::gcs) fn items<T>(&mut self, each: usize, mut item: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
         let count = self.count(each)?;
         let mut items = Vec::with_capacity(count);
         for _ in 0..count {
@@ -107,15 +122,18 @@ impl<'b> Reader<'b> {
     }
 
     #[inline]
-    pub(super) fn blob(&mut self) -> Option<Blob> {
+    pub(in crate::gcs) fn blob(&mut self) -> Option<Blob> {
         let len = self.count(1)?;
-        let blob = Blob::part(self.bytes, self.at..self.at + len, &mut self.buffer)?;
+        let range = self.at..self.at + len;
         self.at += len;
-        Some(blob)
+        if self.copies {
+            return self.bytes.get(range).map(Blob::from);
+        }
+        Blob::part(self.bytes, range, &mut self.buffer)
     }
 
     /// What has no form of its own.
-    pub(super) fn other<T: DeserializeOwned>(&mut self) -> Option<T> {
+    pub(in crate::gcs) fn other<T: DeserializeOwned>(&mut self) -> Option<T> {
         let (what, rest) = postcard::take_from_bytes(self.bytes.get(self.at..)?).ok()?;
         self.at = self.bytes.len() - rest.len();
         Some(what)

@@ -367,10 +367,9 @@ fn put_found(seq: Seq, found: &Found, bytes: &mut Vec<u8>) {
 fn read_found(kind: u8, reader: &mut Reader<'_>) -> Option<(Seq, Found)> {
     let seq = Seq(reader.number()?);
     let found = match kind {
-        RECORDS => Found::Records(reader.items(1, |reader| match reader.byte()? {
-            0 => Some(None),
-            1 => read_record(reader).map(Some),
-            _ => None,
+        RECORDS => Found::Records(reader.items(1, |reader| match reader.flag()? {
+            false => Some(None),
+            true => read_record(reader).map(Some),
         })?),
         PAGE | LAST_PAGE => {
             let records = reader.items(3, |reader| Some((reader.blob()?, read_record(reader)?)))?;
@@ -381,23 +380,23 @@ fn read_found(kind: u8, reader: &mut Reader<'_>) -> Option<(Seq, Found)> {
     Some((seq, found))
 }
 
-fn put_record(record: &Record, bytes: &mut Vec<u8>) {
+pub(in crate::gcs) fn put_record(record: &Record, bytes: &mut Vec<u8>) {
     put_number(record.version.0, bytes);
     put_bytes(&record.value, bytes);
 }
 
-fn read_record(reader: &mut Reader<'_>) -> Option<Record> {
+pub(in crate::gcs) fn read_record(reader: &mut Reader<'_>) -> Option<Record> {
     Some(Record { version: Seq(reader.number()?), value: reader.blob()? })
 }
 
 #[inline]
-fn put_key(key: &Key, bytes: &mut Vec<u8>) {
+pub(in crate::gcs) fn put_key(key: &Key, bytes: &mut Vec<u8>) {
     bytes.push(key.table as u8);
     put_bytes(&key.bytes, bytes);
 }
 
 #[inline]
-fn read_key(reader: &mut Reader<'_>) -> Option<Key> {
+pub(in crate::gcs) fn read_key(reader: &mut Reader<'_>) -> Option<Key> {
     Some(Key { table: Table::from_number(reader.byte()?).ok()?, bytes: reader.blob()? })
 }
 
@@ -427,9 +426,5 @@ fn put_optional(number: Option<Seq>, bytes: &mut Vec<u8>) {
 }
 
 fn read_optional(reader: &mut Reader<'_>) -> Option<Option<Seq>> {
-    match reader.byte()? {
-        0 => Some(None),
-        1 => reader.number().map(|number| Some(Seq(number))),
-        _ => None,
-    }
+    Some(if reader.flag()? { Some(Seq(reader.number()?)) } else { None })
 }

@@ -1,9 +1,8 @@
 //! The way of a command through a replica: the head gives it a place, each
 //! passes it on, the tail commits it, and the word of that goes back.
 
-use std::collections::VecDeque;
-
 use super::super::bug::Bug;
+use super::super::limits::Limits;
 use super::super::log;
 use super::super::message::{Action, Address, Body, Entry, Forward};
 use super::super::record::{Refusal, Seq};
@@ -23,6 +22,7 @@ impl Replica {
         if !self.is_head() {
             return self.send(Address::Client(client.rank), Body::Chain(self.chain.clone()), out);
         }
+        let limits = self.options.limits;
         let mut put_off = Vec::new();
         let obstacle = if self.serves() { self.obstacle() } else { Some(Refusal::Busy) };
         for command in commands {
@@ -43,7 +43,8 @@ impl Replica {
                 }
                 _ => {}
             }
-            let full = self.last.0 - self.state.applied().0 >= self.options.limits.log_entries as u64;
+            let under_way = self.last.0 - self.state.applied().0;
+            let full = under_way >= limits.log_entries as u64 || self.log.bytes() >= limits.log_bytes;
             if obstacle.is_some() || full {
                 put_off.push(command.number);
                 continue;
@@ -64,14 +65,14 @@ impl Replica {
     pub(super) fn keep(&mut self, entry: Entry) {
         self.last = entry.seq;
         self.under_way.add(&entry.command);
-        self.log.push_back(entry);
+        self.log.push(entry);
     }
 
     /// Commands from the predecessor.
     pub(super) fn on_forward(&mut self, from: Address, forward: Forward) {
         let stale = self.options.bugs.has(Bug::SkipEpochCheck);
         let expected = self.predecessor().is_some_and(|before| Address::Replica(before.rank) == from);
-        if !self.complete || !expected && !stale {
+        if !self.complete && self.taking.is_none() || !expected && !stale {
             return;
         }
         let had = self.last;
@@ -93,14 +94,39 @@ impl Replica {
         self.turn.commit_to_tell |= self.last == had || self.is_tail();
         if self.position().is_none() {
             self.turn.link_due.get_or_insert(false);
-            self.advance(self.last);
         }
     }
 
+    /// What one that joins has and is committed is carried out: as much as there is
+    /// time for in one turn.
+    pub(super) fn catch_up(&mut self) {
+        if self.position().is_some() || !self.has_more_to_carry_out() {
+            return;
+        }
+        let mut room = self.options.limits.turn_bytes;
+        let fits = |entry: &&Entry| {
+            let fits = room > 0;
+            room = room.saturating_sub(log::entry_bytes(entry));
+            fits
+        };
+        let through = self.log.from(self.state.applied().next()).take_while(fits).last().map(|entry| entry.seq);
+        self.advance(through.unwrap_or_default());
+        self.link_up();
+    }
+
+    /// Whether one that joins has commands to carry out.
+    pub(super) fn has_more_to_carry_out(&self) -> bool {
+        self.complete && self.chain.is_some() && self.position().is_none() && self.state.applied() < self.last
+    }
+
     /// The link stands when everything is here that the predecessor had when it
-    /// was made, and on disk where that counts.
+    /// was made, and on disk where that counts; that of one that joins, when it
+    /// has carried out all that came since.
     pub(super) fn link_up(&mut self) {
         let has = if self.options.durable { self.last.min(self.synced) } else { self.last };
+        if self.has_more_to_carry_out() {
+            return;
+        }
         if !self.linked && self.complete && self.link_target.is_some_and(|target| has >= target) {
             self.linked = true;
             if self.position().is_some() && !self.proven {
@@ -113,28 +139,41 @@ impl Replica {
         }
     }
 
-    /// Passes on what the successor has not been sent.
+    /// Up to where the successor is sent commands: one that joins gets nothing
+    /// that might still come to nothing.
+    fn to_send(&self) -> Seq {
+        if self.is_tail() { self.state.applied() } else { self.last }
+    }
+
+    /// Whether the successor has not been sent all of that.
+    pub(super) fn has_more_to_send(&self) -> bool {
+        self.downstream.as_ref().is_some_and(|downstream| downstream.sent < self.to_send())
+    }
+
+    /// Passes on what the successor has not been sent: as much as there is time
+    /// for in one turn.
     pub(super) fn forward(&mut self, out: &mut Vec<Action>) {
         let Some(successor) = self.successor() else { return };
-        // One that joins gets nothing that might still come to nothing.
-        let end = if self.is_tail() { self.state.applied() } else { self.last };
+        let end = self.to_send();
+        let mut room = self.options.limits.turn_bytes;
         let durable = self.durable();
         let durable_news = self.options.durable && durable > self.turn.told_durable;
         let Some(downstream) = &mut self.downstream else { return };
         let mut first_message = durable_news || std::mem::take(&mut downstream.probe_due);
         let mut messages = Vec::new();
-        while downstream.sent < end || first_message {
+        while downstream.sent < end && room > 0 || first_message {
             first_message = false;
             let after = downstream.sent;
             let mut entries = Vec::new();
             let mut bytes = 0;
-            for entry in from(&self.log, after.next()).take_while(|entry| entry.seq <= end) {
+            for entry in self.log.from(after.next()).take_while(|entry| entry.seq <= end) {
                 bytes += log::entry_bytes(entry);
                 if bytes > GCS_FORWARD_BYTES_MAX && !entries.is_empty() {
                     break;
                 }
                 entries.push(entry.clone());
             }
+            room = room.saturating_sub(bytes);
             downstream.sent = entries.last().map_or(end.max(after), |entry: &Entry| entry.seq);
             messages.push(Forward { to: successor, after, entries, durable, link: downstream.link_target });
         }
@@ -159,9 +198,10 @@ impl Replica {
         }
     }
 
-    /// The tail commits what has passed every member.
+    /// The tail commits what has passed every member; not while one that joins
+    /// has so much to get that it would be too much to keep.
     pub(super) fn commit_as_tail(&mut self) {
-        if self.is_tail() && self.serves() {
+        if self.is_tail() && self.serves() && !self.is_far_ahead() {
             let through = self.last.min(self.durable());
             if through > self.state.applied() {
                 self.turn.commit_to_tell = true;
@@ -170,12 +210,24 @@ impl Replica {
         }
     }
 
+    /// Whether as much is kept for the one that joins as may be.
+    fn is_far_ahead(&self) -> bool {
+        let Limits { log_entries, log_bytes, .. } = self.options.limits;
+        let lag = self.downstream.as_ref().map_or(0, |joining| self.state.applied().0.saturating_sub(joining.received.0));
+        lag >= log_entries as u64 || lag > 0 && self.log.bytes() >= 2 * log_bytes
+    }
+
     /// Carries out what is committed.
     pub(super) fn advance(&mut self, through: Seq) {
-        let answers = self.is_tail() && self.serves();
+        let is_tail = self.is_tail();
+        let answers = is_tail && self.serves();
         let through = through.min(self.last);
+        if let Some(downstream) = self.downstream.as_mut().filter(|_| !is_tail) {
+            // What is committed is on every member.
+            downstream.received = downstream.received.max(through);
+        }
         let Replica { state, log, under_way, turn, options, .. } = self;
-        for entry in from(log, state.applied().next()).take_while(|entry| entry.seq <= through) {
+        for entry in log.from(state.applied().next()).take_while(|entry| entry.seq <= through) {
             if entry.seq != state.applied().next() {
                 break;
             }
@@ -191,17 +243,23 @@ impl Replica {
         self.trim();
     }
 
-    /// Drops from the log what nobody will ask for: what is committed, except
-    /// for what a joining replica has not got.
+    /// Drops from the log what nobody will ask for: what is committed, and has got
+    /// to the successor. Until that has said what it has, no more is kept than
+    /// there may be under way.
     pub(super) fn trim(&mut self) {
         let applied = self.state.applied();
-        let wanted = self.downstream.as_ref().filter(|_| self.is_tail()).map_or(applied, |joining| joining.received);
         let written = if self.options.durable { self.written } else { applied };
-        let spare = self.options.limits.log_entries as u64;
-        let floor = wanted.min(applied).min(written).max(Seq(applied.0.saturating_sub(spare)));
-        while self.log.front().is_some_and(|entry| entry.seq <= floor) {
-            self.log.pop_front();
-        }
+        let wanted = match &self.downstream {
+            Some(downstream) => downstream.received,
+            None if self.successor().is_some() => Seq(0),
+            None => applied,
+        };
+        let Limits { log_entries, log_bytes, .. } = self.options.limits;
+        let may_drop = self.downstream.is_none();
+        self.log.drop_while(|log, seq| {
+            let too_much = may_drop && (log.len() > log_entries || log.bytes() > log_bytes);
+            seq <= applied && (seq <= written.min(wanted) || too_much)
+        });
     }
 
     /// Tells the predecessor what is committed.
@@ -233,29 +291,34 @@ impl Replica {
             return;
         }
         let next = self.written.next();
-        // What one that joins has carried out may be gone before it was written.
-        let gap = next <= self.last && from(&self.log, next).next().is_none_or(|entry| entry.seq != next);
+        // What was carried out may be gone before it was written.
+        let gap = next <= self.last && self.log.first().is_none_or(|first| first > next);
         if self.log_bytes > self.options.limits.rewrite_bytes || gap {
             let mut bytes = self.snapshot();
-            from(&self.log, self.state.applied().next()).for_each(|entry| log::encode_entry(entry, &mut bytes));
+            self.log.from(self.state.applied().next()).for_each(|entry| log::encode_entry(entry, &mut bytes));
             self.log_bytes = 0;
+            self.written = self.last;
             out.push(Action::Replace(bytes));
         } else if self.written < self.last {
-            let mut bytes = Vec::with_capacity(from(&self.log, next).map(log::entry_bytes).sum());
-            from(&self.log, next).for_each(|entry| log::encode_entry(entry, &mut bytes));
+            let mut bytes = Vec::new();
+            for entry in self.log.from(next) {
+                log::encode_entry(entry, &mut bytes);
+                self.written = entry.seq;
+                if bytes.len() >= self.options.limits.turn_bytes {
+                    break;
+                }
+            }
             self.log_bytes += bytes.len();
             out.push(Action::Append(bytes));
         } else {
             return;
         }
-        self.written = self.last;
-        out.push(Action::Sync(self.last));
+        out.push(Action::Sync(self.written));
         self.trim();
     }
-}
 
-/// The entries from this place on: a log has no gap.
-fn from(log: &VecDeque<Entry>, seq: Seq) -> impl Iterator<Item = &Entry> {
-    let first = log.front().map_or(0, |front| seq.0.saturating_sub(front.seq.0));
-    log.range(log.len().min(first as usize)..)
+    /// Whether there are commands to write that were too many for one turn.
+    pub(super) fn has_more_to_write(&self) -> bool {
+        self.options.durable && self.complete && !self.disk_full && self.written < self.last
+    }
 }

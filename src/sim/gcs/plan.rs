@@ -197,7 +197,7 @@ impl Plan {
             clients: 4,
             think_ns: 30 * US,
             idle_ns: 30 * US,
-            safety_ns: 200 * MS,
+            safety_ns: 0,
             ..Plan::durable(seed, 5)
         }
     }

@@ -711,7 +711,8 @@ impl World {
         self.users.iter().all(|user| user.has_seen(ShardId(shard as u16), applied))
     }
 
-    /// Whether a chain has all its replicas, linked and with the same state.
+    /// Whether a chain has all its replicas, linked and with the same state, and
+    /// nobody keeps what all have.
     fn is_whole(&self, shard: usize) -> bool {
         let chain = &self.latest[shard];
         let mut members = chain.members.iter().map(|member| (member, &self.servers[member.rank.index()]));
@@ -723,6 +724,7 @@ impl World {
                 && replica.epoch() == chain.epoch
                 && replica.is_linked()
                 && last == Some(replica.state().applied())
+                && replica.sizes().1 == 0
         });
         chain.members.len() == self.plan.replicas && chain.joining.is_none() && same
     }

@@ -61,6 +61,8 @@ pub struct View {
     pub retired: bool,
     pub last: u64,
     pub applied: u64,
+    /// Whether it keeps commands that are committed, for its successor.
+    pub keeps: bool,
     pub order: Order,
     pub linked: bool,
     pub may_lead: bool,
@@ -291,6 +293,7 @@ impl Cores {
             retired: replica.is_retired(),
             last: replica.last().0,
             applied: replica.state().applied().0,
+            keeps: replica.sizes().1 as u64 + replica.state().applied().0 > replica.last().0,
             order,
             linked: replica.is_linked(),
             may_lead: replica.may_lead(),
@@ -456,7 +459,7 @@ impl Cores {
             return false;
         }
         let known = match &message.body {
-            Body::Committed { through, .. } => through.0 <= view.applied,
+            Body::Committed { through, .. } => through.0 <= view.applied && !view.keeps,
             Body::Forward(forward) => {
                 view.linked && forward.entries.last().map_or(forward.after, |entry| entry.seq).0 <= view.last
             }
