@@ -168,7 +168,7 @@ impl Replica {
             let mut bytes = 0;
             for entry in self.log.from(after.next()).take_while(|entry| entry.seq <= end) {
                 bytes += log::entry_bytes(entry);
-                if bytes > GCS_FORWARD_BYTES_MAX && !entries.is_empty() {
+                if bytes > GCS_FORWARD_BYTES_MAX.min(room) && !entries.is_empty() {
                     break;
                 }
                 entries.push(entry.clone());
@@ -214,7 +214,7 @@ impl Replica {
     fn is_far_ahead(&self) -> bool {
         let Limits { log_entries, log_bytes, .. } = self.options.limits;
         let lag = self.downstream.as_ref().map_or(0, |joining| self.state.applied().0.saturating_sub(joining.received.0));
-        lag >= log_entries as u64 || lag > 0 && self.log.bytes() >= 2 * log_bytes
+        lag >= log_entries as u64 || lag > 0 && self.log.bytes() >= log_bytes
     }
 
     /// Carries out what is committed.

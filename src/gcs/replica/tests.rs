@@ -1,8 +1,10 @@
 //! A chain on a table: messages are handed over one after the other, in order.
 
+mod join;
+
 use std::collections::VecDeque;
 
-use super::super::message::{Changes, Watch};
+use super::super::message::{Changes, Part, Watch};
 use super::super::record::{Blob, Key, Table};
 use super::super::state::{Command, Found, Op, Query};
 use super::*;
