@@ -27,7 +27,7 @@ use super::message::{
     Action, Address, Beat, Body, ChainConfig, DiskEvent, Epoch, Message, Nanos, ReplicaId, ShardId,
 };
 use super::record::{Refusal, Seq};
-use super::state::{ClientId, Outcome, Sizes, State, ViewOf};
+use super::state::{ClientId, Outcome, Sizes, State};
 use super::timing::Timing;
 use crate::base::Rank;
 use crate::base::limits::GCS_EARLY_MAX;
@@ -419,9 +419,9 @@ impl Replica {
         self.ask_tail(out);
         self.tell_watchers(out);
         if std::mem::take(&mut self.turn.beat_due) {
-            let Timing { beat, detection, .. } = self.options.timing;
+            let beat = self.options.timing.beat;
             // A spare one has no lease to renew.
-            self.next_beat = now + if self.chain.is_some() { beat } else { detection / 3 };
+            self.next_beat = Timing::after(now, if self.chain.is_some() { beat } else { 2 * beat });
             self.beat(now, out);
         }
         if !self.awaits() {
@@ -469,7 +469,7 @@ impl Replica {
         self.link_target = (is_head && self.proven).then_some(self.last);
         self.stop_taking();
         self.downstream = None;
-        self.state.end_view(ViewOf::Successor);
+        self.state.end_view();
         self.upstream_durable = if is_head { Seq(u64::MAX) } else { Seq(0) };
         self.full_below = None;
         self.lease = Lease::new(self.options.quorum.len());

@@ -9,8 +9,8 @@ use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
-use self::snapshot::{VIEWS, View};
-pub(super) use self::snapshot::{Builder, ViewOf};
+pub(super) use self::snapshot::Builder;
+use self::snapshot::View;
 use super::bug::{Bug, Bugs};
 use super::record::{Blob, Key, Record, Refusal, Seq, Table, check_prefix, check_value};
 use crate::base::Rank;
@@ -218,8 +218,8 @@ pub struct State {
     /// that is not there any more.
     history: VecDeque<Event>,
     forgotten: Seq,
-    /// What those still need who read it in pieces.
-    views: [Option<View>; VIEWS],
+    /// What a successor still needs that takes it over in pieces.
+    view: Option<View>,
 }
 
 /// What is kept of a rank's commands.

@@ -40,8 +40,8 @@ impl WaitSet {
     }
 
     /// Sleeps until a descriptor is readable, the bell rings, a signal comes or
-    /// the time is over.
-    pub fn sleep(&self, patience: Duration) {
+    /// the time is over; says whether one of the first two happened.
+    pub fn sleep(&self, patience: Duration) -> bool {
         let timeout = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: i64::from(patience.subsec_nanos()) };
         let mut events: [epoll::Event; 8] = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 8];
         let woken = epoll::wait(&self.epoll, &mut events, Some(&timeout)).unwrap_or(0);
@@ -49,6 +49,7 @@ impl WaitSet {
             let mut count = [0; 8];
             let _empty = rustix::io::read(&self.bell, &mut count);
         }
+        woken > 0
     }
 }
 
@@ -61,9 +62,9 @@ mod tests {
         let set = WaitSet::new().unwrap();
         set.ring();
         let start = std::time::Instant::now();
-        set.sleep(Duration::from_secs(20));
+        assert!(set.sleep(Duration::from_secs(20)));
         assert!(start.elapsed() < Duration::from_secs(10));
-        set.sleep(Duration::from_millis(1));
+        assert!(!set.sleep(Duration::from_millis(1)));
         assert!(start.elapsed() >= Duration::from_millis(1));
     }
 }

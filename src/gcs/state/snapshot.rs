@@ -10,18 +10,6 @@ use super::super::record::{Key, Record, Seq};
 use super::{Event, Outcome, Session, State};
 use crate::base::Rank;
 
-/// Who reads a state in pieces.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(in crate::gcs) enum ViewOf {
-    /// A successor that takes it over.
-    Successor,
-    /// The log on disk.
-    Disk,
-}
-
-/// How many can read at once.
-pub(super) const VIEWS: usize = 2;
-
 /// A state as it was when this was made, as far as it has not been read. It keeps
 /// no more than that.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -58,21 +46,21 @@ const PASSED_BYTES: usize = 64;
 
 impl State {
     /// Begins to read the state as it is now.
-    pub(in crate::gcs) fn view(&mut self, of: ViewOf) {
-        self.views[of as usize] = Some(View::of(self));
+    pub(in crate::gcs) fn view(&mut self) {
+        self.view = Some(View::of(self));
     }
 
     /// Adds the next piece of about so many bytes, and says whether there are more.
-    pub(in crate::gcs) fn read_view(&mut self, of: ViewOf, room: usize, bytes: &mut Vec<u8>) -> bool {
-        let Some(mut view) = self.views[of as usize].take() else { return false };
+    pub(in crate::gcs) fn read_view(&mut self, room: usize, bytes: &mut Vec<u8>) -> bool {
+        let Some(mut view) = self.view.take() else { return false };
         let more = view.read(self, room, bytes);
-        self.views[of as usize] = Some(view).filter(|_| more);
+        self.view = Some(view).filter(|_| more);
         more
     }
 
     /// Nothing more is read.
-    pub(in crate::gcs) fn end_view(&mut self, of: ViewOf) {
-        self.views[of as usize] = None;
+    pub(in crate::gcs) fn end_view(&mut self) {
+        self.view = None;
     }
 
     /// Adds all of it.
@@ -83,35 +71,33 @@ impl State {
     /// A record is about to change.
     #[inline]
     pub(super) fn keep_record(&mut self, key: &Key) {
-        let State { views, records, .. } = self;
-        for view in views.iter_mut().flatten() {
-            let is_read = match &view.next {
-                Next::Head | Next::Sessions(_) => false,
-                Next::Records(after) => after.as_ref().is_some_and(|after| key <= after),
-                Next::Events | Next::End => true,
-            };
-            if !is_read
-                && let Some((key, record)) = records.get_key_value(key)
-                && record.version <= view.applied
-            {
-                view.records.insert(key.clone(), record.clone());
-            }
+        let State { view, records, .. } = self;
+        let Some(view) = view else { return };
+        let is_read = match &view.next {
+            Next::Head | Next::Sessions(_) => false,
+            Next::Records(after) => after.as_ref().is_some_and(|after| key <= after),
+            Next::Events | Next::End => true,
+        };
+        if !is_read
+            && let Some((key, record)) = records.get_key_value(key)
+            && record.version <= view.applied
+        {
+            view.records.insert(key.clone(), record.clone());
         }
     }
 
     /// A session is about to change.
     #[inline]
     pub(super) fn keep_session(&mut self, rank: Rank) {
-        let State { views, sessions, .. } = self;
-        for view in views.iter_mut().flatten() {
-            let is_read = match view.next {
-                Next::Head => false,
-                Next::Sessions(after) => after.is_some_and(|after| rank <= after),
-                _ => true,
-            };
-            if !is_read {
-                view.sessions.entry(rank).or_insert_with(|| sessions.get(&rank).cloned());
-            }
+        let State { view, sessions, .. } = self;
+        let Some(view) = view else { return };
+        let is_read = match view.next {
+            Next::Head => false,
+            Next::Sessions(after) => after.is_some_and(|after| rank <= after),
+            _ => true,
+        };
+        if !is_read {
+            view.sessions.entry(rank).or_insert_with(|| sessions.get(&rank).cloned());
         }
     }
 }
@@ -346,13 +332,12 @@ mod tests {
             (0..rng.below(1_500)).for_each(|_| change(&mut state, &mut rng));
             let mut whole = Vec::new();
             state.put(&mut whole);
-            state.view(ViewOf::Successor);
-            state.view(ViewOf::Disk);
+            state.view();
             let (mut builder, mut pieces) = (Builder::default(), Vec::new());
             let room = 1 + rng.below(4_000);
             loop {
                 let mut piece = Vec::new();
-                let more = state.read_view(ViewOf::Successor, room, &mut piece);
+                let more = state.read_view(room, &mut piece);
                 assert!(piece.len() <= room + 1_500, "{}", piece.len());
                 builder.take(&piece).expect("a piece");
                 pieces.extend(piece);
@@ -365,8 +350,7 @@ mod tests {
             let mut again = Vec::new();
             builder.finish().expect("all of it").put(&mut again);
             assert_eq!(again, whole);
-            state.end_view(ViewOf::Disk);
-            assert_eq!(state.views, [None, None]);
+            assert_eq!(state.view, None);
         }
     }
 

@@ -97,7 +97,6 @@ impl Plan {
             members: if ranks < 3 { 1 } else { 3 },
             replicas: pick(&[2, 3, 3, 3]).min(u64::from(ranks)) as usize,
             shards: pick(&[1, 1, 1, 2]) as u16,
-            timing: Timing::for_detection(5 * MS),
             durable,
             limits: Limits::default(),
             bug: None,
@@ -118,6 +117,7 @@ impl Plan {
             impatient_percent: pick(&[0, 0, 15]) as usize,
             client_crashes: pick(&[0, 0, 1]) == 1,
             watches: pick(&[0, 1]) == 1,
+            timing: Timing { beat: pick(&[500 * US, 500 * US, MS]), ..Timing::for_detection(5 * MS) },
         };
         if pick(&[0, 0, 1]) == 1 {
             plan.limits = TIGHT;
@@ -138,6 +138,7 @@ impl Plan {
             shards: 1,
             durable: false,
             net,
+            timing: Timing::for_detection(5 * MS),
             fault_every: None,
             safety_ns: u64::MAX,
             pipeline: 1,
@@ -191,15 +192,8 @@ impl Plan {
     /// more than a log holds while one joins.
     pub fn busy(seed: u64) -> Plan {
         let durable = seed % 2 == 1;
-        Plan {
-            durable,
-            limits: TIGHT,
-            clients: 4,
-            think_ns: 30 * US,
-            idle_ns: 30 * US,
-            safety_ns: 0,
-            ..Plan::durable(seed, 5)
-        }
+        let limits = Limits { log_entries: 32, log_bytes: 1 << 20, ..TIGHT };
+        Plan { durable, limits, clients: 4, think_ns: 30 * US, idle_ns: 30 * US, ..Plan::durable(seed, 5) }
     }
 
     /// The same with a deliberate bug.

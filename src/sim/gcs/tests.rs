@@ -89,6 +89,24 @@ fn every_deliberate_bug_is_caught() {
     }
 }
 
+#[test]
+fn count_bugs() {
+    let Some(last) = number("COLL_N") else { return };
+    let bug = Bug::ALL[number("COLL_BUG").unwrap_or(0) as usize];
+    let next = AtomicU64::new(0);
+    let all = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= last { break; }
+                if play(&Plan::of_seed(seed).with_bug(bug)).violation.is_some() { all.lock().unwrap().push(seed); }
+            });
+        }
+    });
+    println!("{bug:?} {:?}", all.into_inner());
+}
+
 /// A run is a function of its seed: else no failure could be replayed.
 #[test]
 fn a_seed_is_one_run() {
@@ -131,24 +149,31 @@ fn a_job_comes_back_from_its_disks() {
 }
 
 /// A replica takes the place of one that ends while clients write more, and the
-/// state is larger, than what is kept for it or goes in one turn.
+/// state is larger, than what is kept for it or goes in one turn. They do not wait
+/// for it, neither while it takes the state over nor when it becomes the tail.
 #[test]
 fn a_replica_joins_while_clients_write() {
-    let mut longest = 0;
+    let (mut longest, mut pause) = (0, 0);
     for seed in 0..8 {
         let mut world = World::new(Plan::busy(seed));
         let killed_at = 40 * MS + seed * 37_000;
         while world.now < killed_at && world.step() {}
         world.end(seed as usize % 3);
+        while world.latest[0].joining.is_none() && world.step() {}
+        let began = world.now;
         let joined = |world: &World| world.latest[0].epoch > Epoch(2) && world.is_full();
         while !joined(&world) && world.now < killed_at + 100 * MS && world.step() {}
         assert_eq!(world.report.violation, None, "seed {seed}");
         assert!(world.is_full(), "seed {seed}: nobody has joined: {}", world.describe());
-        longest = longest.max(world.now - killed_at);
-        world.run();
+        longest = longest.max(world.now - began);
+        let joined_at = world.now;
+        while world.now < joined_at + 5 * MS && world.step() {}
+        let pauses = world.users.iter().map(|user| user.longest_pause(began, world.now));
+        pause = pause.max(pauses.max().unwrap_or(u64::MAX));
         assert_eq!(world.report.violation, None, "seed {seed}");
     }
-    println!("a replica took the place of another within {} us", longest / 1_000);
+    println!("a replica joined within {} us; longest pause of a client: {} us", longest / 1_000, pause / 1_000);
+    assert!(pause < 3 * MS, "a client waited for {pause} ns");
 }
 
 /// A thousand ranks, most of them clients with little to do; the head of the
