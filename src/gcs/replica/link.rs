@@ -146,7 +146,8 @@ impl Replica {
             self.begin_taking(part.at);
             return self.install(State::hollow(part.at), Vec::new(), out);
         }
-        if self.taking.is_none() && part.index == 0 {
+        let is_later = self.taking.as_ref().is_none_or(|taking| taking.at < part.at);
+        if is_later && part.index == 0 {
             self.begin_taking(part.at);
         }
         let Some(taking) = self.taking.as_mut().filter(|taking| (taking.at, taking.next) == (part.at, part.index)) else {
@@ -172,6 +173,7 @@ impl Replica {
     /// From here on it has nothing but what it takes over.
     fn begin_taking(&mut self, at: Seq) {
         self.forget();
+        self.downstream = None;
         self.last = at;
         let mut log = Vec::new();
         // It is not all that was ever committed until the link stands as a member.
