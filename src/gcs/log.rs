@@ -5,7 +5,8 @@
 //! log begins with nothing, or with a snapshot: whose it is and all pieces of a
 //! state. It goes on with commands. Between them are marks, which say how much of
 //! the log was on disk when they were written: so damage that a crash can have
-//! left is told from other damage.
+//! left is told from other damage. A later life that goes on with a log says so in
+//! it.
 
 use thiserror::Error;
 use twox_hash::XxHash3_128;
@@ -131,7 +132,7 @@ impl Recovered {
                 }
             }
             _ if snapshot.is_some() => return Err(Damage::Record("a snapshot that does not end")),
-            Record::Owner(_) => return Err(Damage::Record("a snapshot that is not the first record")),
+            Record::Owner(owner) => self.owner = owner,
             Record::Entry(entry) if entry.seq == last.next() => self.entries.push(entry),
             Record::Entry(_) => return Err(Damage::Record("a command out of its order")),
             Record::Mark(_) => {}
@@ -187,7 +188,7 @@ pub(super) fn encode_snapshot(owner: u32, state: &State) -> Vec<u8> {
     log
 }
 
-/// Begins a log of this life of a replica.
+/// Says whose a log is from here on; a log that has a snapshot begins so.
 pub(super) fn encode_owner(owner: u32, log: &mut Vec<u8>) {
     encode(KIND_OWNER, log, |log| log.extend_from_slice(&owner.to_le_bytes()));
 }
@@ -258,6 +259,11 @@ mod tests {
         assert_eq!((recovered.owner, recovered.state.applied(), recovered.last()), (4, Seq(5), Seq(9)));
         assert_eq!(recovered.entries[3], entry(9));
         assert_eq!((recovered.clean_bytes, recovered.damage), (bytes.len(), None));
+        let mut bytes = bytes;
+        encode_owner(7, &mut bytes);
+        encode_entry(&entry(10), &mut bytes);
+        let recovered = recover(&bytes);
+        assert_eq!((recovered.owner, recovered.last(), recovered.damage), (7, Seq(10), None));
     }
 
     #[test]

@@ -17,17 +17,18 @@ mod under_way;
 use std::collections::{BTreeMap, VecDeque};
 
 use self::link::{Downstream, Taking};
+use self::order::Rewrite;
 use self::reads::{Lease, Parked, Waiting, Watcher};
 use self::suffix::Suffix;
 use self::under_way::UnderWay;
 use super::bug::{Bug, Bugs};
 use super::limits::Limits;
-use super::log::{self, Recovered};
+use super::log::Recovered;
 use super::message::{
     Action, Address, Beat, Body, ChainConfig, DiskEvent, Epoch, Message, Nanos, ReplicaId, ShardId,
 };
 use super::record::{Refusal, Seq};
-use super::state::{ClientId, Outcome, Sizes, State};
+use super::state::{ClientId, Outcome, Reads, Sizes, State};
 use super::timing::Timing;
 use crate::base::Rank;
 use crate::base::limits::GCS_EARLY_MAX;
@@ -86,6 +87,10 @@ pub struct Replica {
     disk_full: bool,
     full_below: Option<Rank>,
     log_bytes: usize,
+    /// Which life the log on disk says that it is of, if there is one that can be
+    /// added to.
+    log_owner: Option<u32>,
+    rewrite: Option<Rewrite>,
 
     lease: Lease,
     /// Whether it has had a lease of this epoch, and as the tail has committed
@@ -150,6 +155,8 @@ impl Replica {
             disk_full: false,
             full_below: None,
             log_bytes: 0,
+            log_owner: None,
+            rewrite: None,
             open: false,
             parked: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -184,6 +191,8 @@ impl Replica {
             return replica;
         }
         replica.restored = Some(recovered.owner);
+        replica.log_owner = Some(recovered.owner);
+        replica.log_bytes = recovered.clean_bytes;
         replica.complete = true;
         replica.last = recovered.state.applied();
         replica.state = recovered.state;
@@ -363,7 +372,7 @@ impl Replica {
         }
         if event == DiskEvent::Space {
             // What was being added when the space ended may be torn.
-            self.log_bytes = usize::MAX;
+            self.log_owner = None;
         }
         self.turn.commit_to_tell = true;
         self.link_up();
@@ -469,7 +478,7 @@ impl Replica {
         self.link_target = (is_head && self.proven).then_some(self.last);
         self.stop_taking();
         self.downstream = None;
-        self.state.end_view();
+        self.state.end_view(Reads::Successor);
         self.upstream_durable = if is_head { Seq(u64::MAX) } else { Seq(0) };
         self.full_below = None;
         self.lease = Lease::new(self.options.quorum.len());
@@ -486,9 +495,6 @@ impl Replica {
         self.turn.link_due = (!is_head).then_some(true);
         self.turn.commit_to_tell = true;
         self.next_resend = Nanos::MAX;
-        if self.options.durable {
-            self.log_bytes = usize::MAX;
-        }
         self.trim();
         let applied = self.state.applied();
         let uncommitted = self.log.from(applied.next());
@@ -516,6 +522,7 @@ impl Replica {
         self.written = Seq(0);
         self.under_way = UnderWay::default();
         self.taking = None;
+        self.rewrite = None;
         self.complete = false;
         self.proven = false;
     }
@@ -580,13 +587,6 @@ impl Replica {
 
     fn send(&self, to: Address, body: Body, out: &mut Vec<Action>) {
         out.push(Action::Send(to, Message { shard: self.options.shard, epoch: self.epoch(), body }));
-    }
-
-    /// The whole state as it goes to disk, by the name of this life once it is
-    /// all that was ever committed.
-    fn snapshot(&self) -> Vec<u8> {
-        let owner = if self.proven { self.options.me.incarnation } else { 0 };
-        log::encode_snapshot(owner, &self.state)
     }
 
     /// Why commands cannot be taken, if they cannot.

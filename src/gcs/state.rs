@@ -9,8 +9,8 @@ use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
-pub(super) use self::snapshot::Builder;
-use self::snapshot::View;
+pub(super) use self::snapshot::{Builder, Reads};
+use self::snapshot::{READERS, View};
 use super::bug::{Bug, Bugs};
 use super::record::{Blob, Key, Record, Refusal, Seq, Table, check_prefix, check_value};
 use crate::base::Rank;
@@ -218,8 +218,8 @@ pub struct State {
     /// that is not there any more.
     history: VecDeque<Event>,
     forgotten: Seq,
-    /// What a successor still needs that takes it over in pieces.
-    view: Option<View>,
+    /// What those still need who read it in pieces.
+    views: [Option<View>; READERS],
 }
 
 /// What is kept of a rank's commands.

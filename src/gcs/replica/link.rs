@@ -11,7 +11,7 @@ use super::super::bug::Bug;
 use super::super::log;
 use super::super::message::{Action, Address, Body, Link, Part};
 use super::super::record::{Blob, Seq};
-use super::super::state::{Builder, State};
+use super::super::state::{Builder, Reads, State};
 use super::Replica;
 
 /// What a member knows of its successor in this epoch.
@@ -84,11 +84,11 @@ impl Replica {
                 downstream.sent = link.received;
                 downstream.probe_due = true;
             }
-            self.state.end_view();
+            self.state.end_view(Reads::Successor);
             return self.trim();
         }
         let giving = downstream.giving.get_or_insert_with(|| {
-            self.state.view();
+            self.state.view(Reads::Successor);
             (downstream.sent, downstream.received) = (applied, applied);
             Giving { at: applied, parts: VecDeque::new(), first: 0, sent: 0, more: true }
         });
@@ -120,7 +120,7 @@ impl Replica {
         let (Some(to), Some(giving)) = (successor, giving) else { return };
         while giving.more && giving.parts.len() < limits.parts_at_once {
             let mut bytes = Vec::with_capacity(limits.part_bytes);
-            giving.more = state.read_view(limits.part_bytes, &mut bytes);
+            giving.more = state.read_view(Reads::Successor, limits.part_bytes, &mut bytes);
             giving.parts.push_back(Blob::from(bytes));
         }
         let (at, count) = (giving.at, giving.parts.len());
@@ -191,15 +191,14 @@ impl Replica {
     fn install(&mut self, state: State, log: Vec<u8>, out: &mut Vec<Action>) {
         self.taking = None;
         self.written = state.applied();
+        self.rewrite = None;
         self.state = state;
         self.complete = true;
         self.turn.applied = true;
         self.turn.link_due.get_or_insert(false);
         if self.options.durable {
             self.synced = Seq(0);
-            self.log_bytes = 0;
-            out.push(Action::Replace(log));
-            out.push(Action::Sync(self.written));
+            self.begin_log(0, log, out);
         }
     }
 

@@ -6,7 +6,7 @@ use super::super::limits::Limits;
 use super::super::log;
 use super::super::message::{Action, Address, Body, Entry, Forward};
 use super::super::record::{Refusal, Seq};
-use super::super::state::{Command, Standing};
+use super::super::state::{Command, Reads, Standing};
 use super::Replica;
 use crate::base::limits::{GCS_FORWARD_BYTES_MAX, MESSAGE_BYTES_MAX};
 
@@ -129,12 +129,7 @@ impl Replica {
         }
         if !self.linked && self.complete && self.link_target.is_some_and(|target| has >= target) {
             self.linked = true;
-            if self.position().is_some() && !self.proven {
-                self.proven = true;
-                if self.options.durable {
-                    self.log_bytes = usize::MAX;
-                }
-            }
+            self.proven |= self.position().is_some();
             self.turn.beat_due = true;
         }
     }
@@ -284,23 +279,34 @@ impl Replica {
         }
     }
 
-    /// Writes the turn's commands to the log, all with one sync; now and then
-    /// the log is begun anew from the state.
+    /// Writes the turn's commands to the log, all with one sync. A log that
+    /// nothing can be added to is begun anew at once; one that has become long too,
+    /// but a piece in each turn.
     pub(super) fn write_log(&mut self, out: &mut Vec<Action>) {
         if !self.options.durable || !self.complete || self.disk_full {
             return;
         }
-        let next = self.written.next();
+        let (next, applied) = (self.written.next(), self.state.applied());
+        let owner = if self.proven { self.options.me.incarnation } else { 0 };
         // What was carried out may be gone before it was written.
         let gap = next <= self.last && self.log.first().is_none_or(|first| first > next);
-        if self.log_bytes > self.options.limits.rewrite_bytes || gap {
-            let mut bytes = self.snapshot();
-            self.log.from(self.state.applied().next()).for_each(|entry| log::encode_entry(entry, &mut bytes));
-            self.log_bytes = 0;
+        let Some(log_owner) = self.log_owner.filter(|_| !gap) else {
+            let mut log = log::encode_snapshot(owner, &self.state);
+            self.log.from(applied.next()).for_each(|entry| log::encode_entry(entry, &mut log));
             self.written = self.last;
-            out.push(Action::Replace(bytes));
-        } else if self.written < self.last {
+            return self.begin_log(owner, log, out);
+        };
+        if self.log_bytes > self.options.limits.rewrite_bytes && self.rewrite.is_none() {
+            self.begin_rewrite(log_owner);
+        }
+        // What an earlier life has left is its own until this one goes on with it.
+        let goes_on = self.proven && log_owner != owner;
+        if self.written < self.last || goes_on {
             let mut bytes = Vec::new();
+            if goes_on {
+                log::encode_owner(owner, &mut bytes);
+                self.log_owner = Some(owner);
+            }
             for entry in self.log.from(next) {
                 log::encode_entry(entry, &mut bytes);
                 self.written = entry.seq;
@@ -309,16 +315,59 @@ impl Replica {
                 }
             }
             self.log_bytes += bytes.len();
+            self.rewrite.iter_mut().for_each(|rewrite| rewrite.behind.extend_from_slice(&bytes));
             out.push(Action::Append(bytes));
-        } else {
-            return;
+            out.push(Action::Sync(self.written));
+            self.trim();
         }
+        self.go_on_rewriting(out);
+    }
+
+    /// Begins to write the log anew, from the state as it is now and what the log
+    /// has behind it.
+    fn begin_rewrite(&mut self, owner: u32) {
+        self.state.view(Reads::Log);
+        let (mut log, mut behind) = (Vec::new(), Vec::new());
+        log::encode_owner(owner, &mut log);
+        let written = self.log.from(self.state.applied().next()).take_while(|entry| entry.seq <= self.written);
+        written.for_each(|entry| log::encode_entry(entry, &mut behind));
+        self.rewrite = Some(Rewrite { log, behind });
+    }
+
+    fn go_on_rewriting(&mut self, out: &mut Vec<Action>) {
+        let Some(rewrite) = &mut self.rewrite else { return };
+        let mut piece = Vec::new();
+        let more = self.state.read_view(Reads::Log, self.options.limits.part_bytes, &mut piece);
+        log::encode_piece(&piece, &mut rewrite.log);
+        if let Some(Rewrite { mut log, behind }) = self.rewrite.take_if(|_| !more) {
+            log.extend(behind);
+            self.begin_log(self.log_owner.unwrap_or_default(), log, out);
+        }
+    }
+
+    /// Has this log take the place of what is on disk. It has all that was written.
+    pub(super) fn begin_log(&mut self, owner: u32, log: Vec<u8>, out: &mut Vec<Action>) {
+        self.rewrite = None;
+        self.state.end_view(Reads::Log);
+        self.log_owner = Some(owner);
+        self.log_bytes = 0;
+        out.push(Action::Replace(log));
         out.push(Action::Sync(self.written));
         self.trim();
     }
 
-    /// Whether there are commands to write that were too many for one turn.
+    /// Whether there is something to write that was too much for one turn.
     pub(super) fn has_more_to_write(&self) -> bool {
-        self.options.durable && self.complete && !self.disk_full && self.written < self.last
+        let more = self.written < self.last || self.rewrite.is_some();
+        more && self.options.durable && self.complete && !self.disk_full
     }
+}
+
+/// A log that is begun anew while the one before goes on.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Rewrite {
+    /// Whose it is, and the state as far as it was read.
+    log: Vec<u8>,
+    /// What is behind the state.
+    behind: Vec<u8>,
 }

@@ -4,7 +4,7 @@ mod join;
 
 use std::collections::VecDeque;
 
-use super::super::message::{Changes, Part, Watch};
+use super::super::message::{Changes, Entry, Part, Watch};
 use super::super::record::{Blob, Key, Table};
 use super::super::state::{Command, Found, Op, Query};
 use super::*;
@@ -338,4 +338,51 @@ fn that_there_is_space_again_is_heard_though_the_word_is_lost() {
     }
     table.tell(0, 1, Body::Commands(vec![put(1, "a", "1")]));
     assert_eq!(table.got.pop(), Some(Body::Outcomes(vec![(CLIENT, 1, Ok(Seq(1)))])));
+}
+
+/// What is written meanwhile is in the log before and in the one that takes its place.
+#[test]
+fn a_long_log_is_begun_anew_a_piece_in_each_turn() {
+    let mut table = Chain::new(1, true);
+    table.sync(&[0]);
+    let replica = &mut table.replicas[0];
+    replica.options.limits = Limits { rewrite_bytes: 40_000, part_bytes: 1_000, ..Limits::default() };
+    let (mut disk, mut turns, mut replaced) = (Vec::new(), 0, 0);
+    for number in 1..=1_600_u64 {
+        let op = put(number, &format!("{}", number % 300), &"v".repeat(80)).op;
+        let body = Body::Commands(vec![Command { client: CLIENT, number, settled: number - 1, op }]);
+        let mut out = Vec::new();
+        let message = Message { shard: ShardId(0), epoch: Epoch(1), body };
+        replica.receive(0, Address::Client(CLIENT.rank), message, &mut out);
+        replica.flush(0, &mut out);
+        turns += usize::from(replica.rewrite.is_some());
+        assert_eq!(replica.rewrite.is_some(), replica.state.clone().read_view(Reads::Log, 1, &mut Vec::new()));
+        assert!(replica.rewrite.is_none() || replica.next_due() == 0);
+        for action in out {
+            match action {
+                Action::Append(bytes) => disk.extend(bytes),
+                Action::Replace(bytes) => {
+                    assert!(turns > bytes.len() / 2_000, "{} bytes in {turns} turns", bytes.len());
+                    (disk, turns) = (bytes, 0);
+                    replaced += 1;
+                }
+                Action::Sync(seq) => replica.disk(DiskEvent::Synced(seq)),
+                Action::Send(..) => {}
+            }
+        }
+    }
+    replica.flush(0, &mut Vec::new());
+    assert!(replaced > 1);
+    let Recovered { owner, mut state, entries, damage, .. } = super::super::log::recover(&disk);
+    assert_eq!((owner, damage), (1, None));
+    for Entry { seq, command } in entries {
+        state.apply(seq, &command, Bugs::default());
+    }
+    assert_eq!((state.applied(), replica.state.applied()), (Seq(1_600), Seq(1_600)));
+    let whole = |state: &State| {
+        let mut bytes = Vec::new();
+        state.put(&mut bytes);
+        bytes
+    };
+    assert!(whole(&state) == whole(&replica.state), "the log gives another state");
 }

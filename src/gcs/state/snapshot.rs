@@ -10,6 +10,18 @@ use super::super::record::{Key, Record, Seq};
 use super::{Event, Outcome, Session, State};
 use crate::base::Rank;
 
+/// Who reads a state in pieces.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::gcs) enum Reads {
+    /// A successor that takes it over.
+    Successor,
+    /// The log, which is begun anew.
+    Log,
+}
+
+/// How many can read at once.
+pub(super) const READERS: usize = 2;
+
 /// A state as it was when this was made, as far as it has not been read. It keeps
 /// no more than that.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -46,21 +58,21 @@ const PASSED_BYTES: usize = 64;
 
 impl State {
     /// Begins to read the state as it is now.
-    pub(in crate::gcs) fn view(&mut self) {
-        self.view = Some(View::of(self));
+    pub(in crate::gcs) fn view(&mut self, reader: Reads) {
+        self.views[reader as usize] = Some(View::of(self));
     }
 
     /// Adds the next piece of about so many bytes, and says whether there are more.
-    pub(in crate::gcs) fn read_view(&mut self, room: usize, bytes: &mut Vec<u8>) -> bool {
-        let Some(mut view) = self.view.take() else { return false };
+    pub(in crate::gcs) fn read_view(&mut self, reader: Reads, room: usize, bytes: &mut Vec<u8>) -> bool {
+        let Some(mut view) = self.views[reader as usize].take() else { return false };
         let more = view.read(self, room, bytes);
-        self.view = Some(view).filter(|_| more);
+        self.views[reader as usize] = Some(view).filter(|_| more);
         more
     }
 
     /// Nothing more is read.
-    pub(in crate::gcs) fn end_view(&mut self) {
-        self.view = None;
+    pub(in crate::gcs) fn end_view(&mut self, reader: Reads) {
+        self.views[reader as usize] = None;
     }
 
     /// Adds all of it.
@@ -71,33 +83,35 @@ impl State {
     /// A record is about to change.
     #[inline]
     pub(super) fn keep_record(&mut self, key: &Key) {
-        let State { view, records, .. } = self;
-        let Some(view) = view else { return };
-        let is_read = match &view.next {
-            Next::Head | Next::Sessions(_) => false,
-            Next::Records(after) => after.as_ref().is_some_and(|after| key <= after),
-            Next::Events | Next::End => true,
-        };
-        if !is_read
-            && let Some((key, record)) = records.get_key_value(key)
-            && record.version <= view.applied
-        {
-            view.records.insert(key.clone(), record.clone());
+        let State { views, records, .. } = self;
+        for view in views.iter_mut().flatten() {
+            let is_read = match &view.next {
+                Next::Head | Next::Sessions(_) => false,
+                Next::Records(after) => after.as_ref().is_some_and(|after| key <= after),
+                Next::Events | Next::End => true,
+            };
+            if !is_read
+                && let Some((key, record)) = records.get_key_value(key)
+                && record.version <= view.applied
+            {
+                view.records.insert(key.clone(), record.clone());
+            }
         }
     }
 
     /// A session is about to change.
     #[inline]
     pub(super) fn keep_session(&mut self, rank: Rank) {
-        let State { view, sessions, .. } = self;
-        let Some(view) = view else { return };
-        let is_read = match view.next {
-            Next::Head => false,
-            Next::Sessions(after) => after.is_some_and(|after| rank <= after),
-            _ => true,
-        };
-        if !is_read {
-            view.sessions.entry(rank).or_insert_with(|| sessions.get(&rank).cloned());
+        let State { views, sessions, .. } = self;
+        for view in views.iter_mut().flatten() {
+            let is_read = match view.next {
+                Next::Head => false,
+                Next::Sessions(after) => after.is_some_and(|after| rank <= after),
+                _ => true,
+            };
+            if !is_read {
+                view.sessions.entry(rank).or_insert_with(|| sessions.get(&rank).cloned());
+            }
         }
     }
 }
@@ -332,12 +346,13 @@ mod tests {
             (0..rng.below(1_500)).for_each(|_| change(&mut state, &mut rng));
             let mut whole = Vec::new();
             state.put(&mut whole);
-            state.view();
+            state.view(Reads::Successor);
+            state.view(Reads::Log);
             let (mut builder, mut pieces) = (Builder::default(), Vec::new());
             let room = 1 + rng.below(4_000);
             loop {
                 let mut piece = Vec::new();
-                let more = state.read_view(room, &mut piece);
+                let more = state.read_view(Reads::Successor, room, &mut piece);
                 assert!(piece.len() <= room + 1_500, "{}", piece.len());
                 builder.take(&piece).expect("a piece");
                 pieces.extend(piece);
@@ -350,7 +365,10 @@ mod tests {
             let mut again = Vec::new();
             builder.finish().expect("all of it").put(&mut again);
             assert_eq!(again, whole);
-            assert_eq!(state.view, None);
+            let mut later = Vec::new();
+            state.read_view(Reads::Log, usize::MAX, &mut later);
+            assert_eq!(later, whole, "what another has read is there");
+            assert_eq!(state.views, [None, None]);
         }
     }
 

@@ -89,24 +89,6 @@ fn every_deliberate_bug_is_caught() {
     }
 }
 
-#[test]
-fn count_bugs() {
-    let Some(last) = number("COLL_N") else { return };
-    let bug = Bug::ALL[number("COLL_BUG").unwrap_or(0) as usize];
-    let next = AtomicU64::new(0);
-    let all = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| loop {
-                let seed = next.fetch_add(1, Ordering::Relaxed);
-                if seed >= last { break; }
-                if play(&Plan::of_seed(seed).with_bug(bug)).violation.is_some() { all.lock().unwrap().push(seed); }
-            });
-        }
-    });
-    println!("{bug:?} {:?}", all.into_inner());
-}
-
 /// A run is a function of its seed: else no failure could be replayed.
 #[test]
 fn a_seed_is_one_run() {
