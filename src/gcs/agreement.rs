@@ -328,7 +328,7 @@ mod tests {
         assert!(members[2].as_mut().unwrap().propose(change.clone()));
         exchange(&mut members, |_, _| false);
         for member in [0, 2] {
-            assert_eq!(members[member].as_ref().unwrap().decided(0), [change.clone()], "member {member}");
+            assert_eq!(members[member].as_ref().unwrap().decided(0), std::slice::from_ref(&change), "member {member}");
         }
     }
 }
