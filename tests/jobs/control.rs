@@ -56,8 +56,9 @@ pub fn tests() -> Vec<Test> {
         for rank in 0..3 {
             let log = folder.0.join(format!("rank-{rank}/shard-0.log"));
             let bytes = std::fs::read(&log).unwrap();
-            let first = 12 + u32::from_le_bytes(bytes[..4].try_into().unwrap()) as usize;
-            std::fs::write(&log, if rank == 1 { &bytes[..first] } else { b"" }).unwrap();
+            // Whose it is, and all of an empty state.
+            let end_of = |at: usize| at + 12 + u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+            std::fs::write(&log, if rank == 1 { &bytes[..end_of(end_of(0))] } else { b"" }).unwrap();
         }
         kept(3, &folder, "0").succeeded();
     }));
