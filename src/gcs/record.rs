@@ -103,6 +103,21 @@ impl Blob {
             _ => self.clone(),
         }
     }
+
+    /// Has the bytes of `other` for a long time: where it had as many that nobody
+    /// else holds, they are overwritten.
+    pub(super) fn take_over(&mut self, other: &Blob) {
+        if let (Bytes::Long { buffer, len, .. }, Bytes::Long { buffer: other_buffer, .. }) = (&mut self.0, &other.0)
+            && buffer.len() == other.len()
+            && *len as usize == other.len()
+            && other_buffer.len() > other.len()
+            && let Some(bytes) = Arc::get_mut(buffer)
+        {
+            bytes.copy_from_slice(other);
+        } else {
+            *self = other.kept();
+        }
+    }
 }
 
 impl Default for Blob {

@@ -478,7 +478,7 @@ impl Replica {
         self.trim();
         let applied = self.state.applied();
         let uncommitted = self.log.iter().filter(|entry| entry.seq > applied);
-        self.under_way = UnderWay::of(is_head, position.is_some() && !self.is_tail(), uncommitted);
+        self.under_way = UnderWay::of(is_head, uncommitted);
         for (from, message) in std::mem::take(&mut self.early) {
             self.receive(now, from, message, out);
         }

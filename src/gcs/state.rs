@@ -2,7 +2,7 @@
 //! their order. Records, what clients have sent, and the latest changes for
 //! watchers; all of it is a function of what is alive, none of what was.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque, btree_map};
 use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
@@ -322,14 +322,14 @@ impl State {
     fn perform(&mut self, seq: Seq, op: &Op) -> Outcome {
         op.check()?;
         match op {
-            Op::Put { key, value } => self.write(seq, key, value.kept()),
+            Op::Put { key, value } => self.write(seq, key, value),
             Op::CompareAndSwap { key, expected, value } => {
                 let current = self.records.get(key).map_or(Seq(0), |record| record.version);
                 if current != *expected {
                     return Err(Refusal::VersionMismatch { current });
                 }
                 match value {
-                    Some(value) => self.write(seq, key, value.kept()),
+                    Some(value) => self.write(seq, key, value),
                     None => self.delete(seq, key),
                 }
             }
@@ -338,7 +338,7 @@ impl State {
                 let before = self.records.get(key).map_or(&[][..], |record| &record.value);
                 check_value(before.len() + bytes.len())?;
                 let value = Blob::from([before, bytes].concat());
-                self.write(seq, key, value);
+                self.write(seq, key, &value);
             }
             Op::DeletePrefix { table, prefix } => {
                 let keys: Vec<Key> = self.range(*table, prefix, None).map(|(key, _)| key.clone()).collect();
@@ -349,15 +349,22 @@ impl State {
         Ok(seq)
     }
 
-    fn write(&mut self, version: Seq, key: &Key, value: Blob) {
-        let key = key.kept();
+    fn write(&mut self, version: Seq, key: &Key, value: &Blob) {
+        // What is remembered goes soon: it may be a part of the message it came in.
         self.remember(Event { version, key: key.clone(), value: Some(value.clone()) });
-        self.records.insert(key, Record { version, value });
+        match self.records.entry(key.kept()) {
+            btree_map::Entry::Occupied(mut record) => {
+                let record = record.get_mut();
+                record.version = version;
+                record.value.take_over(value);
+            }
+            btree_map::Entry::Vacant(place) => _ = place.insert(Record { version, value: value.kept() }),
+        }
     }
 
     fn delete(&mut self, version: Seq, key: &Key) {
         if self.records.remove(key).is_some() {
-            self.remember(Event { version, key: key.kept(), value: None });
+            self.remember(Event { version, key: key.clone(), value: None });
         }
     }
 

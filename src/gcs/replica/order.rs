@@ -34,7 +34,7 @@ impl Replica {
                     continue;
                 }
                 Standing::Settled if dedup => continue,
-                _ if dedup && self.under_way.has(&command) => {
+                _ if dedup && self.under_way.has(&command, from(&self.log, self.state.applied().next())) => {
                     // It waits for what all others wait for.
                     if obstacle.is_some() {
                         put_off.push(command.number);
@@ -188,6 +188,9 @@ impl Replica {
                 outcomes.push((command.client, command.number, outcome));
             }
         }
+        if state.applied() == self.last {
+            under_way.rest();
+        }
         self.trim();
     }
 
@@ -255,7 +258,7 @@ impl Replica {
 }
 
 /// The entries from this place on: a log has no gap.
-fn from(log: &VecDeque<Entry>, seq: Seq) -> impl Iterator<Item = &Entry> {
+pub(super) fn from(log: &VecDeque<Entry>, seq: Seq) -> impl Iterator<Item = &Entry> {
     let first = log.front().map_or(0, |front| seq.0.saturating_sub(front.seq.0));
     log.range(log.len().min(first as usize)..)
 }

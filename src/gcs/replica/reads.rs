@@ -9,6 +9,7 @@ use super::super::message::{Action, Address, Body, Changes, Nanos, ReplicaId, Wa
 use super::super::record::{Refusal, Seq};
 use super::super::state::{ClientId, Event, Query};
 use super::Replica;
+use super::order::from;
 use crate::base::limits::{GCS_PAGE_BYTES_MAX, GCS_PARKED_MAX, GCS_WATCHES_MAX};
 
 /// The right to answer reads in this epoch: a majority of the quorum has granted
@@ -119,7 +120,7 @@ impl Replica {
         for (number, query) in queries {
             if let Err(refusal) = query.check() {
                 answers.push((number, Err(refusal)));
-            } else if is_tail || self.options.bugs.has(Bug::ReadDirty) || !self.under_way.touches(&query) {
+            } else if is_tail || self.options.bugs.has(Bug::ReadDirty) || !self.is_about_to_change(&query) {
                 let found = self.state.answer(&query);
                 let bytes = found.bytes();
                 if bytes > room && !answers.is_empty() {
@@ -138,6 +139,11 @@ impl Replica {
         if !answers.is_empty() {
             self.send(Address::Client(client.rank), Body::Answers(client, answers), out);
         }
+    }
+
+    /// Whether a command under way touches what is asked for.
+    fn is_about_to_change(&mut self, query: &Query) -> bool {
+        self.under_way.touches(query, from(&self.log, self.state.applied().next()))
     }
 
     /// A query that was parked waits for what the next epoch brings.
