@@ -166,7 +166,7 @@ impl PartialOrd for Blob {
 }
 
 impl Ord for Blob {
-    #[inline]
+    #[inline(always)]
     fn cmp(&self, other: &Blob) -> Ordering {
         match (&self.0, &other.0) {
             // Most keys are short, and whoever looks for one compares it with many.
@@ -178,20 +178,15 @@ impl Ord for Blob {
     }
 }
 
-/// Compares short ones with the zeros behind them, as numbers: where all are equal
-/// the shorter comes first.
-#[inline]
+/// Compares short ones with the zeros behind them, as two numbers: where all are
+/// equal the shorter comes first.
+#[inline(always)]
 fn compare_short(one: &[u8; SHORT_BYTES_MAX], other: &[u8; SHORT_BYTES_MAX]) -> Ordering {
     let number = |bytes: &[u8; SHORT_BYTES_MAX], at: usize| {
-        bytes[at..].first_chunk().map_or(0, |word| u64::from_be_bytes(*word))
+        bytes[at..].first_chunk().map_or(0, |word| u128::from_be_bytes(*word))
     };
-    for at in [0, 8, 16, SHORT_BYTES_MAX - 8] {
-        match number(one, at).cmp(&number(other, at)) {
-            Ordering::Equal => {}
-            unequal => return unequal,
-        }
-    }
-    Ordering::Equal
+    let end = |bytes| number(bytes, SHORT_BYTES_MAX - size_of::<u128>());
+    number(one, 0).cmp(&number(other, 0)).then_with(|| end(one).cmp(&end(other)))
 }
 
 impl Hash for Blob {

@@ -236,9 +236,12 @@ impl Session {
     fn note(&mut self, number: u64, outcome: Outcome) {
         let Some(place) = self.place(number) else { return };
         if place >= self.outcomes.len() {
-            self.outcomes.resize(place + 1, None);
+            // None, but for commands that come out of their order.
+            (self.outcomes.len()..place).for_each(|_| self.outcomes.push_back(None));
+            self.outcomes.push_back(Some(outcome));
+        } else {
+            self.outcomes[place] = Some(outcome);
         }
-        self.outcomes[place] = Some(outcome);
     }
 
     fn settle(&mut self, settled: u64) {
@@ -296,7 +299,10 @@ impl State {
             return Standing::New;
         }
         let Some(place) = session.place(command.number) else { return Standing::Settled };
-        session.outcomes.get(place).cloned().flatten().map_or(Standing::New, Standing::Done)
+        match session.outcomes.get(place) {
+            Some(Some(outcome)) => Standing::Done(outcome.clone()),
+            _ => Standing::New,
+        }
     }
 
     /// Opens or brings up to date the session of the command's client.

@@ -96,7 +96,7 @@ impl<'b> Reader<'b> {
     }
 
     /// So many items of at least so many bytes each.
-    #[inline]
+    #[inline(always)]
     pub(super) fn items<T>(&mut self, each: usize, mut item: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
         let count = self.count(each)?;
         let mut items = Vec::with_capacity(count);
