@@ -6,16 +6,38 @@
 //! the library's elections begin, which count ticks: these are slow while there is
 //! a leader, and faster without, each a quarter longer than the one before, since
 //! one that is over before the others can have answered finds nobody.
+//!
+//! The library takes it that what one member says to another comes in order, and
+//! wants to be told where something was lost: so all but heartbeats is numbered.
+//! What comes late is dropped, and where numbers are missing the leader is asked
+//! to begin with this member anew.
 
 use omnipaxos::errors::ConfigError;
+use omnipaxos::messages::Message;
 use omnipaxos::util::{LogEntry, NodeId};
 use omnipaxos::{ClusterConfig, OmniPaxos, OmniPaxosConfig, ServerConfig};
+use serde::{Deserialize, Serialize};
 
 use super::message::{ChainConfig, Nanos};
 use super::quorum_log::{QuorumLog, SharedLog};
+use super::timing::Timing;
 
 /// What members say to each other about what they agree on.
-pub type ConsensusMessage = omnipaxos::messages::Message<ChainConfig>;
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ConsensusMessage {
+    /// Which life of the sender says it.
+    life: u32,
+    /// Its place among all that this life says to this member; heartbeats have none.
+    number: u64,
+    content: Message<ChainConfig>,
+}
+
+impl ConsensusMessage {
+    /// The place of the sender in the list of members.
+    pub fn sender(&self) -> Option<usize> {
+        (self.content.get_sender() as usize).checked_sub(1)
+    }
+}
 
 /// The first pause between two ticks while there is no leader: time enough for
 /// the one that stands, on a busy host.
@@ -32,18 +54,30 @@ pub(super) struct Agreement {
     /// Nothing for a member that is alone.
     library: Option<OmniPaxos<ChainConfig, SharedLog>>,
     me: usize,
-    members: usize,
-    lost: Vec<bool>,
+    life: u32,
+    others: Vec<Other>,
     slow: Nanos,
     pace: Nanos,
     next_tick: Nanos,
     had_leader: bool,
 }
 
+/// What a member knows of another one.
+#[derive(Clone, Copy, Default)]
+struct Other {
+    /// Its process has ended, and nothing has come from a later life.
+    lost: bool,
+    life: u32,
+    /// The numbers of what comes next from there, and goes there.
+    incoming: u64,
+    outgoing: u64,
+}
+
 impl Agreement {
-    /// The member at `me` of so many.
+    /// The member at `me` of so many, in one of its lives.
     pub(super) fn new(
         me: usize,
+        life: u32,
         members: usize,
         slow: Nanos,
         now: Nanos,
@@ -72,8 +106,8 @@ impl Agreement {
             log,
             library,
             me,
-            members,
-            lost: vec![false; members],
+            life,
+            others: vec![Other::default(); members],
             slow,
             pace: HASTE.min(slow),
             next_tick: now + HASTE.min(slow),
@@ -86,19 +120,34 @@ impl Agreement {
 
     /// Takes a message of another member.
     pub(super) fn receive(&mut self, message: ConsensusMessage) {
-        let from = (message.get_sender() as usize).wrapping_sub(1);
-        let Some(lost) = self.lost.get_mut(from).filter(|_| from != self.me) else { return };
-        // Another life of it, then.
-        *lost = false;
-        if let Some(library) = self.library.as_mut().filter(|_| message.get_receiver() == number(self.me)) {
-            library.handle_incoming(message);
+        let leader = self.leader();
+        let ConsensusMessage { life, number: place, content } = message;
+        let from = (content.get_sender() as usize).wrapping_sub(1);
+        let Some(other) = self.others.get_mut(from).filter(|_| from != self.me) else { return };
+        let Some(library) = self.library.as_mut().filter(|_| content.get_receiver() == number(self.me)) else { return };
+        if life < other.life {
+            return;
         }
+        if life > other.life {
+            *other = Other { life, incoming: 0, ..*other };
+        }
+        other.lost = false;
+        if matches!(content, Message::SequencePaxos(_)) {
+            if place < other.incoming {
+                return;
+            }
+            if place > other.incoming && leader == Some(from) {
+                library.reconnected(number(from));
+            }
+            other.incoming = place + 1;
+        }
+        library.handle_incoming(content);
     }
 
     /// The process of a member has ended.
     pub(super) fn ended(&mut self, now: Nanos, member: usize) {
-        if let Some(lost) = self.lost.get_mut(member) {
-            *lost = true;
+        if let Some(other) = self.others.get_mut(member) {
+            other.lost = true;
         }
         if self.leader() == Some(member) {
             self.stand();
@@ -109,7 +158,7 @@ impl Agreement {
     /// Tries to lead, if that is for this one to try first. Whoever else begins
     /// to lead does no harm.
     fn stand(&mut self) {
-        let first = self.lost.iter().rposition(|lost| !lost);
+        let first = self.others.iter().rposition(|other| !other.lost);
         if let Some(library) = self.library.as_mut().filter(|_| first == Some(self.me)) {
             library.try_become_leader();
         }
@@ -120,7 +169,7 @@ impl Agreement {
         self.find_pace(now);
         if now >= self.next_tick {
             self.pace = (self.pace + self.pace / 4).min(self.slow);
-            self.next_tick = now + self.pace;
+            self.next_tick = if self.pace < self.slow { now + self.pace } else { Timing::after(now, self.slow) };
             self.library.iter_mut().for_each(OmniPaxos::tick);
         }
     }
@@ -152,7 +201,7 @@ impl Agreement {
     /// Whether there is a leader, as far as is known; it need not have told this
     /// member everything yet.
     fn has_leader(&self) -> bool {
-        self.leader().is_some_and(|leader| self.lost.get(leader) == Some(&false))
+        self.leader().and_then(|leader| self.others.get(leader)).is_some_and(|leader| !leader.lost)
     }
 
     /// Whether this member leads.
@@ -212,9 +261,14 @@ impl Agreement {
         if let Some(library) = &mut self.library {
             library.take_outgoing_messages(&mut messages);
         }
-        let members = self.members;
-        let to = |message: &ConsensusMessage| (message.get_receiver() as usize).checked_sub(1).filter(|to| *to < members);
-        messages.into_iter().filter_map(|message| Some((to(&message)?, message))).collect()
+        let mut placed = |content: Message<ChainConfig>| {
+            let to = (content.get_receiver() as usize).checked_sub(1)?;
+            let other = self.others.get_mut(to)?;
+            let number = other.outgoing;
+            other.outgoing += u64::from(matches!(content, Message::SequencePaxos(_)));
+            Some((to, ConsensusMessage { life: self.life, number, content }))
+        };
+        messages.into_iter().filter_map(&mut placed).collect()
     }
 
     /// What is to be saved, if it has changed since this was asked last.

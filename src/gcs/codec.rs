@@ -238,6 +238,7 @@ mod tests {
         let member = |rank| {
             let options = MemberOptions {
                 me: Rank(rank),
+                life: 1,
                 members: vec![Rank(0), Rank(1)],
                 timing: Timing::default(),
                 replicas: 2,

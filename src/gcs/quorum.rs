@@ -21,6 +21,8 @@ use crate::base::limits::GCS_ASKERS_MAX;
 pub struct MemberOptions {
     /// Who it is.
     pub me: Rank,
+    /// Which of its lives this is; later ones have higher numbers.
+    pub life: u32,
     /// All members, itself included, in the same order for all: one, or at
     /// least three if one may be lost.
     pub members: Vec<Rank>,
@@ -97,7 +99,7 @@ impl Member {
         let me = options.members.iter().position(|member| *member == options.me).unwrap_or(0);
         let granter = Granter::new(now, options.timing.hold, first_life);
         Ok(Member {
-            agreement: Agreement::new(me, options.members.len(), options.timing.quorum_tick, now, storage)?,
+            agreement: Agreement::new(me, options.life, options.members.len(), options.timing.quorum_tick, now, storage)?,
             granters: directory.chains().map(|chain| (chain.shard, granter.clone())).collect(),
             directory,
             decided,
@@ -266,7 +268,7 @@ impl Member {
         let Timing { beat, detection, .. } = self.options.timing;
         self.agreement.tick(now);
         if now >= self.next_check {
-            self.next_check = now + beat;
+            self.next_check = Timing::after(now, beat);
             self.due.extend(self.granters.keys());
         }
         if self.catch_up_at.is_some_and(|at| now >= at) {

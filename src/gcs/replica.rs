@@ -419,9 +419,9 @@ impl Replica {
         self.ask_tail(out);
         self.tell_watchers(out);
         if std::mem::take(&mut self.turn.beat_due) {
-            let Timing { beat, detection, .. } = self.options.timing;
+            let beat = self.options.timing.beat;
             // A spare one has no lease to renew.
-            self.next_beat = now + if self.chain.is_some() { beat } else { detection / 3 };
+            self.next_beat = Timing::after(now, if self.chain.is_some() { beat } else { 2 * beat });
             self.beat(now, out);
         }
         if !self.awaits() {

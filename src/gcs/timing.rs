@@ -32,23 +32,30 @@ pub struct Timing {
     pub watch: Nanos,
     /// The time between two rounds of heartbeats of the quorum's members, while
     /// they have a leader: after two to three without its word they elect another.
+    /// A multiple of `beat`, so that an idle rank wakes for both at once.
     pub quorum_tick: Nanos,
 }
 
 impl Timing {
     /// Periods for a detection time.
     pub const fn for_detection(detection: Nanos) -> Timing {
-        let lease = detection / 2;
+        let (beat, lease) = (detection / 5, detection / 2);
         Timing {
-            beat: detection / 10,
+            beat,
             lease,
             hold: Timing::hold_for(lease),
             detection,
             resend: detection / 5,
             word: detection / WORDS_PER_DETECTION,
             watch: detection * 8,
-            quorum_tick: detection / 4,
+            quorum_tick: 2 * beat,
         }
+    }
+
+    /// When something of this period is due again: at its multiples, so that all
+    /// that one rank does by time alone is done when it wakes once.
+    pub(super) const fn after(now: Nanos, period: Nanos) -> Nanos {
+        (now / period + 1) * period
     }
 
     /// How long a lease may last on another clock than that of its holder: the

@@ -24,15 +24,17 @@ const QUIET_TICKS: u32 = 3;
 /// Longest sleep while a worker is awake: how late a task is that a push left
 /// to a searcher who did not see it.
 const LEFTOVER_MAX: Duration = Duration::from_millis(10);
+/// So many times, while nobody searches.
+const LEFTOVER_LOOKS: u32 = 2;
 /// Longest sleep, and between two looks at the launcher: how late its death is
-/// seen.
-const SLEEP_MAX: Duration = Duration::from_millis(200);
+/// seen. Transfers are looked at in the same turns.
+const SLEEP_MAX: Duration = STALL_CHECK_EVERY;
 
 /// What the other threads share with the service thread.
 pub(super) struct Service {
     /// The bell alone: for sleeps in which the network is not our business.
     pub bell: WaitSet,
-    /// The bell and the fabrics.
+    /// The same bell and the fabrics.
     pub network: WaitSet,
     /// The fabrics were armed and nobody has polled since, so `network` is
     /// readable when something arrives.
@@ -49,9 +51,10 @@ pub(super) struct Service {
 
 impl Service {
     pub fn new() -> std::io::Result<Service> {
+        let bell = WaitSet::new()?;
         Ok(Service {
-            bell: WaitSet::new()?,
-            network: WaitSet::new()?,
+            network: WaitSet::with_bell_of(&bell)?,
+            bell,
             armed: AtomicBool::new(false),
             dozing: AtomicBool::new(false),
             timers: Mutex::default(),
@@ -110,7 +113,6 @@ impl Service {
     /// Ends whatever sleep the thread is in.
     pub fn ring(&self) {
         self.bell.ring();
-        self.network.ring();
     }
 
     fn fire_timers(&self, now: Instant) -> Option<Instant> {
@@ -127,13 +129,29 @@ impl Service {
         }
     }
 
+    /// Sleeps on the armed network until something arrives, the bell rings or the
+    /// time is over. That a worker may have left a task is no reason to poll and
+    /// to arm anew; and who searches from here on disarms, and rings when it stops,
+    /// so that after a few looks there is nothing more to look for.
+    fn doze(&self, node: &'static Node, patience: Duration) {
+        let mut left = patience;
+        for look in 1.. {
+            let is_quiet = look > LEFTOVER_LOOKS || node.all_asleep();
+            let part = left.min(if is_quiet { SLEEP_MAX } else { LEFTOVER_MAX });
+            left -= part;
+            if self.network.sleep(part) || left.is_zero() || !self.armed.load(Ordering::Relaxed) {
+                return;
+            }
+            node.wake_for_leftovers();
+        }
+    }
+
     /// The thread's main function. `lost` says whether the launcher is gone.
     pub fn run(node: &'static Node, lost: impl Fn() -> Option<String>) {
         let service = &node.service;
         let mut turns_seen = node.turns_taken.load(Ordering::Relaxed);
         let mut quiet = 0;
-        let mut next_check = Instant::now();
-        let mut next_look = next_check;
+        let mut next_look = Instant::now();
         // The first to poll should be a worker: see `Running`.
         service.bell.sleep(TICK);
         while !node.stopping.load(Ordering::Acquire) {
@@ -143,9 +161,6 @@ impl Service {
                 if let Some(why) = lost() {
                     node.end(Ended { status: 1, reason: Some(why) });
                 }
-            }
-            if now >= next_check {
-                next_check = now + STALL_CHECK_EVERY;
                 node.submit(Command::CheckTransfers);
             }
             let next_timer = service.fire_timers(now);
@@ -174,8 +189,7 @@ impl Service {
             } else {
                 service.dozing.store(true, Ordering::SeqCst);
                 if node.arm() {
-                    let most = if node.all_asleep() { SLEEP_MAX } else { LEFTOVER_MAX };
-                    service.network.sleep(until_timer.min(most));
+                    service.doze(node, until_timer);
                 } else if !node.turn() {
                     // A peer takes nothing just now.
                     service.bell.sleep(TICK.min(until_timer));

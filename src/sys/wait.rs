@@ -28,6 +28,14 @@ impl WaitSet {
         Ok(set)
     }
 
+    /// The same with the bell of another set, for a thread that sleeps on the one or
+    /// the other: what rings ends its next sleep, and only that.
+    pub fn with_bell_of(other: &WaitSet) -> io::Result<WaitSet> {
+        let set = WaitSet { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, bell: other.bell.try_clone()? };
+        epoll::add(&set.epoll, &set.bell, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
+        Ok(set)
+    }
+
     /// Adds a descriptor, for as long as it is open.
     pub fn add(&self, fd: impl AsFd) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(OTHER), epoll::EventFlags::IN)?)
@@ -40,8 +48,8 @@ impl WaitSet {
     }
 
     /// Sleeps until a descriptor is readable, the bell rings, a signal comes or
-    /// the time is over.
-    pub fn sleep(&self, patience: Duration) {
+    /// the time is over; says whether one of the first two happened.
+    pub fn sleep(&self, patience: Duration) -> bool {
         let timeout = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: i64::from(patience.subsec_nanos()) };
         let mut events: [epoll::Event; 8] = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 8];
         let woken = epoll::wait(&self.epoll, &mut events, Some(&timeout)).unwrap_or(0);
@@ -49,6 +57,7 @@ impl WaitSet {
             let mut count = [0; 8];
             let _empty = rustix::io::read(&self.bell, &mut count);
         }
+        woken > 0
     }
 }
 
@@ -61,9 +70,20 @@ mod tests {
         let set = WaitSet::new().unwrap();
         set.ring();
         let start = std::time::Instant::now();
-        set.sleep(Duration::from_secs(20));
+        assert!(set.sleep(Duration::from_secs(20)));
         assert!(start.elapsed() < Duration::from_secs(10));
-        set.sleep(Duration::from_millis(1));
+        assert!(!set.sleep(Duration::from_millis(1)));
         assert!(start.elapsed() >= Duration::from_millis(1));
+    }
+
+    #[test]
+    fn of_two_sets_with_one_bell_only_the_next_sleep_ends() {
+        let one = WaitSet::new().unwrap();
+        let other = WaitSet::with_bell_of(&one).unwrap();
+        for (first, second) in [(&one, &other), (&other, &one)] {
+            one.ring();
+            assert!(first.sleep(Duration::from_secs(20)));
+            assert!(!second.sleep(Duration::ZERO));
+        }
     }
 }

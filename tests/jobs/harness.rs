@@ -286,10 +286,13 @@ fn describe(pid: u32) -> String {
     format!("{pid}: {}", String::from_utf8_lossy(&command).replace('\0', " "))
 }
 
-/// Processor time that a process has used.
+/// Processor time that the threads of a process have used; `stat` counts it in
+/// hundredths of a second only.
 pub fn processor_time(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of_one = |thread: std::fs::DirEntry| {
+        let schedstat = std::fs::read_to_string(thread.path().join("schedstat")).unwrap();
+        schedstat.split_whitespace().next().unwrap().parse::<u64>().unwrap()
+    };
+    Duration::from_nanos(threads.map(|thread| of_one(thread.unwrap())).sum())
 }

@@ -45,10 +45,16 @@ pub fn tests() -> Vec<Test> {
     }));
     tests.push(test("idle_ranks_are_idle", || {
         for fabric in ["shm", "uring", "epoll"] {
-            let job = job(4, "idle").env("COLLIMATE_FABRIC", fabric).env("COLLIMATE_WORKERS", "2");
-            let done = job.run().succeeded();
-            let most = done.number("share");
-            assert!(most < 0.02, "{most} of a core over {fabric}");
+            let share = || {
+                let job = job(4, "idle").env("COLLIMATE_FABRIC", fabric).env("COLLIMATE_WORKERS", "2");
+                job.run().succeeded().number("share")
+            };
+            // What else runs on the host makes each wake-up cost more, never less.
+            let mut shares = Vec::new();
+            while shares.last().is_none_or(|share| *share >= 0.015) {
+                assert!(shares.len() < 3, "{shares:?} of a core over {fabric}");
+                shares.push(share());
+            }
         }
     }));
     tests

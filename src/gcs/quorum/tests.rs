@@ -20,6 +20,7 @@ fn member(hosts: &[u64], replicas: usize, chains: &[&[u32]]) -> Member {
     };
     let options = MemberOptions {
         me: Rank(90),
+        life: 1,
         members: vec![Rank(90)],
         timing: Timing::for_detection(DETECTION),
         replicas,

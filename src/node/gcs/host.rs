@@ -124,6 +124,7 @@ impl Gcs {
         if is_member {
             let options = MemberOptions {
                 me,
+                life,
                 members: quorum.clone(),
                 timing,
                 replicas,
@@ -254,7 +255,7 @@ impl Gcs {
                 self.deliver(to, from, message);
             }
             Packet::Consensus(message) => {
-                let sender = (message.get_sender() as usize).checked_sub(1).and_then(|at| self.quorum.get(at));
+                let sender = message.sender().and_then(|at| self.quorum.get(at));
                 if sender != Some(&peer) {
                     return Err(format!("a message of the quorum in the name of {sender:?}"));
                 }

@@ -85,7 +85,6 @@ impl Plan {
             members: if ranks < 3 { 1 } else { 3 },
             replicas: pick(&[2, 3, 3, 3]).min(u64::from(ranks)) as usize,
             shards: pick(&[1, 1, 1, 2]) as u16,
-            timing: Timing::for_detection(5 * MS),
             durable,
             bug: None,
             net,
@@ -105,6 +104,7 @@ impl Plan {
             impatient_percent: pick(&[0, 0, 15]) as usize,
             client_crashes: pick(&[0, 0, 1]) == 1,
             watches: pick(&[0, 1]) == 1,
+            timing: Timing { beat: pick(&[500 * US, 500 * US, MS]), ..Timing::for_detection(5 * MS) },
         }
     }
 
@@ -120,6 +120,7 @@ impl Plan {
             shards: 1,
             durable: false,
             net,
+            timing: Timing::for_detection(5 * MS),
             fault_every: None,
             safety_ns: u64::MAX,
             pipeline: 1,

@@ -99,6 +99,7 @@ enum Event {
     Think(usize),
     Fault,
     Restart(usize),
+    Deafen(Rank),
 }
 
 /// A connection, in one direction: from which process to which.
@@ -215,6 +216,7 @@ impl World {
         if quorum.contains(&rank) && !self.servers[number].member_lost {
             let options = MemberOptions {
                 me: rank,
+                life: self.servers[number].life,
                 members: quorum,
                 timing: self.plan.timing,
                 replicas: self.plan.replicas,
@@ -331,6 +333,7 @@ impl World {
                 self.after(self.plan.idle_ns, Event::Think(number));
             }
             Event::Restart(number) => self.restart(number),
+            Event::Deafen(rank) => self.deafen(rank),
             Event::Fault => {
                 if self.faults_on {
                     self.fault();

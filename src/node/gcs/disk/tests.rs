@@ -521,6 +521,7 @@ fn quorum_bytes(replicas: usize) -> Vec<u8> {
     let quorum = vec![Rank(0), Rank(1), Rank(2)];
     let options = MemberOptions {
         me: Rank(0),
+        life: 1,
         members: quorum,
         timing: Timing::default(),
         replicas,

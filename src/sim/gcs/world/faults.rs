@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{Disk, Event, FIRST_CLIENT, QUIET, Server, World};
 use crate::base::Rank;
-use crate::gcs::{ChainConfig, DiskEvent, ReplicaId, ShardId, recover};
+use crate::gcs::{ChainConfig, DiskEvent, ReplicaId, ShardId, Timing, recover};
 use crate::sim::gcs::plan::{MS, US};
 
 impl World {
@@ -17,7 +17,7 @@ impl World {
 
     pub(super) fn fault(&mut self) {
         let number = self.rng.below(self.servers.len());
-        match self.rng.below(15) {
+        match self.rng.below(18) {
             0..3 if self.plan.crashes => self.crash(number),
             3..5 if self.plan.crashes => self.restart(number),
             5..8 if self.plan.partitions => self.partition(number),
@@ -29,7 +29,8 @@ impl World {
                 self.crash_user(number);
             }
             12..14 if self.plan.closes => self.close(number),
-            14 if self.plan.job_restarts => self.restart_job(),
+            14..17 if self.plan.closes => self.lose_one(),
+            17 if self.plan.job_restarts => self.restart_job(),
             _ => {}
         }
     }
@@ -55,29 +56,61 @@ impl World {
     }
 
     /// A server closes its connections with another or with all for this life of
-    /// both, or those close theirs with it. Who closes drops what it was granted;
-    /// the other side sees the end later, or not at all.
+    /// both, or those close theirs with it.
     fn close(&mut self, number: usize) {
         let rank = self.servers[number].rank;
         let one = Rank(self.rng.below(self.servers.len()) as u32);
         let (all, from_here) = (self.rng.below(2) == 0, self.rng.below(2) == 0);
         for other in (0..self.plan.servers).map(Rank).filter(|other| *other != rank && (all || *other == one)) {
             let (at, of) = if from_here { (rank, other) } else { (other, rank) };
-            if !self.is_up(at) || !self.is_up(of) || self.closed.contains(&(at, of, self.process(of))) {
-                continue;
+            self.close_one(at, of);
+        }
+    }
+
+    /// One side closes a connection, and drops what it was granted over it; the
+    /// other sees the end later, or not at all.
+    fn close_one(&mut self, at: Rank, of: Rank) -> bool {
+        // Whoever the others have just died beside must not be cut off as well.
+        if !self.is_up(at)
+            || !self.is_up(of)
+            || self.closed.contains(&(at, of, self.process(of)))
+            || !self.is_quiet() && !self.has_others(&[at, of])
+        {
+            return false;
+        }
+        for server in &mut self.servers {
+            server.troubled_at = Some(self.now);
+        }
+        self.ended(self.way(of, at), false);
+        if self.rng.below(4) > 0 {
+            let delay = self.rng.below(2 * MS as usize) as u64;
+            self.after(delay, Event::Ended(self.way(at, of)));
+        }
+        true
+    }
+
+    /// A member of a chain loses its neighbour, and when the chain is about to go
+    /// on without it for that, it hears no other server any more: it answers
+    /// clients for as long as its leases last.
+    fn lose_one(&mut self) {
+        let shard = self.rng.below(self.latest.len());
+        let members: Vec<Rank> = self.latest[shard].members.iter().map(|member| member.rank).collect();
+        if members.len() > 1 {
+            let later = 1 + self.rng.below(members.len() - 1);
+            if self.close_one(members[later - 1], members[later]) {
+                let Timing { detection, beat, .. } = self.plan.timing;
+                let delay = detection - beat + self.rng.below(2 * beat as usize) as u64;
+                self.after(delay, Event::Deafen(members[later]));
             }
-            // Whoever the others have just died beside must not be cut off as well.
-            if !self.is_quiet() && !self.has_others(&[at, of]) {
-                continue;
-            }
-            for server in &mut self.servers {
-                server.troubled_at = Some(self.now);
-            }
-            self.ended(self.way(of, at), false);
-            if self.rng.below(4) > 0 {
-                let delay = self.rng.below(2 * MS as usize) as u64;
-                self.after(delay, Event::Ended(self.way(at, of)));
-            }
+        }
+    }
+
+    /// No server is heard by this one any more.
+    pub(super) fn deafen(&mut self, rank: Rank) {
+        if self.faults_on {
+            let others = (0..self.plan.servers).map(Rank).filter(|other| *other != rank);
+            self.cut.extend(others.map(|other| (other, rank)));
+            self.servers.iter_mut().for_each(|server| server.troubled_at = Some(self.now));
         }
     }
 
