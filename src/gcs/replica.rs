@@ -100,6 +100,8 @@ pub struct Replica {
     next_beat: Nanos,
     /// Never while nothing is out that could be lost.
     next_resend: Nanos,
+    /// When a tail may tell of a commit again.
+    next_word: Nanos,
     turn: Turn,
 }
 
@@ -108,6 +110,8 @@ pub struct Replica {
 struct Turn {
     outcomes: BTreeMap<Rank, Vec<(ClientId, u64, Outcome)>>,
     commit_to_tell: bool,
+    /// What a tail has committed is to be told as soon as `next_word`.
+    word_owed: bool,
     told_durable: Seq,
     link_due: Option<bool>,
     ask_tail: bool,
@@ -154,6 +158,7 @@ impl Replica {
             cut: BTreeMap::new(),
             next_beat: 0,
             next_resend: Nanos::MAX,
+            next_word: 0,
             turn: Turn::default(),
         }
     }
@@ -390,7 +395,8 @@ impl Replica {
         if self.turn.beat_due || self.turn.applied {
             return 0;
         }
-        self.next_beat.min(self.next_resend)
+        let word = if self.turn.word_owed { self.next_word } else { Nanos::MAX };
+        self.next_beat.min(self.next_resend).min(word)
     }
 
     /// Ends a turn: everything that it gathered goes out, as one message to each.
@@ -407,7 +413,7 @@ impl Replica {
         // take a core from the one who does.
         self.tell_put_off(out);
         self.tell_outcomes(out);
-        self.tell_commit(out);
+        self.tell_commit(now, out);
         self.send_link(out);
         self.answer_waiting(now, out);
         self.ask_tail(out);

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use super::super::bug::Bug;
 use super::super::log;
-use super::super::message::{Action, Address, Body, Entry, Forward};
+use super::super::message::{Action, Address, Body, Entry, Forward, Nanos};
 use super::super::record::{Refusal, Seq};
 use super::super::state::{Command, Standing};
 use super::Replica;
@@ -89,8 +89,12 @@ impl Replica {
             self.link_target = Some(target);
         }
         self.link_up();
-        // The one before may not know what it is told again.
-        self.turn.commit_to_tell |= self.last == had || self.is_tail();
+        if self.last == had {
+            // The one before may not know what it is told again.
+            self.turn.commit_to_tell = true;
+        } else {
+            self.turn.word_owed |= self.is_tail();
+        }
         if self.position().is_none() {
             self.turn.link_due.get_or_insert(false);
             self.advance(self.last);
@@ -164,7 +168,7 @@ impl Replica {
         if self.is_tail() && self.serves() {
             let through = self.last.min(self.durable());
             if through > self.state.applied() {
-                self.turn.commit_to_tell = true;
+                self.turn.word_owed = true;
                 self.advance(through);
             }
         }
@@ -207,9 +211,18 @@ impl Replica {
         }
     }
 
-    /// Tells the predecessor what is committed.
-    pub(super) fn tell_commit(&mut self, out: &mut Vec<Action>) {
-        if !std::mem::take(&mut self.turn.commit_to_tell) || self.position().is_none() || !self.complete {
+    /// Tells the predecessor what is committed. A tail that has told of something
+    /// just now tells later of all that came since: nobody waits for the word, and
+    /// whoever is asked for what may have changed asks the tail.
+    pub(super) fn tell_commit(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        let owed = self.turn.word_owed && now >= self.next_word;
+        if !(std::mem::take(&mut self.turn.commit_to_tell) | owed) {
+            return;
+        }
+        if std::mem::take(&mut self.turn.word_owed) {
+            self.next_word = now + self.options.timing.word;
+        }
+        if self.position().is_none() || !self.complete {
             return;
         }
         if let Some(before) = self.predecessor() {
