@@ -4,8 +4,9 @@
 //! The Unix stream that `boot` hands over carries the set-up (who, which
 //! regions, the descriptors). Afterwards it is a doorbell, rung with one byte
 //! only while the other side sleeps, and the proof of life: its end is the end
-//! of the peer. What the peer published before it died is still delivered,
-//! since the ring outlives it. Regions stay mapped after that, too.
+//! of the peer, unless its presence (`sys::Witness`) has told so before, while the
+//! kernel takes apart what memory it had. What the peer published before it died is
+//! still delivered, since the ring outlives it. Regions stay mapped after that, too.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
@@ -21,7 +22,7 @@ use crate::base::event::{Counters, Event as Counted};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region};
 use crate::sync::{CONTROL_LINES, Consumer, Producer};
-use crate::sys::{FDS_MAX, Poller, SharedLines, open_region, receive_fds, region_fd, send_fds};
+use crate::sys::{FDS_MAX, Poller, SharedLines, Witness, open_region, presence_fd, receive_fds, region_fd, send_fds};
 
 const SEGMENT_LINES: usize = CONTROL_LINES + limits::RING_LINES;
 
@@ -32,7 +33,10 @@ const BATCH: usize = 64;
 /// rare enough to cost a spin nothing.
 const LOOK_EVERY: u32 = 256;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"clm-shm1");
+/// Descriptors of a set-up beside those of regions: the ring and the presence.
+const FDS_BESIDE_REGIONS: usize = 2;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"clm-shm2");
 
 /// See the module.
 pub struct ShmFabric {
@@ -53,6 +57,7 @@ struct Peer {
     stream: UnixStream,
     producer: Producer<SharedLines>,
     consumer: Consumer<SharedLines>,
+    witness: Witness,
     /// Set once the connection has ended: reported when the ring is empty.
     ended: Option<FabricError>,
 }
@@ -81,7 +86,7 @@ impl ShmFabric {
     }
 
     /// Empties doorbells and notes who has ended.
-    fn look_at_streams(&mut self) {
+    fn look_for_ends(&mut self) {
         let peers = &mut self.peers;
         // A failing epoll leaves the doorbells as they are; the rings do not
         // depend on them.
@@ -90,6 +95,11 @@ impl ShmFabric {
                 peer.empty_doorbell(readiness.ended);
             }
         });
+        for (rank, peer) in peers.iter_mut() {
+            if peer.ended.is_none() && peer.witness.is_over() {
+                peer.ended = Some(FabricError::Closed(rank));
+            }
+        }
     }
 
     fn report_ended(&mut self, sink: &mut dyn FnMut(Event<'_>)) -> usize {
@@ -115,7 +125,7 @@ impl Fabric for ShmFabric {
         if region_fd(&region).is_none() {
             return Err(FabricError::os(self.rank, "register", "the region is not shared memory"));
         }
-        if self.regions.len() + 1 >= FDS_MAX {
+        if self.regions.len() + FDS_BESIDE_REGIONS >= FDS_MAX {
             return Err(FabricError::os(self.rank, "register", "too many regions"));
         }
         self.regions.push((key, region));
@@ -139,6 +149,7 @@ impl Fabric for ShmFabric {
             if creates { Some(SharedLines::create(2 * SEGMENT_LINES).map_err(os("memfd_create"))?) } else { None };
         send_hello(&stream, self.rank, &self.regions, own.as_ref()).map_err(os("sendmsg"))?;
         let hello = receive_hello(&stream, peer, !creates, deadline)?;
+        let witness = Witness::open(hello.presence).map_err(os("mmap of a presence"))?;
         let segment = match (own, hello.segment) {
             (Some(own), _) => own,
             (None, Some(fd)) => SharedLines::open(fd, 2 * SEGMENT_LINES).map_err(os("mmap"))?,
@@ -160,6 +171,7 @@ impl Fabric for ShmFabric {
             stream,
             producer: Producer::new(out, limits::MESSAGE_BYTES_MAX),
             consumer: Consumer::new(inward, limits::MESSAGE_BYTES_MAX),
+            witness,
             ended: None,
         };
         self.peers.insert(peer, state);
@@ -209,7 +221,7 @@ impl Fabric for ShmFabric {
         if self.armed {
             self.armed = false;
             self.peers.iter_mut().for_each(|(_, peer)| peer.consumer.disarm());
-            self.look_at_streams();
+            self.look_for_ends();
         }
         while let Some(ReadDone { peer, token, lease, result }) = self.reads_done.pop_front() {
             sink(Event::ReadDone { peer, token, lease, result });
@@ -225,7 +237,7 @@ impl Fabric for ShmFabric {
         }
         self.polls = self.polls.wrapping_add(1);
         if self.polls.is_multiple_of(LOOK_EVERY) {
-            self.look_at_streams();
+            self.look_for_ends();
         }
         events
     }
@@ -311,6 +323,7 @@ impl Peer {
 
 struct Hello {
     segment: Option<OwnedFd>,
+    presence: OwnedFd,
     regions: Vec<(RegionKey, usize, OwnedFd)>,
 }
 
@@ -318,7 +331,8 @@ const HELLO_HEAD: usize = 24;
 const HELLO_REGION: usize = 12;
 
 /// Little-endian: magic u64, rank u32, ring lines u64, count u32, and for each
-/// region its key u32 and length u64. The ring's descriptor comes first.
+/// region its key u32 and length u64. The ring's descriptor comes first, then the
+/// presence's.
 fn send_hello(
     stream: &UnixStream,
     rank: Rank,
@@ -331,6 +345,7 @@ fn send_hello(
     bytes.extend_from_slice(&(limits::RING_LINES as u64).to_le_bytes());
     bytes.extend_from_slice(&(regions.len() as u32).to_le_bytes());
     let mut fds: Vec<BorrowedFd<'_>> = segment.map(SharedLines::fd).into_iter().collect();
+    fds.push(presence_fd()?);
     for (key, region) in regions {
         bytes.extend_from_slice(&key.0.to_le_bytes());
         bytes.extend_from_slice(&(region.len() as u64).to_le_bytes());
@@ -352,16 +367,17 @@ fn receive_hello(stream: &UnixStream, peer: Rank, with_segment: bool, deadline: 
     if (head.u64(), head.u32(), head.u64()) != expected {
         return Err(bad("another program, version or rank"));
     }
-    let count = head.u32().map(|count| count as usize).filter(|count| *count < FDS_MAX);
+    let count = head.u32().map(|count| count as usize).filter(|count| count + FDS_BESIDE_REGIONS <= FDS_MAX);
     let count = count.ok_or_else(|| bad("too many regions"))?;
     let mut body = vec![0; count * HELLO_REGION];
     receive(&mut body)?;
-    if fds.len() != count + usize::from(with_segment) {
+    if fds.len() != count + 1 + usize::from(with_segment) {
         return Err(bad("a wrong number of descriptors"));
     }
     let mut fds = fds.into_iter();
     let segment = if with_segment { fds.next() } else { None };
+    let presence = fds.next().ok_or_else(|| bad("no presence"))?;
     let mut body = Fields(&body);
     let regions = fds.map(|fd| Some((RegionKey(body.u32()?), body.u64()? as usize, fd))).collect::<Option<_>>();
-    Ok(Hello { segment, regions: regions.ok_or_else(|| bad("a wrong length"))? })
+    Ok(Hello { segment, presence, regions: regions.ok_or_else(|| bad("a wrong length"))? })
 }

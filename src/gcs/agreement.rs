@@ -281,3 +281,54 @@ impl Agreement {
 fn number(member: usize) -> NodeId {
     member as NodeId + 1
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gcs::message::{Epoch, ShardId};
+
+    /// Delivers what members say, and what follows from it, but for what `held` takes.
+    fn exchange(members: &mut [Option<Agreement>], mut held: impl FnMut(usize, &ConsensusMessage) -> bool) {
+        loop {
+            let said: Vec<_> = members.iter_mut().flatten().flat_map(Agreement::outgoing).collect();
+            if said.is_empty() {
+                return;
+            }
+            for (to, message) in said {
+                if let Some(member) = members[to].as_mut().filter(|_| !held(to, &message)) {
+                    member.receive(message);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_that_is_overtaken_stops_nobody() {
+        let founded = || QuorumLog::founded(Vec::new());
+        let member = |me, life, log| Agreement::new(me, life, 3, 1_000_000, 0, log).unwrap();
+        let mut members: Vec<_> = (0..3).map(|me| Some(member(me, 1, founded()))).collect();
+        exchange(&mut members, |_, _| false);
+        assert!(members[2].as_ref().is_some_and(Agreement::leads));
+        // Another life of the first asks the leader to begin with it, and that is late.
+        let saved = members[0].as_ref().and_then(Agreement::changed).unwrap();
+        members[0] = Some(member(0, 2, QuorumLog::decode(&saved).unwrap()));
+        members[1] = None;
+        let mut late = Vec::new();
+        exchange(&mut members, |to, message| {
+            late.extend((to == 2).then(|| message.clone()));
+            to == 2
+        });
+        let request = late.into_iter().next().unwrap();
+        // Meanwhile the leader stands again, and is promised all it needs.
+        members[2].as_mut().unwrap().stand();
+        exchange(&mut members, |_, _| false);
+        members[2].as_mut().unwrap().receive(request);
+        exchange(&mut members, |_, _| false);
+        let change = ChainConfig { shard: ShardId(0), epoch: Epoch(2), members: Vec::new(), joining: None };
+        assert!(members[2].as_mut().unwrap().propose(change.clone()));
+        exchange(&mut members, |_, _| false);
+        for member in [0, 2] {
+            assert_eq!(members[member].as_ref().unwrap().decided(0), std::slice::from_ref(&change), "member {member}");
+        }
+    }
+}

@@ -440,7 +440,7 @@ impl Replica {
     }
 
     /// Whether something is out that may be lost.
-    fn awaits(&self) -> bool {
+    pub fn awaits(&self) -> bool {
         self.awaits_neighbours() || !self.parked.is_empty() || !self.waiting.is_empty()
     }
 

@@ -63,6 +63,7 @@ impl State {
         node.service.control_due(due);
         let awaits = (1..=node.workers.len()).contains(&self.core.gcs.under_way());
         node.awaits_control.store(awaits, Ordering::Relaxed);
+        node.service.watch_closely(self.core.gcs.awaits());
         if let Some(why) = self.core.gcs.failed.take() {
             node.end(Ended { status: 1, reason: Some(format!("{}: {why}", node.rank)) });
         }

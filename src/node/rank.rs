@@ -23,6 +23,7 @@ use crate::base::{Config, ErrorKind, Rank, Tag, TaskError};
 use crate::mem::{Arena, Bytes, Heap, Region};
 use crate::sched::Demand;
 use crate::sync::{Baton, Held, Idle, Lineage, Steal, Stealer, Task};
+use crate::sys::enrol;
 
 /// Where a task may run; travels in its frame's flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -456,9 +457,20 @@ impl Node {
         }
     }
 
+    /// The state, unless another thread has it.
+    ///
+    /// All that this rank sends is sent by who has the state: so whoever wants it
+    /// enrols first, by which others learn that this process has ended.
     #[inline]
     pub(super) fn try_state(&self) -> Option<Held<'_, State>> {
+        enrol();
         self.state.try_take()
+    }
+
+    /// The state, after waiting for whoever has it.
+    pub(super) fn take_state(&self) -> Held<'_, State> {
+        enrol();
+        self.state.take()
     }
 
     /// Ends the job on this rank. The first end counts.

@@ -26,6 +26,9 @@ const QUIET_TICKS: u32 = 3;
 const LEFTOVER_MAX: Duration = Duration::from_millis(10);
 /// So many times, while nobody searches.
 const LEFTOVER_LOOKS: u32 = 2;
+/// Longest sleep while somebody waits for another rank: an end that only its
+/// presence tells of wakes nobody.
+const CLOSE_LOOK: Duration = Duration::from_millis(2);
 /// Longest sleep, and between two looks at the launcher: how late its death is
 /// seen. Transfers are looked at in the same turns.
 const SLEEP_MAX: Duration = STALL_CHECK_EVERY;
@@ -47,6 +50,8 @@ pub(super) struct Service {
     pub started: Instant,
     /// When the control store has something to do, in nanoseconds from `started`.
     control_due: AtomicU64,
+    /// Somebody waits for what another rank has to do for the control store.
+    closely: AtomicBool,
 }
 
 impl Service {
@@ -61,6 +66,7 @@ impl Service {
             timer_numbers: AtomicU64::new(0),
             started: Instant::now(),
             control_due: AtomicU64::new(0),
+            closely: AtomicBool::new(false),
         })
     }
 
@@ -93,6 +99,11 @@ impl Service {
         if due < before {
             self.ring();
         }
+    }
+
+    /// Whether ends of other processes are to be seen at once, from the next sleep on.
+    pub fn watch_closely(&self, closely: bool) {
+        self.closely.store(closely, Ordering::Relaxed);
     }
 
     /// The last worker goes to sleep: the network is the service thread's now.
@@ -134,7 +145,8 @@ impl Service {
     /// to arm anew; and who searches from here on disarms, and rings when it stops,
     /// so that after a few looks there is nothing more to look for.
     fn doze(&self, node: &'static Node, patience: Duration) {
-        let mut left = patience;
+        let closely = self.closely.load(Ordering::Relaxed);
+        let mut left = if closely { patience.min(CLOSE_LOOK) } else { patience };
         for look in 1.. {
             let is_quiet = look > LEFTOVER_LOOKS || node.all_asleep();
             let part = left.min(if is_quiet { SLEEP_MAX } else { LEFTOVER_MAX });

@@ -196,8 +196,8 @@ fn assemble(config: Config, registry: Registry, mesh: Mesh, home: Option<Home>) 
 
     // Before any thread can send: a connection begins with the greeting, and a
     // worker asks whoever has greeted us for work.
-    node.state.take().greet(node);
-    node.state.take().introduce(node, job, &cards[rank.index()]);
+    node.take_state().greet(node);
+    node.take_state().introduce(node, job, &cards[rank.index()]);
     let lost = {
         let launcher = launcher.clone();
         move || launcher.lost()
@@ -292,7 +292,7 @@ impl Running {
         loop {
             // The workers poll: the thread that polls first is the one that an
             // io_uring backend belongs to.
-            let strangers = node.state.take().strangers();
+            let strangers = node.take_state().strangers();
             match node.ended() {
                 Some(Ended { reason: Some(why), .. }) => return Err(StartError::Ended(why)),
                 // A driver that needed nobody else is done already.
@@ -345,7 +345,7 @@ impl Running {
         if node.rank == Rank(0) && node.size > 1 {
             let reason = ended.reason.clone().unwrap_or_default();
             node.submit(Command::Shutdown { status: ended.status, reason });
-            while Instant::now() < deadline && !node.state.take().all_gone() {
+            while Instant::now() < deadline && !node.take_state().all_gone() {
                 node.turn();
                 thread::yield_now();
             }
@@ -356,7 +356,7 @@ impl Running {
             }
         }
         node.stop();
-        node.state.take().disconnect();
+        node.take_state().disconnect();
         self.launcher.finish(ended.status);
         Node::set_default(None);
         node.left.store(true, Ordering::Release);
@@ -383,7 +383,7 @@ impl Node {
     /// Everything that was to be sent has been handed to the fabrics.
     fn quiet(&'static self) -> bool {
         self.turn();
-        self.outbox.is_empty() && self.state.take().is_quiet()
+        self.outbox.is_empty() && self.take_state().is_quiet()
     }
 
     /// Stops the threads that are not inside a task.
@@ -459,7 +459,7 @@ impl Node {
         if demand.is_empty() {
             return choose(place, demand, self.rank, turn, self.size, |rank| !self.is_lost(rank));
         }
-        let state = self.state.take();
+        let state = self.take_state();
         let suits = |rank| state.capacity(rank).is_some_and(|c| demand.fits(c));
         let choice = choose(place, demand, self.rank, turn, self.size, suits);
         drop(state);

@@ -5,6 +5,8 @@
 
 use std::ffi::c_void;
 use std::io;
+use std::marker::PhantomData;
+use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -86,6 +88,48 @@ impl AsRef<[Line]> for SharedLines {
         // as long as `self`. It is private to this type, whose only access is
         // through atomic words, for which any content is valid.
         unsafe { std::slice::from_raw_parts(self.mapping.base.as_ptr().cast::<Line>().add(self.first), self.count) }
+    }
+}
+
+/// Types that any memory of the right size is a value of, whoever writes it.
+///
+/// # Safety
+/// Every bit pattern is valid, and what others may write is read atomically.
+pub(super) unsafe trait AnyBits {}
+
+/// A value that the processes which have it may all write.
+pub(super) struct SharedPages<T> {
+    mapping: Mapping,
+    of: PhantomData<T>,
+}
+
+impl<T: AnyBits> SharedPages<T> {
+    /// A new zeroed one.
+    pub(super) fn create(name: &str) -> io::Result<SharedPages<T>> {
+        let fd = create_memfd(name, size_of::<T>())?;
+        fcntl_add_seals(&fd, SIZE_SEALS | SealFlags::SEAL)?;
+        Ok(SharedPages { mapping: Mapping::of(fd, size_of::<T>(), true)?, of: PhantomData })
+    }
+
+    /// One that a peer created.
+    pub(super) fn open(fd: OwnedFd) -> io::Result<SharedPages<T>> {
+        check_sealed(&fd, size_of::<T>())?;
+        Ok(SharedPages { mapping: Mapping::of(fd, size_of::<T>(), true)?, of: PhantomData })
+    }
+
+    /// The descriptor, to pass it on.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.mapping.fd.as_fd()
+    }
+}
+
+impl<T: AnyBits> Deref for SharedPages<T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: the mapping is as long as a `T`, page-aligned, cannot shrink
+        // (sealed) and lives as long as `self`; any content is a `T` (`AnyBits`).
+        unsafe { self.mapping.base.cast::<T>().as_ref() }
     }
 }
 

@@ -11,6 +11,7 @@ mod ofi;
 mod pmix;
 mod poller;
 mod populate;
+mod presence;
 mod process;
 mod say;
 mod socket;
@@ -46,6 +47,7 @@ pub use ofi::{
 pub use pmix::{Pmix, PmixError};
 pub use poller::Poller;
 pub use populate::populate_fresh;
+pub use presence::{Witness, enrol, presence_fd};
 pub use process::{Signals, duplicate_inherited_socket, on_exit, spawn_bound};
 pub use say::say_line;
 #[cfg(test)]

@@ -2,14 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use collimate::{Error, ErrorKind, Options, Ref};
-use rustix::process::{Pid, Signal, kill_process};
+use collimate::{ControlStore, Error, ErrorKind, Options, Ref, Table};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::Scenario;
 use crate::harness::{Running, Test, job, processor_time, test};
 
-pub const SCENARIOS: &[Scenario] =
-    &[("a rank dies", a_rank_dies), ("a rank stops", a_rank_stops), ("linger", linger), ("idle", idle)];
+pub const SCENARIOS: &[Scenario] = &[
+    ("a rank dies", a_rank_dies),
+    ("a large rank dies", a_large_rank_dies),
+    ("a rank stops", a_rank_stops),
+    ("linger", linger),
+    ("idle", idle),
+];
 
 pub fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
@@ -33,6 +39,14 @@ pub fn tests() -> Vec<Test> {
             assert!(done.stderr.lines().count() <= 4, "{done:#?}");
         }));
     }
+    tests.push(test("a_large_rank_dies", || {
+        // A host that keeps us waiting for as long may make it fail once.
+        let mut seen = Vec::new();
+        while seen.last() != Some(&1.0) {
+            assert!(seen.len() < 3, "the control store went on only after the end of the process");
+            seen.push(job(3, "a large rank dies").env("COLLIMATE_FABRIC", "shm").run().number("before"));
+        }
+    }));
     tests.push(test("the_launcher_dies", || {
         for signal in [Signal::KILL, Signal::INT, Signal::TERM] {
             let running = started(4, "auto");
@@ -141,6 +155,28 @@ fn is_stopped(pid: u32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
     threads.map(stat).all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')))
+}
+
+#[collimate::task]
+fn hold(bytes: usize) -> u32 {
+    std::mem::forget(vec![7u8; bytes]);
+    std::process::id()
+}
+
+/// The kernel takes long to take a gigabyte apart, and closes connections after
+/// that only; the control store does not wait for it.
+#[collimate::main]
+fn a_large_rank_dies() -> Result<(), Box<dyn std::error::Error>> {
+    let victim = hold::spawn_with(Options::new().rank(1), 1 << 30).get()?;
+    let store = ControlStore::of_job()?;
+    store.put(Table::Names, b"before", b"").wait()?;
+    let process = pidfd_open(Pid::from_raw(victim as i32).unwrap(), PidfdFlags::empty())?;
+    kill(victim);
+    store.put(Table::Names, b"after", b"").wait()?;
+    let mut end = [PollFd::new(&process, PollFlags::IN)];
+    let has_ended = poll(&mut end, Some(&Default::default()))?;
+    println!("before={}", 1 - has_ended);
+    Ok(())
 }
 
 /// A process that is stopped reads nothing, and closes nothing either.

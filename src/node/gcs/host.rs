@@ -294,6 +294,11 @@ impl Gcs {
         self.waiting.operations()
     }
 
+    /// Whether anybody here waits for another rank.
+    pub fn awaits(&self) -> bool {
+        self.under_way() > 0 || self.seats.iter().any(|seat| seat.replica.awaits())
+    }
+
     /// What is due by time alone is to be done.
     pub fn tick(&mut self) {
         self.touch_all();
