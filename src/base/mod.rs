@@ -7,6 +7,7 @@ pub mod error;
 pub mod event;
 pub mod id;
 pub mod limits;
+pub mod mixer;
 pub mod rng;
 
 pub use config::Config;

@@ -140,6 +140,9 @@ struct WatchState {
 
 /// Which shard of so many a key belongs to.
 pub fn shard_of(key: &Key, shards: usize) -> ShardId {
+    if shards == 1 {
+        return ShardId(0);
+    }
     let hash = XxHash3_128::oneshot_with_seed(key.table as u64, &key.bytes) as u64;
     ShardId(((u128::from(hash) * shards as u128) >> 64) as u16)
 }

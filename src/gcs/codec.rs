@@ -229,6 +229,7 @@ mod tests {
             Body::TailIs(12, Seq(55)),
             Body::Beat(Beat { from: id(1), sent: 1 << 60, received: None, linked: false, restored: Some(1), cut: vec![Rank(0), Rank(300)] }),
             Body::Grant { to: id(1), echo: 1 << 60 },
+            Body::UsedUp(id(2)),
         ]
     }
 

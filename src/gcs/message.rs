@@ -168,6 +168,9 @@ pub enum Body {
         /// The beat's clock.
         echo: Nanos,
     },
+    /// Member of the quorum to a replica that knows of no chain: this life of it
+    /// was called into one, and is out of it again.
+    UsedUp(ReplicaId),
 }
 
 /// See [`Body::Watch`].

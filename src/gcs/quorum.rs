@@ -149,6 +149,11 @@ impl Member {
                 if epoch < chain.epoch {
                     answer(from, chain, out);
                 }
+                let is_in = chain.position(beat.from).is_some() || chain.joining == Some(beat.from);
+                if epoch == Epoch(0) && !is_in && !self.directory.is_fresh(shard, beat.from) {
+                    let message = Message { shard, epoch: chain.epoch, body: Body::UsedUp(beat.from) };
+                    out.push(MemberAction::Send(from, message));
+                }
                 if epoch > chain.epoch {
                     // What told this member of that epoch is late or lost.
                     self.catch_up_at.get_or_insert(now + self.options.timing.resend);

@@ -103,6 +103,21 @@ impl Blob {
             _ => self.clone(),
         }
     }
+
+    /// Has the bytes of `other` for a long time: where it had as many that nobody
+    /// else holds, they are overwritten.
+    pub(super) fn take_over(&mut self, other: &Blob) {
+        if let (Bytes::Long { buffer, len, .. }, Bytes::Long { buffer: other_buffer, .. }) = (&mut self.0, &other.0)
+            && buffer.len() == other.len()
+            && *len as usize == other.len()
+            && other_buffer.len() > other.len()
+            && let Some(bytes) = Arc::get_mut(buffer)
+        {
+            bytes.copy_from_slice(other);
+        } else {
+            *self = other.kept();
+        }
+    }
 }
 
 impl Default for Blob {
@@ -151,9 +166,27 @@ impl PartialOrd for Blob {
 }
 
 impl Ord for Blob {
+    #[inline(always)]
     fn cmp(&self, other: &Blob) -> Ordering {
-        (**self).cmp(&**other)
+        match (&self.0, &other.0) {
+            // Most keys are short, and whoever looks for one compares it with many.
+            (Bytes::Short { len, bytes }, Bytes::Short { len: other_len, bytes: other }) => {
+                compare_short(bytes, other).then(len.cmp(other_len))
+            }
+            _ => (**self).cmp(&**other),
+        }
     }
+}
+
+/// Compares short ones with the zeros behind them, as two numbers: where all are
+/// equal the shorter comes first.
+#[inline(always)]
+fn compare_short(one: &[u8; SHORT_BYTES_MAX], other: &[u8; SHORT_BYTES_MAX]) -> Ordering {
+    let number = |bytes: &[u8; SHORT_BYTES_MAX], at: usize| {
+        bytes[at..].first_chunk().map_or(0, |word| u128::from_be_bytes(*word))
+    };
+    let end = |bytes| number(bytes, SHORT_BYTES_MAX - size_of::<u128>());
+    number(one, 0).cmp(&number(other, 0)).then_with(|| end(one).cmp(&end(other)))
 }
 
 impl Hash for Blob {
@@ -321,6 +354,7 @@ pub fn check_value(bytes: usize) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::rng::Rng;
 
     #[test]
     fn bytes_are_the_same_wherever_they_stand() {
@@ -339,6 +373,18 @@ mod tests {
         let (all, kept) = (buffer.take().unwrap(), few.kept());
         drop(few);
         assert_eq!((Arc::strong_count(&all), kept), (1, Blob::from(&[1; 100])));
+    }
+
+    #[test]
+    fn bytes_stand_in_the_order_of_their_bytes() {
+        let mut rng = Rng::new(7);
+        let mut bytes = |most: usize| -> Vec<u8> { (0..rng.below(most + 1)).map(|_| rng.below(3) as u8 * 127).collect() };
+        for _ in 0..50_000 {
+            let begin = bytes(30);
+            let [one, other] = [bytes(6), bytes(6)].map(|end| [&begin[..], &end].concat());
+            assert_eq!(Blob::from(&one).cmp(&Blob::from(&other)), one.cmp(&other), "{one:?} and {other:?}");
+            assert_eq!(Blob::from(&one) == Blob::from(&other), one == other);
+        }
     }
 
     #[test]

@@ -111,6 +111,8 @@ pub struct Replica {
     next_beat: Nanos,
     /// Never while nothing is out that could be lost.
     next_resend: Nanos,
+    /// When a tail may tell of a commit again.
+    next_word: Nanos,
     turn: Turn,
 }
 
@@ -119,6 +121,8 @@ pub struct Replica {
 struct Turn {
     outcomes: BTreeMap<Rank, Vec<(ClientId, u64, Outcome)>>,
     commit_to_tell: bool,
+    /// What a tail has committed is to be told as soon as `next_word`.
+    word_owed: bool,
     told_durable: Seq,
     link_due: Option<bool>,
     ask_tail: bool,
@@ -167,6 +171,7 @@ impl Replica {
             cut: BTreeMap::new(),
             next_beat: 0,
             next_resend: Nanos::MAX,
+            next_word: 0,
             turn: Turn::default(),
         }
     }
@@ -276,6 +281,13 @@ impl Replica {
                 let newer = chain.epoch > self.epoch() && chain.shard == shard;
                 if newer && matches!(from, Address::Quorum(_)) {
                     self.enter(chain, now, out);
+                }
+                return;
+            }
+            Body::UsedUp(life) => {
+                // It was called, never heard of it, and would wait for ever.
+                if life == self.options.me && self.chain.is_none() && matches!(from, Address::Quorum(_)) {
+                    self.retire();
                 }
                 return;
             }
@@ -403,7 +415,8 @@ impl Replica {
         if self.turn.beat_due || self.turn.applied || self.has_more_to_do() {
             return 0;
         }
-        self.next_beat.min(self.next_resend)
+        let word = if self.turn.word_owed { self.next_word } else { Nanos::MAX };
+        self.next_beat.min(self.next_resend).min(word)
     }
 
     /// Ends a turn: everything that it gathered goes out, as one message to each.
@@ -422,7 +435,7 @@ impl Replica {
         // take a core from the one who does.
         self.tell_put_off(out);
         self.tell_outcomes(out);
-        self.tell_commit(out);
+        self.tell_commit(now, out);
         self.send_link(out);
         self.answer_waiting(now, out);
         self.ask_tail(out);
@@ -498,7 +511,7 @@ impl Replica {
         self.trim();
         let applied = self.state.applied();
         let uncommitted = self.log.from(applied.next());
-        self.under_way = UnderWay::of(is_head, position.is_some() && !self.is_tail(), uncommitted);
+        self.under_way = UnderWay::of(is_head, uncommitted);
         for (from, message) in std::mem::take(&mut self.early) {
             self.receive(now, from, message, out);
         }

@@ -4,7 +4,7 @@
 
 mod snapshot;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque, btree_map};
 use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
@@ -242,9 +242,12 @@ impl Session {
     fn note(&mut self, number: u64, outcome: Outcome) {
         let Some(place) = self.place(number) else { return };
         if place >= self.outcomes.len() {
-            self.outcomes.resize(place + 1, None);
+            // None, but for commands that come out of their order.
+            (self.outcomes.len()..place).for_each(|_| self.outcomes.push_back(None));
+            self.outcomes.push_back(Some(outcome));
+        } else {
+            self.outcomes[place] = Some(outcome);
         }
-        self.outcomes[place] = Some(outcome);
     }
 
     fn settle(&mut self, settled: u64) {
@@ -303,7 +306,10 @@ impl State {
             return Standing::New;
         }
         let Some(place) = session.place(command.number) else { return Standing::Settled };
-        session.outcomes.get(place).cloned().flatten().map_or(Standing::New, Standing::Done)
+        match session.outcomes.get(place) {
+            Some(Some(outcome)) => Standing::Done(outcome.clone()),
+            _ => Standing::New,
+        }
     }
 
     /// Opens or brings up to date the session of the command's client.
@@ -329,14 +335,14 @@ impl State {
     fn perform(&mut self, seq: Seq, op: &Op) -> Outcome {
         op.check()?;
         match op {
-            Op::Put { key, value } => self.write(seq, key, value.kept()),
+            Op::Put { key, value } => self.write(seq, key, value),
             Op::CompareAndSwap { key, expected, value } => {
                 let current = self.records.get(key).map_or(Seq(0), |record| record.version);
                 if current != *expected {
                     return Err(Refusal::VersionMismatch { current });
                 }
                 match value {
-                    Some(value) => self.write(seq, key, value.kept()),
+                    Some(value) => self.write(seq, key, value),
                     None => self.delete(seq, key),
                 }
             }
@@ -345,7 +351,7 @@ impl State {
                 let before = self.records.get(key).map_or(&[][..], |record| &record.value);
                 check_value(before.len() + bytes.len())?;
                 let value = Blob::from([before, bytes].concat());
-                self.write(seq, key, value);
+                self.write(seq, key, &value);
             }
             Op::DeletePrefix { table, prefix } => {
                 let keys: Vec<Key> = self.range(*table, prefix, None).map(|(key, _)| key.clone()).collect();
@@ -356,17 +362,24 @@ impl State {
         Ok(seq)
     }
 
-    fn write(&mut self, version: Seq, key: &Key, value: Blob) {
+    fn write(&mut self, version: Seq, key: &Key, value: &Blob) {
         self.keep_record(key);
-        let key = key.kept();
+        // What is remembered goes soon: it may be a part of the message it came in.
         self.remember(Event { version, key: key.clone(), value: Some(value.clone()) });
-        self.records.insert(key, Record { version, value });
+        match self.records.entry(key.kept()) {
+            btree_map::Entry::Occupied(mut record) => {
+                let record = record.get_mut();
+                record.version = version;
+                record.value.take_over(value);
+            }
+            btree_map::Entry::Vacant(place) => _ = place.insert(Record { version, value: value.kept() }),
+        }
     }
 
     fn delete(&mut self, version: Seq, key: &Key) {
         self.keep_record(key);
         if self.records.remove(key).is_some() {
-            self.remember(Event { version, key: key.kept(), value: None });
+            self.remember(Event { version, key: key.clone(), value: None });
         }
     }
 

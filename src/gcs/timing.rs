@@ -9,6 +9,9 @@ use crate::base::limits::{GCS_DETECTION, GCS_RANK_DETECTION};
 /// stay below 100; the rest is for clocks that are being slewed (Linux: 500).
 pub const CLOCK_DRIFT_PPM: u64 = 1_000;
 
+/// So that watchers hear of a change within a millisecond in a job of ranks.
+const WORDS_PER_DETECTION: Nanos = 1_000;
+
 /// See the module. All are measured on the clock of whoever waits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Timing {
@@ -22,6 +25,9 @@ pub struct Timing {
     pub detection: Nanos,
     /// After what time something is sent again that may have been lost.
     pub resend: Nanos,
+    /// How long a tail that commits much keeps the word of it back from those before
+    /// it, who do not wait for it: each word wakes them.
+    pub word: Nanos,
     /// How long a watch lasts that is not renewed.
     pub watch: Nanos,
     /// The time between two rounds of heartbeats of the quorum's members, while
@@ -40,6 +46,7 @@ impl Timing {
             hold: Timing::hold_for(lease),
             detection,
             resend: detection / 5,
+            word: detection / WORDS_PER_DETECTION,
             watch: detection * 8,
             quorum_tick: 2 * beat,
         }

@@ -37,7 +37,7 @@ const SLEEP_MAX: Duration = STALL_CHECK_EVERY;
 pub(super) struct Service {
     /// The bell alone: for sleeps in which the network is not our business.
     pub bell: WaitSet,
-    /// The bell and the fabrics.
+    /// The same bell and the fabrics.
     pub network: WaitSet,
     /// The fabrics were armed and nobody has polled since, so `network` is
     /// readable when something arrives.
@@ -56,9 +56,10 @@ pub(super) struct Service {
 
 impl Service {
     pub fn new() -> std::io::Result<Service> {
+        let bell = WaitSet::new()?;
         Ok(Service {
-            bell: WaitSet::new()?,
-            network: WaitSet::new()?,
+            network: WaitSet::with_bell_of(&bell)?,
+            bell,
             armed: AtomicBool::new(false),
             dozing: AtomicBool::new(false),
             timers: Mutex::default(),
@@ -123,7 +124,6 @@ impl Service {
     /// Ends whatever sleep the thread is in.
     pub fn ring(&self) {
         self.bell.ring();
-        self.network.ring();
     }
 
     fn fire_timers(&self, now: Instant) -> Option<Instant> {

@@ -177,16 +177,13 @@ impl<M: AsRef<[Line]>> Producer<M> {
 
         let memory = self.memory.as_ref();
         let mut source = Gather { parts, at: 0 };
-        let mut block = [0; LINE_PAYLOAD];
         let first = self.shape.line(memory, self.head);
-        let taken = source.fill(&mut block);
-        store_payload(first, &block, taken);
+        source.store_next(first);
         for i in 1..needed {
             let position = self.head + i;
             let line = self.shape.line(memory, position);
-            let taken = source.fill(&mut block);
             line.0[0].store(u64::from(self.shape.lap(position)) << 32 | MORE, Ordering::Relaxed);
-            store_payload(line, &block, taken);
+            source.store_next(line);
         }
         let header = u64::from(self.shape.lap(self.head)) << 32 | bytes as u64;
         first.0[0].store(header, Ordering::Release);
@@ -285,8 +282,12 @@ impl<M: AsRef<[Line]>> Consumer<M> {
         } else {
             self.joined.resize(needed * LINE_PAYLOAD, 0);
             for (i, block) in self.joined.as_chunks_mut::<LINE_PAYLOAD>().0.iter_mut().enumerate() {
-                let used = (bytes - i * LINE_PAYLOAD).min(LINE_PAYLOAD);
-                load_payload(self.shape.line(memory, self.tail + i as u64), block, used);
+                let line = self.shape.line(memory, self.tail + i as u64);
+                match bytes - i * LINE_PAYLOAD {
+                    // A length that is known makes seven loads of a loop.
+                    LINE_PAYLOAD.. => load_payload(line, block, LINE_PAYLOAD),
+                    used => load_payload(line, block, used),
+                }
             }
             self.tail += needed as u64;
             take(&self.joined[..bytes])
@@ -342,6 +343,19 @@ struct Gather<'a> {
 }
 
 impl Gather<'_> {
+    /// Writes the next bytes to a line.
+    #[inline]
+    fn store_next(&mut self, line: &Line) {
+        // Most lines of a long message are full, and of one part.
+        if let Some(block) = self.parts.first().and_then(|part| part[self.at..].first_chunk::<LINE_PAYLOAD>()) {
+            self.at += LINE_PAYLOAD;
+            return store_payload(line, block, LINE_PAYLOAD);
+        }
+        let mut block = [0; LINE_PAYLOAD];
+        let filled = self.fill(&mut block);
+        store_payload(line, &block, filled);
+    }
+
     /// Fills `block` as far as there are bytes; returns how many.
     #[inline]
     fn fill(&mut self, block: &mut [u8; LINE_PAYLOAD]) -> usize {

@@ -28,6 +28,14 @@ impl WaitSet {
         Ok(set)
     }
 
+    /// The same with the bell of another set, for a thread that sleeps on the one or
+    /// the other: what rings ends its next sleep, and only that.
+    pub fn with_bell_of(other: &WaitSet) -> io::Result<WaitSet> {
+        let set = WaitSet { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, bell: other.bell.try_clone()? };
+        epoll::add(&set.epoll, &set.bell, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
+        Ok(set)
+    }
+
     /// Adds a descriptor, for as long as it is open.
     pub fn add(&self, fd: impl AsFd) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(OTHER), epoll::EventFlags::IN)?)
@@ -66,5 +74,16 @@ mod tests {
         assert!(start.elapsed() < Duration::from_secs(10));
         assert!(!set.sleep(Duration::from_millis(1)));
         assert!(start.elapsed() >= Duration::from_millis(1));
+    }
+
+    #[test]
+    fn of_two_sets_with_one_bell_only_the_next_sleep_ends() {
+        let one = WaitSet::new().unwrap();
+        let other = WaitSet::with_bell_of(&one).unwrap();
+        for (first, second) in [(&one, &other), (&other, &one)] {
+            one.ring();
+            assert!(first.sleep(Duration::from_secs(20)));
+            assert!(!second.sleep(Duration::ZERO));
+        }
     }
 }

@@ -111,7 +111,7 @@ impl<'b> Reader<'b> {
     }
 
     /// So many items of at least so many bytes each.
-    #[inline]
+    #[inline(always)]
     pub(in crate::gcs) fn items<T>(&mut self, each: usize, mut item: impl FnMut(&mut Self) -> Option<T>) -> Option<Vec<T>> {
         let count = self.count(each)?;
         let mut items = Vec::with_capacity(count);

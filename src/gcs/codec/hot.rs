@@ -153,7 +153,7 @@ impl Before {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn read_entry(&mut self, reader: &mut Reader<'_>) -> Option<Entry> {
         let (flags, command) = self.read_command(reader, NEXT_SEQ)?;
         let seq = if flags & NEXT_SEQ != 0 { self.seq.0.checked_add(1)? } else { reader.number()? };
@@ -191,7 +191,7 @@ impl Before {
         put_op(&command.op, bytes);
     }
 
-    #[inline]
+    #[inline(always)]
     fn read_command(&mut self, reader: &mut Reader<'_>, allowed: u8) -> Option<(u8, Command)> {
         let flags = reader.byte()?;
         if flags & !(KIND | SAME_CLIENT | NEXT_NUMBER | SAME_SETTLED | allowed) != 0 {
@@ -280,7 +280,7 @@ fn put_op(op: &Op, bytes: &mut Vec<u8>) {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn read_op(kind: u8, reader: &mut Reader<'_>) -> Option<Op> {
     Some(match kind {
         PUT => Op::Put { key: read_key(reader)?, value: reader.blob()? },
@@ -395,7 +395,7 @@ pub(in crate::gcs) fn put_key(key: &Key, bytes: &mut Vec<u8>) {
     put_bytes(&key.bytes, bytes);
 }
 
-#[inline]
+#[inline(always)]
 pub(in crate::gcs) fn read_key(reader: &mut Reader<'_>) -> Option<Key> {
     Some(Key { table: Table::from_number(reader.byte()?).ok()?, bytes: reader.blob()? })
 }

@@ -111,6 +111,37 @@ fn of_two_members_that_cannot_reach_each_other_the_later_goes() {
 }
 
 /// The earlier has been lost by the leader too: it is the one that goes.
+/// Else it would offer itself for ever, and never be called again.
+#[test]
+fn who_was_called_and_did_not_hear_of_it_is_told_when_it_is_too_late() {
+    let mut member = member(&[], 2, &[&[0, 2]]);
+    hear(&mut member, 1, [0, 1, 2].map(|rank| beat(rank, 1)));
+    member.ended(2, Rank(2));
+    turn(&mut member, 3);
+    hear(&mut member, 4, [0, 1].map(|rank| beat(rank, 4)));
+    turn(&mut member, 5);
+    assert_eq!(chain(&member).joining, Some(id(1)));
+    let speak = |member: &mut Member, now| {
+        let mut out = Vec::new();
+        let message = Message { shard: SHARD, epoch: Epoch(0), body: Body::Beat(beat(1, now)) };
+        member.receive(now, Address::Replica(Rank(1)), message, &mut out);
+        out.into_iter().find_map(|action| match action {
+            MemberAction::Send(_, message) if matches!(message.body, Body::UsedUp(_)) => Some(message),
+            _ => None,
+        })
+    };
+    assert_eq!(speak(&mut member, 6), None, "it may join still");
+    member.ended(7, Rank(1));
+    turn(&mut member, 8);
+    assert_eq!((ranks(&member), chain(&member).joining), (vec![0], None));
+    let told = speak(&mut member, 2 * DETECTION).expect("it is told");
+    for (incarnation, retires) in [(1, true), (2, false)] {
+        let mut replica = Replica::spare(Parted::options(1, incarnation));
+        replica.receive(0, Address::Quorum(Rank(90)), told.clone(), &mut Vec::new());
+        assert_eq!(replica.is_retired(), retires, "incarnation {incarnation}");
+    }
+}
+
 #[test]
 fn who_is_silent_goes_before_who_has_lost_it() {
     let mut member = member(&[], 3, &[&[0, 1, 2]]);

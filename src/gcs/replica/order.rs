@@ -4,7 +4,7 @@
 use super::super::bug::Bug;
 use super::super::limits::Limits;
 use super::super::log;
-use super::super::message::{Action, Address, Body, Entry, Forward};
+use super::super::message::{Action, Address, Body, Entry, Forward, Nanos};
 use super::super::record::{Refusal, Seq};
 use super::super::state::{Command, Reads, Standing};
 use super::Replica;
@@ -34,7 +34,7 @@ impl Replica {
                     continue;
                 }
                 Standing::Settled if dedup => continue,
-                _ if dedup && self.under_way.has(&command) => {
+                _ if dedup && self.under_way.has(&command, self.log.from(self.state.applied().next())) => {
                     // It waits for what all others wait for.
                     if obstacle.is_some() {
                         put_off.push(command.number);
@@ -90,8 +90,12 @@ impl Replica {
             self.link_target = Some(target);
         }
         self.link_up();
-        // The one before may not know what it is told again.
-        self.turn.commit_to_tell |= self.last == had || self.is_tail();
+        if self.last == had {
+            // The one before may not know what it is told again.
+            self.turn.commit_to_tell = true;
+        } else {
+            self.turn.word_owed |= self.is_tail();
+        }
         if self.position().is_none() {
             self.turn.link_due.get_or_insert(false);
         }
@@ -199,7 +203,7 @@ impl Replica {
         if self.is_tail() && self.serves() && !self.is_far_ahead() {
             let through = self.last.min(self.durable());
             if through > self.state.applied() {
-                self.turn.commit_to_tell = true;
+                self.turn.word_owed = true;
                 self.advance(through);
             }
         }
@@ -235,6 +239,9 @@ impl Replica {
                 outcomes.push((command.client, command.number, outcome));
             }
         }
+        if state.applied() == self.last {
+            under_way.rest();
+        }
         self.trim();
     }
 
@@ -257,9 +264,18 @@ impl Replica {
         });
     }
 
-    /// Tells the predecessor what is committed.
-    pub(super) fn tell_commit(&mut self, out: &mut Vec<Action>) {
-        if !std::mem::take(&mut self.turn.commit_to_tell) || self.position().is_none() || !self.complete {
+    /// Tells the predecessor what is committed. A tail that has told of something
+    /// just now tells later of all that came since: nobody waits for the word, and
+    /// whoever is asked for what may have changed asks the tail.
+    pub(super) fn tell_commit(&mut self, now: Nanos, out: &mut Vec<Action>) {
+        let owed = self.turn.word_owed && now >= self.next_word;
+        if !(std::mem::take(&mut self.turn.commit_to_tell) | owed) {
+            return;
+        }
+        if std::mem::take(&mut self.turn.word_owed) {
+            self.next_word = now + self.options.timing.word;
+        }
+        if self.position().is_none() || !self.complete {
             return;
         }
         if let Some(before) = self.predecessor() {

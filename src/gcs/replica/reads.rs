@@ -119,7 +119,7 @@ impl Replica {
         for (number, query) in queries {
             if let Err(refusal) = query.check() {
                 answers.push((number, Err(refusal)));
-            } else if is_tail || self.options.bugs.has(Bug::ReadDirty) || !self.under_way.touches(&query) {
+            } else if is_tail || self.options.bugs.has(Bug::ReadDirty) || !self.is_about_to_change(&query) {
                 let found = self.state.answer(&query);
                 let bytes = found.bytes();
                 if bytes > room && !answers.is_empty() {
@@ -138,6 +138,11 @@ impl Replica {
         if !answers.is_empty() {
             self.send(Address::Client(client.rank), Body::Answers(client, answers), out);
         }
+    }
+
+    /// Whether a command under way touches what is asked for.
+    fn is_about_to_change(&mut self, query: &Query) -> bool {
+        self.under_way.touches(query, self.log.from(self.state.applied().next()))
     }
 
     /// A query that was parked waits for what the next epoch brings.

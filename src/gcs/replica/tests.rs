@@ -151,6 +151,7 @@ fn a_command_that_comes_again_happens_once() {
     };
     for number in [1, 1, 2, 1] {
         table.tell(0, 1, append(number));
+        table.now += Timing::default().word;
     }
     let outcomes: Vec<Body> = std::mem::take(&mut table.got);
     let of = |number| Body::Outcomes(vec![(CLIENT, number, Ok(Seq(number)))]);
@@ -158,6 +159,31 @@ fn a_command_that_comes_again_happens_once() {
     let scan = Query::Scan { table: Table::Lineage, prefix: Blob::from(""), after: None };
     let Found::Page { records, more: false } = table.read(1, scan) else { panic!() };
     assert_eq!(&records[0].1.value[..], b"xx");
+}
+
+#[test]
+fn the_word_of_a_commit_is_kept_back_where_there_are_many() {
+    let mut table = Chain::new(3, false);
+    let word = Timing::default().word;
+    table.tell(0, 1, Body::Commands(vec![put(1, "a", "1")]));
+    for number in 2..=5 {
+        table.tell(0, 1, Body::Commands(vec![put(number, "a", "2")]));
+    }
+    let applied = |table: &Chain| [0, 1, 2].map(|rank: usize| table.replicas[rank].state().applied().0);
+    assert_eq!((table.got.len(), applied(&table)), (5, [1, 1, 5]), "clients are told at once, and the first word");
+    assert_eq!(table.replicas[2].next_due(), word);
+    // One of the five comes again: the head has it, and its outcome will come.
+    table.tell(0, 1, Body::Commands(vec![put(3, "a", "2")]));
+    assert_eq!((table.got.len(), table.replicas[0].last()), (5, Seq(5)));
+    assert_eq!(value(table.read(1, get("a"))), Some("2".into()), "who has not heard asks");
+    assert_eq!(applied(&table), [5, 5, 5]);
+    table.tell(0, 1, Body::Commands(vec![put(6, "a", "3")]));
+    assert_eq!(applied(&table), [5, 5, 6]);
+    table.now += word;
+    table.settle(0, Vec::new());
+    assert_eq!(applied(&table), [6, 6, 6]);
+    table.tell(0, 1, Body::Commands(vec![put(3, "a", "2")]));
+    assert_eq!(table.got.pop(), Some(Body::Outcomes(vec![(CLIENT, 3, Ok(Seq(3)))])));
 }
 
 #[test]

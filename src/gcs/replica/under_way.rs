@@ -2,46 +2,70 @@
 //! here: a head, that one which comes again is there; a member that may answer
 //! reads, whether what is asked for may be about to change.
 //!
-//! All of it follows from the log, and is made from it when a replica's place in
-//! its chain changes.
+//! All of it follows from the log. Where commands come in the order of their
+//! numbers, and nobody reads, nothing is looked up in it and none of it is made:
+//! it is when it is first asked for, and kept until nothing is under way.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 
 use twox_hash::XxHash3_128;
 
 use super::super::message::Entry;
 use super::super::record::{Key, Table};
 use super::super::state::{ClientId, Command, Query};
+use crate::base::Rank;
+use crate::base::mixer::Mix;
 
 const TABLES: usize = Table::ALL.len();
 
 /// See the module.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct UnderWay {
     is_head: bool,
-    answers: bool,
-    commands: HashSet<(ClientId, u64), BuildHasherDefault<Mixer>>,
-    /// How many change a key with this hash. Two keys that share it are taken
-    /// for one, which costs a question to the tail.
-    keys: HashMap<u64, u32, BuildHasherDefault<Mixer>>,
+    /// Of a head: the last command that it was given by a client of each rank, by
+    /// its incarnation and its number. What comes after it is new.
+    latest: BTreeMap<Rank, (u32, u64)>,
+    commands: Kept<HashSet<(ClientId, u64), Mix>>,
+    keys: Kept<Keys>,
+}
+
+/// Something that is made of what is under way when it is needed.
+#[derive(Clone, Debug, Default)]
+struct Kept<T> {
+    is_made: bool,
+    of: T,
+}
+
+/// Which keys are about to change.
+#[derive(Clone, Debug, Default)]
+struct Keys {
+    /// How many commands change a key with this hash. Two keys that share it are
+    /// taken for one, which costs a question to the tail.
+    keys: HashMap<u64, u32, Mix>,
     /// How many change a key of each table: a scan is not looked at more closely.
     tables: [u32; TABLES],
     /// How many change more than one key.
     wide: u32,
 }
 
-impl Hash for UnderWay {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.is_head, self.answers, self.commands.len(), self.tables, self.wide).hash(state);
+/// Two replicas with the same log differ only in what they have made of it.
+impl PartialEq for UnderWay {
+    fn eq(&self, _: &UnderWay) -> bool {
+        true
     }
 }
 
+impl Eq for UnderWay {}
+
+impl Hash for UnderWay {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
 impl UnderWay {
-    /// What the commands that are not committed come to, for a head or not and
-    /// for a replica that must ask the tail or not.
-    pub(super) fn of<'e>(is_head: bool, answers: bool, entries: impl Iterator<Item = &'e Entry>) -> UnderWay {
-        let mut under_way = UnderWay { is_head, answers, ..UnderWay::default() };
+    /// What commands that are not committed come to, for a head or not.
+    pub(super) fn of<'e>(is_head: bool, entries: impl Iterator<Item = &'e Entry>) -> UnderWay {
+        let mut under_way = UnderWay { is_head, ..UnderWay::default() };
         entries.for_each(|entry| under_way.add(&entry.command));
         under_way
     }
@@ -49,48 +73,98 @@ impl UnderWay {
     #[inline]
     pub(super) fn add(&mut self, command: &Command) {
         if self.is_head {
-            self.commands.insert((command.client, command.number));
-        }
-        if self.answers {
-            match command.op.key() {
-                Some(key) => {
-                    *self.keys.entry(hash_of(key)).or_default() += 1;
-                    self.tables[key.table as usize] += 1;
-                }
-                None => self.wide += 1,
+            let ClientId { rank, incarnation } = command.client;
+            let latest = self.latest.entry(rank).or_default();
+            *latest = (*latest).max((incarnation, command.number));
+            if self.commands.is_made {
+                self.commands.of.insert((command.client, command.number));
             }
+        }
+        if self.keys.is_made {
+            self.keys.of.add(command);
         }
     }
 
     #[inline]
     pub(super) fn remove(&mut self, command: &Command) {
-        if self.is_head {
-            self.commands.remove(&(command.client, command.number));
+        if self.commands.is_made {
+            self.commands.of.remove(&(command.client, command.number));
         }
-        if self.answers {
-            let Some(key) = command.op.key() else {
-                self.wide -= 1;
-                return;
-            };
-            self.tables[key.table as usize] -= 1;
-            let hash = hash_of(key);
-            if let Some(count) = self.keys.get_mut(&hash) {
-                *count -= 1;
-                if *count == 0 {
-                    self.keys.remove(&hash);
-                }
+        if self.keys.is_made {
+            self.keys.of.remove(command);
+        }
+    }
+
+    /// Nothing is under way.
+    #[inline]
+    pub(super) fn rest(&mut self) {
+        self.commands.is_made = false;
+        self.keys.is_made = false;
+    }
+
+    /// Whether a head has this command; `entries` are all that are under way.
+    #[inline]
+    pub(super) fn has<'e>(&mut self, command: &Command, entries: impl Iterator<Item = &'e Entry>) -> bool {
+        let ClientId { rank, incarnation } = command.client;
+        let is_new = self.latest.get(&rank).is_none_or(|latest| (incarnation, command.number) > *latest);
+        !is_new && self.commands(entries).contains(&(command.client, command.number))
+    }
+
+    #[cold]
+    fn commands<'e>(&mut self, entries: impl Iterator<Item = &'e Entry>) -> &HashSet<(ClientId, u64), Mix> {
+        let Kept { is_made, of } = &mut self.commands;
+        if !std::mem::replace(is_made, true) {
+            of.clear();
+            of.extend(entries.map(|entry| (entry.command.client, entry.command.number)));
+        }
+        of
+    }
+
+    /// Whether an answer from the committed state might be too old; `entries` are
+    /// all that are under way.
+    pub(super) fn touches<'e>(&mut self, query: &Query, entries: impl Iterator<Item = &'e Entry>) -> bool {
+        let Kept { is_made, of } = &mut self.keys;
+        if !std::mem::replace(is_made, true) {
+            of.clear();
+            entries.for_each(|entry| of.add(&entry.command));
+        }
+        of.touches(query)
+    }
+}
+
+impl Keys {
+    fn clear(&mut self) {
+        self.keys.clear();
+        self.tables = [0; TABLES];
+        self.wide = 0;
+    }
+
+    fn add(&mut self, command: &Command) {
+        match command.op.key() {
+            Some(key) => {
+                *self.keys.entry(hash_of(key)).or_default() += 1;
+                self.tables[key.table as usize] += 1;
+            }
+            None => self.wide += 1,
+        }
+    }
+
+    fn remove(&mut self, command: &Command) {
+        let Some(key) = command.op.key() else {
+            self.wide -= 1;
+            return;
+        };
+        self.tables[key.table as usize] -= 1;
+        let hash = hash_of(key);
+        if let Some(count) = self.keys.get_mut(&hash) {
+            *count -= 1;
+            if *count == 0 {
+                self.keys.remove(&hash);
             }
         }
     }
 
-    /// Whether a head has this command.
-    #[inline]
-    pub(super) fn has(&self, command: &Command) -> bool {
-        self.commands.contains(&(command.client, command.number))
-    }
-
-    /// Whether an answer from the committed state might be too old.
-    pub(super) fn touches(&self, query: &Query) -> bool {
+    fn touches(&self, query: &Query) -> bool {
         self.wide > 0
             || match query {
                 Query::Get(keys) => !self.keys.is_empty() && keys.iter().any(|key| self.keys.contains_key(&hash_of(key))),
@@ -102,30 +176,4 @@ impl UnderWay {
 #[inline]
 fn hash_of(key: &Key) -> u64 {
     XxHash3_128::oneshot_with_seed(key.table as u64, &key.bytes) as u64
-}
-
-/// A hash of a few numbers that is the same in every run. Those who could choose
-/// numbers that collide have the job's key, and would only slow themselves down.
-#[derive(Clone, Copy, Default)]
-struct Mixer(u64);
-
-impl Hasher for Mixer {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    #[inline]
-    fn write_u32(&mut self, number: u32) {
-        self.write_u64(u64::from(number));
-    }
-
-    #[inline]
-    fn write_u64(&mut self, number: u64) {
-        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
-    }
-
-    #[inline]
-    fn finish(&self) -> u64 {
-        self.0
-    }
 }

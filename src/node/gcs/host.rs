@@ -44,8 +44,9 @@ pub(in crate::node) struct Gcs {
     waiting: Waiting,
     functions: Functions,
     pending: bool,
-    /// Operations that wait for the next turn.
+    /// Operations that wait for the next turn, and when the first was asked for.
     gathered: usize,
+    gathered_at: Nanos,
     /// Why this rank cannot go on.
     pub failed: Option<String>,
     /// What has been decided, for the log.
@@ -160,6 +161,7 @@ impl Gcs {
             functions: Functions::default(),
             pending: true,
             gathered: 0,
+            gathered_at: 0,
             failed: None,
             decisions,
             home,
@@ -306,8 +308,12 @@ impl Gcs {
     /// the next turn, which comes with their answers at the latest, so that many
     /// go out as one message.
     pub fn ask(&mut self, request: ControlRequest, task: Task) {
-        self.now = None;
-        let now = self.now();
+        // The turn is so soon that the clock is not read for each.
+        if self.gathered == 0 {
+            self.now = None;
+            self.gathered_at = self.now();
+        }
+        let now = self.gathered_at;
         self.client_touched = true;
         self.gathered += 1;
         let may_wait = matches!(request, ControlRequest::Command(_)) && self.gathered < GATHERED_MAX;

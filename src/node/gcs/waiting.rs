@@ -5,6 +5,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::base::limits::GCS_DEADLINE;
+use crate::base::mixer::Mix;
 use crate::gcs::{Client, Event, Failure, Found, Key, Nanos, Notice, Op, Query, Refusal, Seq, ShardId, Token};
 use crate::sync::{Call, Stored, Task};
 
@@ -72,9 +73,9 @@ const UNREAD_MAX: usize = 64 * 1024;
 /// All operations under way.
 #[derive(Default)]
 pub(super) struct Waiting {
-    operations: HashMap<Token, Task>,
+    operations: HashMap<Token, Task, Mix>,
     watches: BTreeMap<WatchId, Watch>,
-    watch_of: HashMap<Token, WatchId>,
+    watch_of: HashMap<Token, WatchId, Mix>,
     next_watch: u64,
     /// Until when watches must have begun, the earliest first.
     opening: VecDeque<(Nanos, WatchId)>,

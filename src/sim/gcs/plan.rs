@@ -117,7 +117,11 @@ impl Plan {
             impatient_percent: pick(&[0, 0, 15]) as usize,
             client_crashes: pick(&[0, 0, 1]) == 1,
             watches: pick(&[0, 1]) == 1,
-            timing: Timing { beat: pick(&[500 * US, 500 * US, MS]), ..Timing::for_detection(5 * MS) },
+            timing: Timing {
+                beat: pick(&[500 * US, 500 * US, MS]),
+                word: pick(&[0, 0, 0, 300 * US]),
+                ..Timing::for_detection(5 * MS)
+            },
         };
         if pick(&[0, 0, 1]) == 1 {
             plan.limits = TIGHT;

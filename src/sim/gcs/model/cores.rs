@@ -21,7 +21,8 @@ const QUORUM: Rank = Rank(9);
 /// Time stands still: what is due is due at once, and a lease runs until the
 /// model says that it has run out.
 const NOW: u64 = 0;
-const TIMING: Timing = Timing { beat: 1, lease: 1, hold: 1, detection: 1, resend: 0, watch: 1, quorum_tick: 1 };
+const TIMING: Timing =
+    Timing { beat: 1, lease: 1, hold: 1, detection: 1, resend: 0, word: 0, watch: 1, quorum_tick: 1 };
 
 /// The commands that were carried out, first to last: one byte each.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
