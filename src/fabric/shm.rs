@@ -22,7 +22,7 @@ use crate::base::event::{Counters, Event as Counted};
 use crate::base::{Rank, limits};
 use crate::mem::{Lease, Region};
 use crate::sync::{CONTROL_LINES, Consumer, Producer};
-use crate::sys::{FDS_MAX, Poller, SharedLines, Witness, open_region, presence_fd, receive_fds, region_fd, send_fds};
+use crate::sys::{FDS_MAX, Poller, SharedLines, Witness, open_region, presence_fds, receive_fds, region_fd, send_fds};
 
 const SEGMENT_LINES: usize = CONTROL_LINES + limits::RING_LINES;
 
@@ -34,7 +34,7 @@ const BATCH: usize = 64;
 const LOOK_EVERY: u32 = 256;
 
 /// Descriptors of a set-up beside those of regions: the ring and the presence.
-const FDS_BESIDE_REGIONS: usize = 2;
+const FDS_BESIDE_REGIONS: usize = 3;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"clm-shm2");
 
@@ -323,7 +323,7 @@ impl Peer {
 
 struct Hello {
     segment: Option<OwnedFd>,
-    presence: OwnedFd,
+    presence: [OwnedFd; 2],
     regions: Vec<(RegionKey, usize, OwnedFd)>,
 }
 
@@ -345,7 +345,7 @@ fn send_hello(
     bytes.extend_from_slice(&(limits::RING_LINES as u64).to_le_bytes());
     bytes.extend_from_slice(&(regions.len() as u32).to_le_bytes());
     let mut fds: Vec<BorrowedFd<'_>> = segment.map(SharedLines::fd).into_iter().collect();
-    fds.push(presence_fd()?);
+    fds.extend(presence_fds()?);
     for (key, region) in regions {
         bytes.extend_from_slice(&key.0.to_le_bytes());
         bytes.extend_from_slice(&(region.len() as u64).to_le_bytes());
@@ -371,13 +371,13 @@ fn receive_hello(stream: &UnixStream, peer: Rank, with_segment: bool, deadline: 
     let count = count.ok_or_else(|| bad("too many regions"))?;
     let mut body = vec![0; count * HELLO_REGION];
     receive(&mut body)?;
-    if fds.len() != count + 1 + usize::from(with_segment) {
+    if fds.len() != count + 2 + usize::from(with_segment) {
         return Err(bad("a wrong number of descriptors"));
     }
     let mut fds = fds.into_iter();
     let segment = if with_segment { fds.next() } else { None };
-    let presence = fds.next().ok_or_else(|| bad("no presence"))?;
+    let (Some(list), Some(gate)) = (fds.next(), fds.next()) else { return Err(bad("no presence")) };
     let mut body = Fields(&body);
     let regions = fds.map(|fd| Some((RegionKey(body.u32()?), body.u64()? as usize, fd))).collect::<Option<_>>();
-    Ok(Hello { segment, presence, regions: regions.ok_or_else(|| bad("a wrong length"))? })
+    Ok(Hello { segment, presence: [list, gate], regions: regions.ok_or_else(|| bad("a wrong length"))? })
 }

@@ -15,6 +15,7 @@ use super::codec;
 use super::message::Entry;
 use super::record::Seq;
 use super::state::{Builder, State};
+use crate::base::limits::GCS_PART_BYTES;
 
 const HEADER_BYTES: usize = 4 + 8;
 const KIND_PIECE: u8 = 1;
@@ -181,10 +182,9 @@ pub(super) fn encode_entry(entry: &Entry, log: &mut Vec<u8>) {
 
 /// A log that begins with this state, of this life of a replica.
 pub(super) fn encode_snapshot(owner: u32, state: &State) -> Vec<u8> {
-    let (mut piece, mut log) = (Vec::new(), Vec::new());
-    state.put(&mut piece);
+    let mut log = Vec::new();
     encode_owner(owner, &mut log);
-    encode_piece(&piece, &mut log);
+    state.pieces(GCS_PART_BYTES).for_each(|piece| encode_piece(&piece, &mut log));
     log
 }
 

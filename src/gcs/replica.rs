@@ -196,7 +196,8 @@ impl Replica {
             return replica;
         }
         replica.restored = Some(recovered.owner);
-        replica.log_owner = Some(recovered.owner);
+        // A founder's log that was never written is begun with the first state.
+        replica.log_owner = (recovered.clean_bytes > 0).then_some(recovered.owner);
         replica.log_bytes = recovered.clean_bytes;
         replica.complete = true;
         replica.last = recovered.state.applied();

@@ -26,7 +26,8 @@
 //! One window is left open where the push's fence is the cheap one: a push may
 //! have relied on a searcher that is just leaving with other work and does not
 //! see the new one yet. The pushing worker still has it in its own deque, so
-//! it is late and not lost; the node's service thread looks every 10 ms.
+//! it is late and not lost; the node's service thread looks for such a task after
+//! anybody has searched, and twice more 10 ms apart.
 //!
 //! At most one worker is woken per push, and none while one searches; the
 //! woken one wakes the next if it finds work, so a burst wakes as many as it

@@ -97,7 +97,7 @@ impl AsRef<[Line]> for SharedLines {
 /// Every bit pattern is valid, and what others may write is read atomically.
 pub(super) unsafe trait AnyBits {}
 
-/// A value that the processes which have it may all write.
+/// A value that several processes have, all of which can write it, or its owner alone.
 pub(super) struct SharedPages<T> {
     mapping: Mapping,
     of: PhantomData<T>,
@@ -111,10 +111,17 @@ impl<T: AnyBits> SharedPages<T> {
         Ok(SharedPages { mapping: Mapping::of(fd, size_of::<T>(), true)?, of: PhantomData })
     }
 
-    /// One that a peer created.
-    pub(super) fn open(fd: OwnedFd) -> io::Result<SharedPages<T>> {
+    /// A new zeroed one that others can only read.
+    pub(super) fn create_for_readers(name: &str) -> io::Result<SharedPages<T>> {
+        let mapping = Mapping::of(create_memfd(name, size_of::<T>())?, size_of::<T>(), true)?;
+        fcntl_add_seals(&mapping.fd, SIZE_SEALS | SealFlags::FUTURE_WRITE | SealFlags::SEAL)?;
+        Ok(SharedPages { mapping, of: PhantomData })
+    }
+
+    /// One that a peer created. What is not `writable` must only be read.
+    pub(super) fn open(fd: OwnedFd, writable: bool) -> io::Result<SharedPages<T>> {
         check_sealed(&fd, size_of::<T>())?;
-        Ok(SharedPages { mapping: Mapping::of(fd, size_of::<T>(), true)?, of: PhantomData })
+        Ok(SharedPages { mapping: Mapping::of(fd, size_of::<T>(), writable)?, of: PhantomData })
     }
 
     /// The descriptor, to pass it on.

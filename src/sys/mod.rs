@@ -47,7 +47,7 @@ pub use ofi::{
 pub use pmix::{Pmix, PmixError};
 pub use poller::Poller;
 pub use populate::populate_fresh;
-pub use presence::{Witness, enrol, presence_fd};
+pub use presence::{Witness, enrol, presence_fds};
 pub use process::{Signals, duplicate_inherited_socket, on_exit, spawn_bound};
 pub use say::say_line;
 #[cfg(test)]

@@ -14,10 +14,10 @@
 //! and the mutexes of all that are have the mark ([`Witness::is_over`]).
 //!
 //! A thread may enrol while the others are marked. So whoever finds all of them
-//! marked closes the list and looks once more, and a thread that has enrolled looks
-//! whether the list is closed. These are stores and loads of the kind "store mine,
+//! marked shuts the gate, the one word that others may write, and looks once more, and a thread that has enrolled looks
+//! whether the gate is shut. These are stores and loads of the kind "store mine,
 //! then read yours", all `SeqCst`: either the second look sees the new thread, or
-//! that one sees the list closed, and ends its process, which is ending anyway,
+//! that one sees the gate shut, and ends its process, which is ending anyway,
 //! before it does anything else.
 //!
 //! A thread that ends while its process goes on leaves the list before that. One
@@ -37,12 +37,12 @@ use super::memory::{AnyBits, SharedPages};
 /// Threads of one process that can be enrolled at once.
 const PLACES: usize = 1023;
 
-/// The list of one process.
+/// The list of one process, which only that process can write: the C library
+/// follows pointers in its mutexes.
 #[repr(C, align(64))]
 struct List {
     /// No place from here on was ever used.
     used: AtomicU32,
-    closed: AtomicU32,
     incomplete: AtomicU32,
     places: [Place; PLACES],
 }
@@ -60,11 +60,23 @@ const TAKEN: u32 = 1;
 const ENROLLED: u32 = 2;
 
 // SAFETY: atomic words, and mutexes that only the C library looks into, in the
-// process that made them; whatever a peer writes there, that one stops at worst.
+// process that made them and alone can write them; others read their first word.
 unsafe impl AnyBits for List {}
 
+/// What others write: shut, when they go on as if the process were over.
+#[repr(C, align(64))]
+struct Gate {
+    shut: AtomicU32,
+}
+
+// SAFETY: an atomic word.
+unsafe impl AnyBits for Gate {}
+
 /// The list of this process, which others can witness.
-struct Presence(SharedPages<List>);
+struct Presence {
+    list: SharedPages<List>,
+    gate: SharedPages<Gate>,
+}
 
 // SAFETY: places are used by whoever has taken them (`state`), all else is atomic.
 unsafe impl Sync for Presence {}
@@ -78,17 +90,22 @@ struct Enrolled {
 }
 
 /// Says from outside whether a process is over.
-pub struct Witness(SharedPages<List>);
+pub struct Witness {
+    list: SharedPages<List>,
+    gate: SharedPages<Gate>,
+}
 
 // SAFETY: only the atomic words of the list and of its mutexes are read.
 unsafe impl Send for Witness {}
 
-/// What others need to witness this process.
+/// What others need to witness this process, in the order that [`Witness::open`]
+/// takes them in.
 ///
 /// # Errors
 /// Of the system, if there is no memory that can be shared.
-pub fn presence_fd() -> io::Result<BorrowedFd<'static>> {
-    Ok(presence()?.0.fd())
+pub fn presence_fds() -> io::Result<[BorrowedFd<'static>; 2]> {
+    let Presence { list, gate } = presence()?;
+    Ok([list.fd(), gate.fd()])
 }
 
 fn presence() -> io::Result<&'static Presence> {
@@ -111,44 +128,43 @@ pub fn enrol() {
     if PLACE.try_with(|_| ()).is_err()
         && let Ok(presence) = presence()
     {
-        presence.0.give_up();
+        presence.give_up();
     }
 }
 
 impl Presence {
     fn new() -> io::Result<Presence> {
-        Ok(Presence(SharedPages::create("collimate-presence")?))
+        let list = SharedPages::create_for_readers("collimate-presence")?;
+        Ok(Presence { list, gate: SharedPages::create("collimate-gate")? })
     }
 
     fn enrol(&'static self) -> Option<Enrolled> {
-        let list: &List = &self.0;
+        let list: &List = &self.list;
         let take = |place: &&Place| place.state.compare_exchange(FREE, TAKEN, Ordering::SeqCst, Ordering::SeqCst).is_ok();
         let Some(at) = list.places.iter().position(|place| take(&place)) else {
-            list.give_up();
+            self.give_up();
             return None;
         };
         let place = &list.places[at];
         if !place.lock() {
-            list.give_up();
+            self.give_up();
             return None;
         }
         list.used.fetch_max(at as u32 + 1, Ordering::SeqCst);
         place.state.store(ENROLLED, Ordering::SeqCst);
-        list.stop_if_closed();
+        self.stop_if_shut();
         Some(Enrolled { presence: self, place: at })
     }
-}
 
-impl List {
     /// A thread acts that is not on the list.
     fn give_up(&self) {
-        self.incomplete.store(1, Ordering::SeqCst);
-        self.stop_if_closed();
+        self.list.incomplete.store(1, Ordering::SeqCst);
+        self.stop_if_shut();
     }
 
     /// Others go on as if this process were over.
-    fn stop_if_closed(&self) {
-        if self.closed.load(Ordering::SeqCst) != 0 {
+    fn stop_if_shut(&self) {
+        if self.gate.shut.load(Ordering::SeqCst) != 0 {
             std::process::abort();
         }
     }
@@ -156,7 +172,11 @@ impl List {
 
 impl Drop for Enrolled {
     fn drop(&mut self) {
-        let place = &self.presence.0.places[self.place];
+        let place = &self.presence.list.places[self.place];
+        // In a child that was forked and ends, the place is its parent's still.
+        if !place.is_mine() {
+            return;
+        }
         place.state.store(TAKEN, Ordering::SeqCst);
         place.unlock();
         place.state.store(FREE, Ordering::SeqCst);
@@ -178,7 +198,12 @@ impl Place {
                 && libc::pthread_mutex_init(self.mutex.get(), attributes.as_ptr()) == 0
                 && libc::pthread_mutex_lock(self.mutex.get()) == 0
         };
-        locked && self.word().load(Ordering::SeqCst) & libc::FUTEX_TID_MASK == rustix::thread::gettid().as_raw_pid() as u32
+        locked && self.is_mine()
+    }
+
+    /// Whether this thread holds the mutex.
+    fn is_mine(&self) -> bool {
+        self.word().load(Ordering::SeqCst) & libc::FUTEX_TID_MASK == rustix::thread::gettid().as_raw_pid() as u32
     }
 
     fn unlock(&self) {
@@ -198,12 +223,12 @@ impl Place {
 }
 
 impl Witness {
-    /// Of a process that has passed its [`presence_fd`].
+    /// Of a process that has passed its [`presence_fds`].
     ///
     /// # Errors
     /// If it is something else, or cannot be mapped.
-    pub fn open(fd: OwnedFd) -> io::Result<Witness> {
-        Ok(Witness(SharedPages::open(fd)?))
+    pub fn open([list, gate]: [OwnedFd; 2]) -> io::Result<Witness> {
+        Ok(Witness { list: SharedPages::open(list, false)?, gate: SharedPages::open(gate, true)? })
     }
 
     /// Whether no thread of that process will ever do anything again. `false` is
@@ -215,16 +240,16 @@ impl Witness {
 
     #[cold]
     fn is_over_for_good(&self) -> bool {
-        self.0.closed.store(1, Ordering::SeqCst);
+        self.gate.shut.store(1, Ordering::SeqCst);
         self.are_all_marked()
     }
 
     fn are_all_marked(&self) -> bool {
-        let used = (self.0.used.load(Ordering::SeqCst) as usize).min(PLACES);
-        let mut enrolled = self.0.places[..used].iter().filter(|place| place.state.load(Ordering::SeqCst) == ENROLLED).peekable();
+        let used = (self.list.used.load(Ordering::SeqCst) as usize).min(PLACES);
+        let mut enrolled = self.list.places[..used].iter().filter(|place| place.state.load(Ordering::SeqCst) == ENROLLED).peekable();
         enrolled.peek().is_some()
             && enrolled.all(|place| place.word().load(Ordering::SeqCst) & libc::FUTEX_OWNER_DIED != 0)
-            && self.0.incomplete.load(Ordering::SeqCst) == 0
+            && self.list.incomplete.load(Ordering::SeqCst) == 0
     }
 }
 
@@ -235,8 +260,8 @@ mod tests {
 
     fn listed() -> (&'static Presence, Witness) {
         let presence: &Presence = Box::leak(Box::new(Presence::new().unwrap()));
-        let fd = presence.0.fd().try_clone_to_owned().unwrap();
-        (presence, Witness::open(fd).unwrap())
+        let fds = [presence.list.fd(), presence.gate.fd()].map(|fd| fd.try_clone_to_owned().unwrap());
+        (presence, Witness::open(fds).unwrap())
     }
 
     /// A thread that enrols and ends as if its process did.
@@ -262,7 +287,7 @@ mod tests {
         drop(go_on);
         last.join().unwrap();
         assert!(witness.is_over());
-        assert_eq!(presence.0.closed.load(Ordering::SeqCst), 1);
+        assert_eq!(presence.gate.shut.load(Ordering::SeqCst), 1);
     }
 
     #[test]
@@ -270,7 +295,7 @@ mod tests {
         let (presence, witness) = listed();
         let places: Vec<_> = (0..10).map(|_| thread::spawn(|| drop(presence.enrol())).join()).collect();
         assert!(places.iter().all(Result::is_ok));
-        assert_eq!(presence.0.used.load(Ordering::SeqCst), 1, "a place is used again");
+        assert_eq!(presence.list.used.load(Ordering::SeqCst), 1, "a place is used again");
         assert!(!witness.is_over());
         end_enrolled(presence);
         assert!(witness.is_over());
@@ -287,9 +312,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_is_refused() {
+    fn what_is_no_list_is_refused_and_what_is_one_cannot_be_written() {
         let region = crate::sys::create_region(4096).unwrap();
-        let fd = crate::sys::region_fd(&region).unwrap().try_clone_to_owned().unwrap();
-        assert!(Witness::open(fd).is_err());
+        let other = || crate::sys::region_fd(&region).unwrap().try_clone_to_owned().unwrap();
+        assert!(Witness::open([other(), other()]).is_err());
+        let (presence, _) = listed();
+        let list = presence.list.fd().try_clone_to_owned().unwrap();
+        assert!(rustix::io::pwrite(&list, b"x", 0).is_err());
+        assert!(SharedPages::<List>::open(list, true).is_err());
+    }
+
+    /// A child that was forked has its parent's places in what it drops at its end.
+    #[test]
+    fn only_the_thread_that_holds_a_place_gives_it_up() {
+        let (presence, witness) = listed();
+        let place = presence.enrol().unwrap();
+        thread::spawn(move || drop(place)).join().unwrap();
+        assert_eq!(presence.list.places[0].state.load(Ordering::SeqCst), ENROLLED);
+        assert!(!witness.is_over());
     }
 }

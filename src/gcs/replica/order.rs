@@ -303,7 +303,8 @@ impl Replica {
             return;
         }
         let (next, applied) = (self.written.next(), self.state.applied());
-        let owner = if self.proven { self.options.me.incarnation } else { 0 };
+        // What an earlier life has left is its own until this one goes on with it.
+        let owner = if self.proven { self.options.me.incarnation } else { self.restored.unwrap_or(0) };
         // What was carried out may be gone before it was written.
         let gap = next <= self.last && self.log.first().is_none_or(|first| first > next);
         let Some(log_owner) = self.log_owner.filter(|_| !gap) else {
@@ -315,7 +316,6 @@ impl Replica {
         if self.log_bytes > self.options.limits.rewrite_bytes && self.rewrite.is_none() {
             self.begin_rewrite(log_owner);
         }
-        // What an earlier life has left is its own until this one goes on with it.
         let goes_on = self.proven && log_owner != owner;
         if self.written < self.last || goes_on {
             let mut bytes = Vec::new();

@@ -4,6 +4,7 @@ mod join;
 
 use std::collections::VecDeque;
 
+use super::super::log;
 use super::super::message::{Changes, Entry, Part, Watch};
 use super::super::record::{Blob, Key, Table};
 use super::super::state::{Command, Found, Op, Query};
@@ -399,7 +400,7 @@ fn a_long_log_is_begun_anew_a_piece_in_each_turn() {
     }
     replica.flush(0, &mut Vec::new());
     assert!(replaced > 1);
-    let Recovered { owner, mut state, entries, damage, .. } = super::super::log::recover(&disk);
+    let Recovered { owner, mut state, entries, damage, .. } = log::recover(&disk);
     assert_eq!((owner, damage), (1, None));
     for Entry { seq, command } in entries {
         state.apply(seq, &command, Bugs::default());
@@ -411,4 +412,37 @@ fn a_long_log_is_begun_anew_a_piece_in_each_turn() {
         bytes
     };
     assert!(whole(&state) == whole(&replica.state), "the log gives another state");
+}
+
+/// What an earlier life has left keeps its name until this one goes on with it.
+#[test]
+fn a_log_that_is_begun_anew_before_that_is_still_of_the_earlier_life() {
+    let mut state = State::default();
+    state.apply(Seq(1), &put(1, "a", "1"), Bugs::default());
+    let left = log::encode_snapshot(7, &state);
+    let options = |incarnation| Options {
+        me: ReplicaId { incarnation, ..id(0) },
+        shard: ShardId(0),
+        quorum: vec![QUORUM],
+        timing: Timing::default(),
+        durable: true,
+        limits: Limits::default(),
+        bugs: Bugs::default(),
+    };
+    let replaced = |replica: &mut Replica| {
+        let mut out = Vec::new();
+        replica.flush(0, &mut out);
+        out.into_iter().find_map(|action| if let Action::Replace(bytes) = action { Some(bytes) } else { None })
+    };
+    let mut replica = Replica::restored(options(9), log::recover(&left));
+    assert_eq!(replaced(&mut replica), None);
+    // What was being added may be torn.
+    replica.disk(DiskEvent::Full);
+    replica.disk(DiskEvent::Space);
+    let recovered = log::recover(&replaced(&mut replica).expect("a log that is whole"));
+    assert_eq!((recovered.owner, recovered.state.applied()), (7, Seq(1)));
+    // A founder whose log was never written begins it with the first state.
+    let mut founder = Replica::restored(options(9), Recovered { owner: 1, ..Recovered::default() });
+    let recovered = log::recover(&replaced(&mut founder).expect("a whole first state"));
+    assert_eq!((recovered.owner, recovered.damage), (1, None));
 }

@@ -76,8 +76,20 @@ impl State {
     }
 
     /// Adds all of it.
+    #[cfg(test)]
     pub(in crate::gcs) fn put(&self, bytes: &mut Vec<u8>) {
         View::of(self).read(self, usize::MAX, bytes);
+    }
+
+    /// All of it in pieces of about so many bytes.
+    pub(in crate::gcs) fn pieces(&self, room: usize) -> impl Iterator<Item = Vec<u8>> {
+        let mut view = Some(View::of(self));
+        std::iter::from_fn(move || {
+            let mut piece = Vec::new();
+            let more = view.as_mut()?.read(self, room, &mut piece);
+            view = view.take().filter(|_| more);
+            Some(piece)
+        })
     }
 
     /// A record is about to change.
