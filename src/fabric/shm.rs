@@ -36,6 +36,11 @@ const LOOK_EVERY: u32 = 256;
 /// Descriptors of a set-up beside those of regions: the ring and the presence.
 const FDS_BESIDE_REGIONS: usize = 3;
 
+/// So many rings, a megabyte each for both directions, are made resident when they
+/// are made. More would be much memory on a host of many ranks, few of which talk
+/// much to each other.
+const RINGS_POPULATED: usize = 8;
+
 const MAGIC: u64 = u64::from_le_bytes(*b"clm-shm2");
 
 /// See the module.
@@ -155,6 +160,9 @@ impl Fabric for ShmFabric {
             (None, Some(fd)) => SharedLines::open(fd, 2 * SEGMENT_LINES).map_err(os("mmap"))?,
             (None, None) => return Err(FabricError::BadFrame(peer, "a set-up without a ring".into())),
         };
+        if self.peers.iter().count() < RINGS_POPULATED {
+            segment.populate();
+        }
         let mut maps = Vec::new();
         for (key, len, fd) in hello.regions {
             maps.push((key, Arc::new(open_region(fd, len).map_err(os("mmap of a region"))?)));

@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise};
 
 use crate::mem::Region;
 use crate::sync::Line;
@@ -67,6 +67,16 @@ impl SharedLines {
     /// The descriptor, to pass it on.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.mapping.fd.as_fd()
+    }
+
+    /// Makes the pages of the whole mapping resident, so that none of them is met
+    /// for the first time by a message. Where the system cannot (Linux before 5.14,
+    /// memory limits) it does nothing.
+    pub fn populate(&self) {
+        let Mapping { base, len, .. } = &*self.mapping;
+        // SAFETY: the mapping lives as long as `self`; the advice changes neither its
+        // content nor its place.
+        let _ = unsafe { madvise(base.as_ptr().cast(), *len, Advice::LinuxPopulateWrite) };
     }
 
     /// Two halves of the segment.
