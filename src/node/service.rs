@@ -113,11 +113,10 @@ impl Service {
         }
     }
 
-    /// A worker that has polled, so that the fabrics are not armed any more, or has
-    /// found a task, goes on to something that may take long: the thread must not
-    /// sleep on them, and looks for what else there is.
+    /// A worker that has polled, so that the fabrics are not armed any more, goes
+    /// on to something that may take long: the thread must not sleep on them.
     pub fn take_over(&self) {
-        if self.dozing.load(Ordering::Relaxed) {
+        if self.dozing.load(Ordering::Relaxed) && !self.armed.load(Ordering::Relaxed) {
             self.ring();
         }
     }
@@ -143,8 +142,8 @@ impl Service {
 
     /// Sleeps on the armed network until something arrives, the bell rings or the
     /// time is over. That a worker may have left a task is no reason to poll and
-    /// to arm anew; and who searches from here on rings when it stops, so that after
-    /// a few looks there is nothing more to look for.
+    /// to arm anew; and who searches from here on polls, and rings when it stops, so
+    /// that after a few looks there is hardly anything to look for.
     fn doze(&self, node: &'static Node, patience: Duration) {
         let closely = self.closely.load(Ordering::Relaxed);
         let mut left = if closely { patience.min(CLOSE_LOOK) } else { patience };

@@ -27,7 +27,7 @@
 //! have relied on a searcher that is just leaving with other work and does not
 //! see the new one yet. The pushing worker still has it in its own deque, so
 //! it is late and not lost; the node's service thread looks for such a task after
-//! anybody has searched, and twice more 10 ms apart.
+//! a searcher has polled, twice more 10 ms apart, and then each quarter of a second.
 //!
 //! At most one worker is woken per push, and none while one searches; the
 //! woken one wakes the next if it finds work, so a burst wakes as many as it
