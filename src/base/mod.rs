@@ -7,7 +7,6 @@ pub mod error;
 pub mod event;
 pub mod id;
 pub mod limits;
-pub mod mixer;
 pub mod rng;
 
 pub use config::Config;

@@ -139,7 +139,7 @@ impl Agreement {
             if place > other.incoming && leader == Some(from) {
                 library.reconnected(number(from));
             }
-            other.incoming = place + 1;
+            other.incoming = place.saturating_add(1);
         }
         library.handle_incoming(content);
     }

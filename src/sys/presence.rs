@@ -14,11 +14,11 @@
 //! and the mutexes of all that are have the mark ([`Witness::is_over`]).
 //!
 //! A thread may enrol while the others are marked. So whoever finds all of them
-//! marked shuts the gate, the one word that others may write, and looks once more, and a thread that has enrolled looks
-//! whether the gate is shut. These are stores and loads of the kind "store mine,
-//! then read yours", all `SeqCst`: either the second look sees the new thread, or
-//! that one sees the gate shut, and ends its process, which is ending anyway,
-//! before it does anything else.
+//! marked shuts the gate, the one word that others may write, and looks once more;
+//! and a thread that has enrolled looks whether the gate is shut. These are stores
+//! and loads of the kind "store mine, then read yours", all `SeqCst`: either the
+//! second look sees the new thread, or that one sees the gate shut, and ends its
+//! process, which is ending anyway, before it does anything else.
 //!
 //! A thread that ends while its process goes on leaves the list before that. One
 //! for which there is no place, or whose mutex is not of the form that is expected

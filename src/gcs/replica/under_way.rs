@@ -6,16 +6,16 @@
 //! numbers, and nobody reads, nothing is looked up in it and none of it is made:
 //! it is when it is first asked for, and kept until nothing is under way.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 
+use rustc_hash::{FxHashMap, FxHashSet};
 use twox_hash::XxHash3_128;
 
 use super::super::message::Entry;
 use super::super::record::{Key, Table};
 use super::super::state::{ClientId, Command, Query};
 use crate::base::Rank;
-use crate::base::mixer::Mix;
 
 const TABLES: usize = Table::ALL.len();
 
@@ -26,7 +26,7 @@ pub(super) struct UnderWay {
     /// Of a head: the last command that it was given by a client of each rank, by
     /// its incarnation and its number. What comes after it is new.
     latest: BTreeMap<Rank, (u32, u64)>,
-    commands: Kept<HashSet<(ClientId, u64), Mix>>,
+    commands: Kept<FxHashSet<(ClientId, u64)>>,
     keys: Kept<Keys>,
 }
 
@@ -42,7 +42,7 @@ struct Kept<T> {
 struct Keys {
     /// How many commands change a key with this hash. Two keys that share it are
     /// taken for one, which costs a question to the tail.
-    keys: HashMap<u64, u32, Mix>,
+    keys: FxHashMap<u64, u32>,
     /// How many change a key of each table: a scan is not looked at more closely.
     tables: [u32; TABLES],
     /// How many change more than one key.
@@ -111,7 +111,7 @@ impl UnderWay {
     }
 
     #[cold]
-    fn commands<'e>(&mut self, entries: impl Iterator<Item = &'e Entry>) -> &HashSet<(ClientId, u64), Mix> {
+    fn commands<'e>(&mut self, entries: impl Iterator<Item = &'e Entry>) -> &FxHashSet<(ClientId, u64)> {
         let Kept { is_made, of } = &mut self.commands;
         if !std::mem::replace(is_made, true) {
             of.clear();

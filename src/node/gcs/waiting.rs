@@ -2,10 +2,11 @@
 //! the answer, and how far watches have come.
 
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+
+use rustc_hash::FxHashMap;
 
 use crate::base::limits::GCS_DEADLINE;
-use crate::base::mixer::Mix;
 use crate::gcs::{Client, Event, Failure, Found, Key, Nanos, Notice, Op, Query, Refusal, Seq, ShardId, Token};
 use crate::sync::{Call, Stored, Task};
 
@@ -73,9 +74,9 @@ const UNREAD_MAX: usize = 64 * 1024;
 /// All operations under way.
 #[derive(Default)]
 pub(super) struct Waiting {
-    operations: HashMap<Token, Task, Mix>,
+    operations: FxHashMap<Token, Task>,
     watches: BTreeMap<WatchId, Watch>,
-    watch_of: HashMap<Token, WatchId, Mix>,
+    watch_of: FxHashMap<Token, WatchId>,
     next_watch: u64,
     /// Until when watches must have begun, the earliest first.
     opening: VecDeque<(Nanos, WatchId)>,
